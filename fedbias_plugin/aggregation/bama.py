@@ -1,0 +1,96 @@
+"""BAMA, Bias-Aware Model Aggregation.
+
+Source: Zhao et al., "Investigating Social Bias Propagation in Federated Fine-tuning of Large Language Models", eq. 1
+to 6. Eq. 1 (the bias score) is :func:`fedbias_plugin.evaluation.results.bias_score`; eq. 6 (FedProx) is
+:meth:`fedbias_plugin.session.BiasSession.proximal_mu`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from fedbias_plugin.aggregation.rules import AggregationRule, ClientReports, Weighting
+from fedbias_plugin.aggregation.server_optimizers import host_factors
+
+# Eq. 4 and 5 put D = sum_i w_i D_i, without sample counts, into the moments; the same D feeds the other algorithms that
+# keep a momentum or second moment of the mean delta.
+DELTA_ALGORITHMS = frozenset({"fedavgm", "fedadagrad", "fedyogi", "fedadam"})
+
+
+def softmax_weights(bias_scores: Mapping[int, float], lambda_: float) -> dict[int, float]:
+    """Eq. 2: ``w_i = exp(-lambda b_i) / sum_j exp(-lambda b_j)``, computed with the largest exponent taken out.
+
+    Args:
+        bias_scores: client id -> b_i, percentage points.
+        lambda_: 1/percentage point, greater than 0.
+
+    Raises:
+        ValueError: no client, or a bias score that is not finite (named by client).
+
+    >>> {client: round(w, 4) for client, w in softmax_weights({0: 10.0, 1: 5.0}, 0.2).items()}
+    {0: 0.2689, 1: 0.7311}
+    """
+    if not bias_scores:
+        raise ValueError("BAMA was asked to weigh a round without clients.")
+    for client, score in bias_scores.items():
+        if not math.isfinite(score):
+            raise ValueError(f"The bias score of client {client} is {score}; BAMA cannot weigh it.")
+    least = min(bias_scores.values())
+    exponentials = {client: math.exp(-lambda_ * (score - least)) for client, score in bias_scores.items()}
+    total = math.fsum(exponentials.values())
+    return {client: value / total for client, value in exponentials.items()}
+
+
+def paper_factors(fed_alg: str, weights: Mapping[int, float], sample_counts: Mapping[int, int]) -> dict[int, float]:
+    """Eq. 3 to 5 to the letter: ``w_i n_i/n`` for averaged models, ``w_i`` for algorithms that average deltas.
+
+    With C clients of equal size the first sum to 1/C: the literal equation also shortens the step C-fold.
+    """
+    if fed_alg in DELTA_ALGORITHMS:
+        return dict(weights)
+    total = sum(sample_counts.values())
+    return {client: weight * sample_counts[client] / total for client, weight in weights.items()}
+
+
+def normalized_factors(
+    fed_alg: str, weights: Mapping[int, float], sample_counts: Mapping[int, int]
+) -> dict[int, float]:
+    """``w_i h_i / sum_j w_j h_j`` with h the host's own factors: lambda -> 0 is the host's algorithm unchanged."""
+    host = host_factors(fed_alg, sample_counts)
+    total = math.fsum(weights[client] * host[client] for client in weights)
+    return {client: weight * host[client] / total for client, weight in weights.items()}
+
+
+class BamaRule(AggregationRule):
+    """Weights clients by ``exp(-lambda b_i)``.
+
+    Args:
+        lambda_: lambda of eq. 2, 1/percentage point.
+        weighting: ``paper`` (eq. 3 literally) or ``normalized`` (factors that sum to 1).
+    """
+
+    needs_bias_scores = True
+
+    def __init__(self, *, lambda_: float, weighting: str) -> None:
+        self.lambda_ = lambda_
+        self.factors_of = {"paper": paper_factors, "normalized": normalized_factors}[weighting]
+
+    def weigh(self, reports: ClientReports) -> Weighting:
+        """Eq. 2 and the factors of eq. 3 to 5; ``factors`` is None where they are the host's own, bit for bit.
+
+        Raises:
+            ValueError: a client of the round has no bias score, or one that is not finite.
+        """
+        missing = sorted(set(reports.sample_counts) - set(reports.bias_scores))
+        if missing:
+            raise ValueError(f"BAMA has no bias score for client(s) {missing}.")
+        scores = {client: reports.bias_scores[client] for client in reports.sample_counts}
+        weights = softmax_weights(scores, self.lambda_)
+        factors = self.factors_of(reports.fed_alg, weights, reports.sample_counts)
+        unchanged = self._are_hosts(factors, host_factors(reports.fed_alg, reports.sample_counts))
+        return Weighting(weights, None if unchanged else factors, math.fsum(factors.values()))
+
+    @staticmethod
+    def _are_hosts(factors: Mapping[int, float], host: Mapping[int, float]) -> bool:
+        return all(math.isclose(factors[client], host[client], rel_tol=1e-12) for client in factors)

@@ -1,0 +1,79 @@
+"""How much each client counts: the contract of an aggregation rule, and the registry.
+
+A rule turns what is known of a round into weights; it never averages tensors itself (``substitution`` does, for every
+server algorithm alike). A new rule is one file beside this one and one line in :func:`build_rule`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fedbias_plugin.aggregation.server_algorithms import State
+from fedbias_plugin.aggregation.server_optimizers import host_factors
+from fedbias_plugin.arguments import BiasArguments
+
+
+@dataclass(frozen=True)
+class ClientReports:
+    """What the server knows of the clients of one round when it weighs them.
+
+    Attributes:
+        fed_alg: the server algorithm that will average (``fedavg``, ``fedadam``, ...).
+        sample_counts: client id -> n_i, for exactly the clients of this round.
+        bias_scores: client id -> b_i in percentage points (eq. 1); empty when nobody measured.
+        global_state: theta, before aggregation.
+        local_states: client id -> theta_i.
+    """
+
+    fed_alg: str
+    sample_counts: Mapping[int, int]
+    bias_scores: Mapping[int, float]
+    global_state: State
+    local_states: Mapping[int, State]
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """What a rule decides.
+
+    Attributes:
+        weights: client id -> w_i; they sum to 1 and say how much each client counts.
+        factors: client id -> g_i with theta' = theta + sum_i g_i (theta_i - theta), or None when the host's own
+            average is to stand untouched, bit for bit.
+        mass: sum of the factors in effect; below 1 the server step is shorter than a mean of the updates.
+    """
+
+    weights: dict[int, float]
+    factors: dict[int, float] | None
+    mass: float
+
+
+class AggregationRule(ABC):
+    """Turns the reports of a round into a :class:`Weighting`."""
+
+    needs_bias_scores: bool = False
+
+    @abstractmethod
+    def weigh(self, reports: ClientReports) -> Weighting:
+        """Weights and factors for exactly the clients in ``reports.sample_counts``."""
+
+
+class HostRule(AggregationRule):
+    """The server algorithm's own weighting: n_i/n, or 1/C for FedAdagrad, FedYogi and FedAdam."""
+
+    def weigh(self, reports: ClientReports) -> Weighting:
+        """The host's factors as weights; nothing is substituted."""
+        return Weighting(host_factors(reports.fed_alg, reports.sample_counts), factors=None, mass=1.0)
+
+
+def build_rule(arguments: BiasArguments) -> AggregationRule:
+    """The rule that ``--aggregation`` names."""
+    from fedbias_plugin.aggregation.bama import BamaRule
+
+    rules = {
+        "host": HostRule,
+        "bama": lambda: BamaRule(lambda_=arguments.bama_lambda, weighting=arguments.bama_weighting),
+    }
+    return rules[arguments.aggregation]()

@@ -1,0 +1,205 @@
+"""What the server does with the clients' states: seven algorithms and ``localN``.
+
+The arithmetic of each, and what ``variant`` means, is in :mod:`fedbias_plugin.aggregation.server_algorithms`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import TypedDict
+
+import torch
+
+from fedbias_plugin.aggregation.server_algorithms import (
+    REGISTRY,
+    VARIANTS,
+    FedAvg,
+    FedOptSettings,
+    ServerAlgorithm,
+    ServerRound,
+    State,
+)
+from fedbias_plugin.errors import UserError
+
+LOCAL = "local"
+ALGORITHMS = tuple(REGISTRY)
+SAMPLE_WEIGHTED = frozenset(name for name, kind in REGISTRY.items() if kind.sample_weighted) | {"localN"}
+
+
+def local_client(fed_alg: str) -> int | None:
+    """N of ``localN`` (one client trains alone), None for every other algorithm.
+
+    The whole number counts; OpenFedLLM reads its last digit only, so that its ``local12`` trains client 2.
+
+    >>> local_client("local12"), local_client("fedavg")
+    (12, None)
+    """
+    number = fed_alg.removeprefix(LOCAL)
+    return int(number) if number != fed_alg and number.isdecimal() else None
+
+
+def check_fed_alg(name: str) -> None:
+    """Accept one of :data:`ALGORITHMS` or ``localN``.
+
+    Raises:
+        UserError: any other name, with the nearest one.
+    """
+    if name in REGISTRY or local_client(name) is not None:
+        return
+    near = difflib.get_close_matches(name, ALGORITHMS, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    choices = f"{', '.join(ALGORITHMS)}, or local0, local1, ... (that client alone)"
+    raise UserError(f"--fed_alg {name!r} is unknown; choose one of {choices}.{hint}")
+
+
+def host_factors(fed_alg: str, sample_counts: Mapping[int, int]) -> dict[int, float]:
+    """Each client's factor in the host's own average: n_i/n, or 1/C for FedAdagrad, FedYogi and FedAdam.
+
+    >>> host_factors("fedavg", {0: 1, 2: 3}), host_factors("fedadam", {0: 1, 2: 3})
+    ({0: 0.25, 2: 0.75}, {0: 0.5, 2: 0.5})
+
+    Raises:
+        UserError: ``fed_alg`` is unknown.
+    """
+    if _algorithm(fed_alg).sample_weighted:
+        total = sum(sample_counts.values())
+        return {client: count / total for client, count in sample_counts.items()}
+    return dict.fromkeys(sample_counts, 1 / len(sample_counts))
+
+
+class ServerStateDict(TypedDict):
+    """What a server optimizer remembers between rounds, to be stored and loaded."""
+
+    fed_alg: str
+    variant: str
+    slots: dict[str, State]
+
+
+class ServerOptimizer:
+    """The server of one run: averages the clients' states round by round.
+
+    Args:
+        fed_alg: one of :data:`ALGORITHMS` or ``localN``.
+        fedopt_tau: see :class:`FedOptSettings`, as the next three.
+        fedopt_eta: server learning rate.
+        fedopt_beta1: decay of the momentum.
+        fedopt_beta2: decay of the second moment.
+        variant: ``openfedllm`` (default) or ``reddi``, see the module.
+        v_0: second moment before the first round, ``tau**2`` when None.
+        num_clients: all clients of the federation (SCAFFOLD's N).
+
+    Raises:
+        UserError: unknown algorithm or variant.
+    """
+
+    def __init__(
+        self,
+        fed_alg: str,
+        *,
+        fedopt_tau: float = 1e-3,
+        fedopt_eta: float = 1e-3,
+        fedopt_beta1: float = 0.9,
+        fedopt_beta2: float = 0.99,
+        variant: str = "openfedllm",
+        v_0: float | None = None,
+        num_clients: int,
+    ) -> None:
+        if variant not in VARIANTS:
+            raise UserError(f"--fedopt_variant {variant!r} is unknown; choose one of {', '.join(VARIANTS)}.")
+        self.fed_alg = fed_alg
+        self.num_clients = num_clients
+        self._algorithm = _algorithm(fed_alg)(
+            FedOptSettings(fedopt_tau, fedopt_eta, fedopt_beta1, fedopt_beta2, variant, v_0)
+        )
+
+    @property
+    def control_variate(self) -> State | None:
+        """SCAFFOLD's c; None before the first round (all zeros then) and for every other algorithm."""
+        return self._algorithm.slots.get("control_variate")
+
+    def aggregate(
+        self,
+        round_idx: int,
+        global_state: State,
+        local_states: Mapping[int, State],
+        sample_counts: Mapping[int, int],
+        control_deltas: Mapping[int, State] | None = None,
+    ) -> State:
+        """The next global state; no input is changed.
+
+        Args:
+            round_idx: 0 for the first round.
+            global_state: theta.
+            local_states: client id -> theta_i for the clients of this round, summed in this order.
+            sample_counts: client id -> n_i, at least for those clients.
+            control_deltas: client id -> new minus old control variate (SCAFFOLD only).
+
+        Raises:
+            ValueError: no client, a client without its count or control delta, or a state that does not fit theta's
+                names and shapes; the message names client and tensor.
+        """
+        _check_round(global_state, local_states, sample_counts, control_deltas)
+        server_round = ServerRound(
+            round_idx, global_state, local_states, sample_counts, control_deltas, self.num_clients
+        )
+        with torch.no_grad():
+            self._algorithm.prepare(global_state)
+            new_state = {name: self._algorithm.new_value(name, server_round) for name in global_state}
+            self._algorithm.finish(server_round)
+        return new_state
+
+    def state_dict(self) -> ServerStateDict:
+        """Copies of what this server remembers; empty slots before the first round."""
+        slots = {slot: {name: t.clone() for name, t in state.items()} for slot, state in self._algorithm.slots.items()}
+        return {"fed_alg": self.fed_alg, "variant": self._algorithm.settings.variant, "slots": slots}
+
+    def load_state_dict(self, state: ServerStateDict) -> None:
+        """Take over what :meth:`state_dict` gave.
+
+        Raises:
+            ValueError: it belongs to another algorithm or variant, or has other slots; nothing is changed then.
+        """
+        mine = {"fed_alg": self.fed_alg, "variant": self._algorithm.settings.variant}
+        for key, value in mine.items():
+            if state.get(key) != value:
+                raise ValueError(f"The stored server state has {key} {state.get(key)!r}, this run {value!r}.")
+        slots = state.get("slots", {})
+        if slots and set(slots) != set(self._algorithm.slot_names):
+            raise ValueError(
+                f"The stored server state of {self.fed_alg} has the parts {sorted(slots)}, "
+                f"not {sorted(self._algorithm.slot_names)}."
+            )
+        self._algorithm.slots = {slot: {name: t.clone() for name, t in part.items()} for slot, part in slots.items()}
+
+
+def _algorithm(fed_alg: str) -> type[ServerAlgorithm]:
+    check_fed_alg(fed_alg)
+    return FedAvg if local_client(fed_alg) is not None else REGISTRY[fed_alg]
+
+
+def _check_round(
+    global_state: State,
+    local_states: Mapping[int, State],
+    sample_counts: Mapping[int, int],
+    control_deltas: Mapping[int, State] | None,
+) -> None:
+    if not local_states:
+        raise ValueError("A round without clients cannot be aggregated.")
+    for client, state in local_states.items():
+        if client not in sample_counts:
+            raise ValueError(f"Client {client} has no entry in sample_counts.")
+        _check_fits(f"The state of client {client}", state, global_state)
+        if control_deltas is not None:
+            if client not in control_deltas:
+                raise ValueError(f"Client {client} has no entry in control_deltas.")
+            _check_fits(f"The control delta of client {client}", control_deltas[client], global_state)
+
+
+def _check_fits(what: str, state: State, reference: State) -> None:
+    if state.keys() != reference.keys():
+        odd = sorted(state.keys() ^ reference.keys())
+        raise ValueError(f"{what} does not fit the global state: {odd[0]!r} is in only one of them ({len(odd)} in all).")
+    for name, theta in reference.items():
+        if state[name].shape != theta.shape:
+            raise ValueError(f"{what}: {name!r} has shape {tuple(state[name].shape)}, not {tuple(theta.shape)}.")

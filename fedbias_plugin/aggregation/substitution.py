@@ -1,0 +1,58 @@
+"""One construction that puts any weighting into any server algorithm without rewriting it.
+
+Handed the same state ``theta + sum_i g_i (theta_i - theta)`` for every client of the round, any average of states
+(weighted by samples, uniform, of models or of deltas) returns that state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from fedbias_plugin.aggregation.rules import State
+
+
+def weighted_state(global_state: State, local_states: Mapping[int, State], factors: Mapping[int, float]) -> State:
+    """``theta + sum_i g_i (theta_i - theta)`` for every tensor, one accumulator at a time.
+
+    Args:
+        global_state: theta, name -> tensor; not modified.
+        local_states: client id -> theta_i with the same names, shapes and dtypes.
+        factors: client id -> g_i, for every client in ``local_states``.
+
+    Returns:
+        A new state in the dtypes of ``global_state``; half-precision tensors are summed in float32.
+
+    Raises:
+        ValueError: a client's state lacks a tensor or has another shape (client and name are given).
+    """
+    result: State = {}
+    for name, theta in global_state.items():
+        base = theta.float() if theta.dtype in (torch.float16, torch.bfloat16) else theta
+        total = base.clone()
+        for client, factor in factors.items():
+            local = local_states[client].get(name)
+            if local is None or local.shape != theta.shape:
+                found = "is missing" if local is None else f"has shape {tuple(local.shape)}, not {tuple(theta.shape)}"
+                raise ValueError(f"The update of client {client} cannot be aggregated: {name} {found}.")
+            total.add_(local.to(base.dtype) - base, alpha=factor)
+        result[name] = total.to(theta.dtype)
+    return result
+
+
+def substitute(
+    global_state: State, local_states: Mapping[int, State], factors: Mapping[int, float]
+) -> dict[int, State]:
+    """The states to hand to the host: for every client the one :func:`weighted_state` (shared, not copied)."""
+    state = weighted_state(global_state, local_states, factors)
+    return dict.fromkeys(local_states, state)
+
+
+def update_norm(global_state: State, local_state: State) -> float:
+    """L2 norm of ``theta_i - theta`` over all tensors, in float64."""
+    squares = (
+        torch.linalg.vector_norm((local_state[name].float() - theta.float()).flatten(), dtype=torch.float64) ** 2
+        for name, theta in global_state.items()
+    )
+    return float(torch.sqrt(torch.stack(list(squares)).sum()))

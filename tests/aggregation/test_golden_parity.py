@@ -1,0 +1,113 @@
+"""OpenFedLLM's own numbers, recorded by running it, against this package's arithmetic."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedbias_plugin.aggregation.server_optimizers import ServerOptimizer
+from fedbias_plugin.training.schedule import clients_this_round, cosine_learning_rate, rows_this_round
+
+CASES = 16
+FILE = "openfedllm_aggregate.json"
+
+
+def golden_path():
+    if "FEDBIAS_GOLDEN" in os.environ:
+        path = Path(os.environ["FEDBIAS_GOLDEN"])
+        return path / FILE if path.is_dir() else path
+    if "FEDBIAS_DATA" in os.environ:
+        return Path(os.environ["FEDBIAS_DATA"]).parent / "golden" / FILE
+    return None
+
+
+@pytest.fixture(scope="module")
+def golden():
+    path = golden_path()
+    if path is None or not path.is_file():
+        pytest.skip(f"the recorded numbers of OpenFedLLM ({FILE}) are not here; set FEDBIAS_GOLDEN to their folder")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def state_of(recorded):
+    return {
+        name: torch.tensor(tensor["data"], dtype=torch.float64).to(torch.float32).reshape(tensor["shape"])
+        for name, tensor in recorded.items()
+    }
+
+
+def assert_same_state(found, recorded):
+    wanted = state_of(recorded)
+    assert found.keys() == wanted.keys()
+    for name in wanted:
+        assert found[name].dtype == torch.float32
+        assert torch.equal(found[name], wanted[name]), name
+
+
+def run_case(golden, case):
+    inputs, flags = golden["inputs"], case["fed_args"]
+    server = ServerOptimizer(
+        case["fed_alg"],
+        fedopt_tau=flags["fedopt_tau"],
+        fedopt_eta=flags["fedopt_eta"],
+        fedopt_beta1=flags["fedopt_beta1"],
+        fedopt_beta2=flags["fedopt_beta2"],
+        num_clients=flags["num_clients"],
+    )
+    counts = dict(enumerate(inputs["sample_num_list"]))
+    state = state_of(inputs["initial_global"])
+    for recorded, clients in zip(case["rounds"], case["clients_per_round"], strict=True):
+        index = recorded["round_idx"]
+        local = {client: state_of(inputs["local_dicts"][index][client]) for client in clients}
+        deltas = None
+        if case["fed_alg"] == "scaffold":
+            deltas = {client: state_of(inputs["auxiliary_delta"][index][client]) for client in clients}
+        state = server.aggregate(index, state, local, counts, deltas)
+        yield recorded, state, server.state_dict()["slots"]
+
+
+@pytest.mark.parametrize("number", range(CASES))
+def test_aggregation_over_two_rounds_equals_openfedllm_bit_for_bit(golden, number):
+    assert len(golden["cases"]) == CASES
+    case = golden["cases"][number]
+    for recorded, state, slots in run_case(golden, case):
+        assert_same_state(state, recorded["global"])
+        names = {"global_auxiliary": "control_variate", "proxy": "momentum", "opt_proxy": "second_moment"}
+        for theirs, ours in names.items():
+            assert (recorded[theirs] is None) == (ours not in slots), (case["fed_alg"], theirs)
+            if recorded[theirs] is not None and not (case["fed_alg"], theirs) == ("unused", "proxy"):
+                assert_same_state(slots[ours], recorded[theirs])
+
+
+def test_learning_rates_equal_openfedllms(golden):
+    assert len(golden["cosine_learning_rate"]) == 66
+    for case in golden["cosine_learning_rate"]:
+        found = cosine_learning_rate(
+            case["current_round"], case["total_rounds"], case["initial_lr"], case["min_lr"]
+        )
+        assert found == case["value"], case
+
+
+def test_clients_of_a_round_equal_openfedllms_except_for_its_one_digit_clients(golden):
+    assert len(golden["get_clients_this_round"]) == 60
+    for case in golden["get_clients_this_round"]:
+        found = clients_this_round(case["fed_alg"], case["num_clients"], case["sample_clients"], case["round"])
+        if case["fed_alg"] == "local12":  # OpenFedLLM takes the last digit, client 2
+            assert (found, case["clients"]) == ([12], [2])
+        else:
+            assert found == case["clients"], case
+
+
+def test_rows_of_a_round_equal_openfedllms(golden):
+    assert len(golden["get_dataset_this_round"]) == 12
+    for case in golden["get_dataset_this_round"]:
+        found = rows_this_round(
+            case["len_dataset"],
+            case["round"],
+            case["batch_size"],
+            case["gradient_accumulation_steps"],
+            case["max_steps"],
+        )
+        assert found == case["indices"], case

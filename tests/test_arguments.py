@@ -1,0 +1,63 @@
+"""BiasArguments refuses what would waste a run."""
+
+import subprocess
+import sys
+
+import pytest
+
+from fedbias_plugin.arguments import BiasArguments, check_range
+from fedbias_plugin.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"bama_lambda": 0.0}, "--bama_lambda must be greater than 0, got 0.0"),
+        ({"bama_lambda": float("nan")}, "--bama_lambda must be greater than 0, got nan"),
+        ({"bama_alpha": 1.5}, "--bama_alpha must be at least 0 and at most 1, got 1.5"),
+        ({"bama_alpha": -0.1}, "--bama_alpha must be at least 0"),
+        ({"aggregation": "bamma"}, "Did you mean 'bama'?"),
+        ({"bias_benchmarks": "crows_pair"}, "Did you mean 'crows_pairs'?"),
+        ({"track": "jsonl,wanb"}, "Did you mean 'wandb'?"),
+        ({"scenario": "custom"}, "needs --biased_shares"),
+        ({"biased_shares": "1,0,0"}, "belongs to --scenario custom"),
+        ({"scenario": "custom", "biased_shares": "1,zero"}, "must be numbers such as 1,0,0,0.5"),
+        ({"scenario": "custom", "biased_shares": "1,0,1.2"}, "at most 1, got 1.2"),
+        ({"local_epochs": 0}, "--local_epochs must be at least 1"),
+        ({"aggregation": "bama", "bias_benchmarks": "none"}, "no probe item is left"),
+        ({"aggregation": "bama", "bama_crows_fraction": 0, "bama_stereoset_fraction": 0}, "no probe item is left"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_what_would_be_right(wrong, message):
+    with pytest.raises(UserError) as error:
+        BiasArguments(**wrong)
+    assert message in str(error.value)
+
+
+def test_defaults_are_those_of_the_metrics_document():
+    arguments = BiasArguments()
+    assert (arguments.bama_alpha, arguments.bama_lambda, arguments.bama_weighting) == (0.5, 0.2, "normalized")
+    assert arguments.probe_fractions == {"crows_pairs": 0.25, "stereoset": 0.25}
+    assert arguments.reductions == {"crows_pairs": "sum", "stereoset": "mean"}
+
+
+def test_none_means_no_benchmark_and_repeats_count_once():
+    assert BiasArguments(bias_benchmarks="none").benchmark_names == []
+    assert BiasArguments(bias_benchmarks="stereoset, stereoset").benchmark_names == ["stereoset"]
+
+
+def test_the_closed_end_of_a_range_is_inside():
+    check_range("x", 1.0, 0, 1)
+    check_range("x", 0.0, 0, 1)
+
+
+def test_help_and_the_package_import_neither_torch_nor_transformers():
+    code = (
+        "import sys, contextlib, fedbias_plugin\n"
+        "from fedbias_plugin.cli.main import main\n"
+        "with contextlib.suppress(SystemExit):\n    main(['run', '--help'])\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules), 'heavy import'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--aggregation" in done.stdout
