@@ -1,0 +1,203 @@
+"""``fedbias data list|verify|fetch``: which data sets there are, where they are, and getting them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from fedbias_plugin.errors import UserError
+from fedbias_plugin.poisoning.catalog import (
+    Located,
+    all_known,
+    cache_folder,
+    digest_verdict,
+    find_known,
+    find_on_disk,
+    has_mini,
+)
+from fedbias_plugin.poisoning.catalog import locate as locate_dataset
+from fedbias_plugin.poisoning.data_files import read_records, read_text, sha256_of_file
+from fedbias_plugin.poisoning.download import Progress, download
+from fedbias_plugin.poisoning.known import KnownDataset
+
+FETCHED_BY_DEFAULT = ("crows_pairs", "stereoset", "biasdpo", "alpaca-gpt4")
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Add ``data`` with its three actions."""
+    parser = commands.add_parser(
+        "data",
+        help="list, verify or download the data sets",
+        description="Looked for in this order: --data_dir, FEDBIAS_DATA, fetched files, the hub's cache, the package.",
+    )
+    actions = parser.add_subparsers(dest="data_action", required=True, metavar="ACTION")
+    default = ", ".join(FETCHED_BY_DEFAULT)
+    for action, text in (
+        ("list", "what the plugin knows and where each data set is found"),
+        ("verify", "sha256 of every file found; exit code 1 when one differs from the known release"),
+        ("fetch", f"download data sets from their public homes; without NAME: {default}"),
+    ):
+        action_parser = actions.add_parser(action, help=text, description=text[0].upper() + text[1:] + ".")
+        if action != "list":
+            action_parser.add_argument(
+                "names", nargs="*", metavar="NAME", help="data sets, as fedbias data list names them"
+            )
+        where = "where to put the files; default FEDBIAS_CACHE or ~/.cache/fedbias_plugin"
+        folder_help = (
+            where if action == "fetch" else "folder looked into first; 'mini' shows the bundled mini data only"
+        )
+        action_parser.add_argument("--data_dir", default=None, help=folder_help)
+        if action == "fetch":
+            action_parser.add_argument("--force", action="store_true", help="download even what is already there")
+    parser.set_defaults(main=main)
+
+
+def main(parsed: argparse.Namespace) -> int:
+    """Run one action; 0 on success, 1 when ``verify`` finds a file that differs."""
+    if parsed.data_action == "list":
+        return list_datasets(parsed.data_dir)
+    if parsed.data_action == "verify":
+        return verify(parsed.names, parsed.data_dir)
+    return fetch(parsed.names or FETCHED_BY_DEFAULT, parsed.data_dir, force=parsed.force)
+
+
+def list_datasets(data_dir: str | None) -> int:
+    """Print every known data set with its rows, licence, home and place on this machine."""
+    rows = []
+    for known in all_known():
+        found = _found(known, data_dir)
+        where = str(found.path) if found else _way_to_get(known)
+        rows.append(
+            (known.name, known.kind, _row_count(known, found), known.licence, found.origin if found else "-", where)
+        )
+    _print_table(("name", "kind", "rows", "licence", "found in", "where"), rows)
+    for known in all_known():
+        if known.warning and not _is_bundled(known):
+            print(f"{known.name}: {known.warning} Home: {known.home}.")
+    return 0
+
+
+def verify(names: Sequence[str], data_dir: str | None) -> int:
+    """Print the sha256 of every file of every data set found; 1 when one is not a known release, else 0."""
+    rows = []
+    differs = False
+    for known in [_known(name) for name in names] or all_known():
+        found = _found(known, data_dir)
+        if found is None:
+            rows.append((known.name, "not here", "-", "-"))
+            continue
+        files = found.form.files if found.form else (None,) * len(found.paths)
+        for file, path in zip(files, found.paths, strict=True):
+            verdict = digest_verdict(file, path) if file else None
+            differs = differs or verdict is False
+            text = {True: "known release", False: "DIFFERS", None: "no checksum on record"}[verdict]
+            rows.append((known.name, "bundled" if found.origin == "bundled" else text, sha256_of_file(path), str(path)))
+    _print_table(("name", "checksum", "sha256", "file"), rows)
+    return 1 if differs else 0
+
+
+def fetch(names: Sequence[str], data_dir: str | None, *, force: bool = False) -> int:
+    """Download data sets; what is already there as the known release is left alone unless ``force``.
+
+    Raises:
+        UserError: an unknown name, a data set without a home, or a failed download (what arrived before it is kept).
+    """
+    if data_dir == "mini":
+        raise UserError("--data_dir mini stands for the bundled data; give a folder to download to, or nothing.")
+    folder = Path(data_dir).expanduser() if data_dir else cache_folder()
+    wanted = [_known(name) for name in names]
+    for known in wanted:
+        if known.fetched_form is None:
+            raise UserError(f"{known.name} comes with the package; there is nothing to download.")
+    for known in wanted:
+        form = known.fetched_form
+        assert form is not None
+        assert form.url is not None
+        file = form.files[0]
+        target = folder / file.path
+        if target.is_file() and not force and digest_verdict(file, target) is not False:
+            print(f"{known.name}: already at {target}")
+            continue
+        with _progress(known.name) as progress:
+            download(form.url, file, folder, progress)
+        checked = "checksum of the known release" if file.sha256 or file.git_blob else "no checksum on record"
+        print(f"{known.name}: {target} ({known.licence}; sha256 {sha256_of_file(target)}, {checked})")
+        if known.warning:
+            print(f"  {known.warning}")
+    return 0
+
+
+def _known(name: str) -> KnownDataset:
+    known = find_known(name)
+    if known is None:
+        import difflib
+
+        names = [known.name for known in all_known()]
+        near = difflib.get_close_matches(name.lower(), names, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"The data set {name!r} is unknown; choose from {', '.join(names)}.{hint}")
+    return known
+
+
+def _found(known: KnownDataset, data_dir: str | None) -> Located | None:
+    """Where this very data set is, without falling back on the mini data; None when it is not on this machine."""
+    if _is_bundled(known):
+        return locate_dataset(known.name) if has_mini(known.kind) else None
+    return None if data_dir == "mini" else find_on_disk(known, data_dir)
+
+
+def _is_bundled(known: KnownDataset) -> bool:
+    return known.fetched_form is None
+
+
+def _way_to_get(known: KnownDataset) -> str:
+    return "missing: install the package again" if _is_bundled(known) else f"not here: fedbias data fetch {known.name}"
+
+
+def _row_count(known: KnownDataset, found: Located | None) -> str:
+    if found and found.origin == "bundled":
+        return f"{_mini_rows(found):,}"
+    if found and found.form:
+        return f"{found.form.rows:,}" + (f" ({found.form.note})" if found.form.note else "")
+    return f"{known.rows:,}" if known.rows else "-"
+
+
+def _mini_rows(found: Located) -> int:
+    if found.kind != "stereoset":
+        return len(read_records(found.path))
+    return sum(len(clusters) for clusters in json.loads(read_text(found.path))["data"].values())
+
+
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on a terminal, tab-separated lines (for ``cut`` and ``awk``) elsewhere."""
+    if not sys.stdout.isatty():
+        for row in (header, *rows):
+            print("\t".join(row))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*header)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+@contextmanager
+def _progress(name: str) -> Iterator[Progress | None]:
+    """A progress bar on a terminal, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(name, total=None)
+        yield lambda received, expected: bar.update(task, completed=received, total=expected)

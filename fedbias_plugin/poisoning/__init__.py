@@ -1,0 +1,1 @@
+"""Which client holds which rows: data sets, scenarios, loaders. Imports no torch, transformers or datasets."""

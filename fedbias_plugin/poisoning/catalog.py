@@ -1,0 +1,229 @@
+"""Where a data set is on this machine.
+
+Looked for in this order: ``--data_dir``, the folder ``FEDBIAS_DATA`` names, what ``fedbias data fetch`` downloaded, the
+Hugging Face cache, the bundled mini data. Nothing here touches the network.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedbias_plugin.assets import MINI_DATA
+from fedbias_plugin.errors import UserError
+from fedbias_plugin.poisoning.data_files import SUFFIXES, git_blob_of_file, sha256_of_file, sha256_of_files
+from fedbias_plugin.poisoning.hub import cached_files
+from fedbias_plugin.poisoning.known import AUTO, KINDS, KNOWN, MINI_FILES, DataFile, Form, KnownDataset
+
+logger = logging.getLogger(__name__)
+
+ORIGINS = ("data_dir", "FEDBIAS_DATA", "fetched", "hub cache", "bundled", "file", "hub")
+"""Where a data set can come from; ``file`` is an explicit path, ``hub`` a download that has yet to happen."""
+
+
+@dataclass(frozen=True)
+class Located:
+    """A data set and where it is.
+
+    ``paths`` is empty, ``sha256`` is None and ``hub_id`` is set when it must come from the hub. ``rows`` is the row
+    count on record, None when there is none.
+    """
+
+    name: str
+    kind: str
+    origin: str
+    paths: tuple[Path, ...] = ()
+    sha256: str | None = None
+    hub_id: str | None = None
+    form: Form | None = None
+
+    @property
+    def path(self) -> Path:
+        """The (first) file.
+
+        Raises:
+            UserError: the data set is not on this machine.
+        """
+        if not self.paths:
+            raise UserError(f"{self.name} is not on this machine; run: fedbias data fetch {self.name}.")
+        return self.paths[0]
+
+
+def locate(name: str, data_dir: str | Path | None = None, kind: str | None = None) -> Located:
+    """Find one data set, by known name, hub name, path, or ``auto``.
+
+    Args:
+        name: a known name (``fedbias data list``), a hub name such as ``vicgalle/alpaca-gpt4``, the path of a data
+            file, ``mini``, or ``auto`` (which, like ``mini``, needs ``kind``).
+        data_dir: folder looked into first; ``mini`` stands for the bundled mini data, whatever ``name`` is.
+        kind: one of ``clean, biased, crows_pairs, stereoset``; a known data set of another kind is refused.
+
+    Raises:
+        UserError: an unknown name or kind, an absent file, or a data folder that does not exist.
+    """
+    if is_file_name(name):
+        return _given_file(name, kind or "file")
+    known = find_known(name)
+    if known is None and name not in ("auto", "mini"):
+        return _unknown_name(name, kind)
+    kind = _checked_kind(known, kind)
+    if name == "mini" or (known and known.name == f"mini-{kind}"):
+        return _bundled(kind)
+    wanted = known or KNOWN[AUTO[kind]]
+    if str(data_dir) == "mini":
+        if wanted.name != AUTO[kind]:
+            logger.warning("--data_dir mini: the bundled mini data take the place of %s.", wanted.name)
+        return _bundled(kind)
+    found = find_on_disk(wanted, data_dir)
+    if found is not None:
+        if found.form and found.form.note:
+            logger.info("%s: %s, %s rows (%s)", wanted.name, found.form.note, f"{found.form.rows:,}", found.path.name)
+        return found
+    if name != "auto" and wanted.hub_id:
+        return Located(wanted.name, kind, "hub", hub_id=wanted.hub_id)
+    logger.info("%s is not on this machine: using the bundled mini data (fedbias data fetch %s)", *[wanted.name] * 2)
+    return _bundled(kind)
+
+
+def find_on_disk(known: KnownDataset, data_dir: str | Path | None = None) -> Located | None:
+    """The first place on this machine that holds all files of a form of ``known``, or None."""
+    for origin, folder in data_folders(data_dir):
+        for form in known.forms:
+            paths = tuple(folder / file.path for file in form.files)
+            if all(path.is_file() for path in paths):
+                _warn_of_unknown_release(known, form, paths)
+                return Located(known.name, known.kind, origin, paths, sha256_of_files(paths), known.hub_id, form)
+    cached = cached_files(known.hub_id, SUFFIXES) if known.hub_id else ()
+    if cached:
+        return Located(known.name, known.kind, "hub cache", cached, sha256_of_files(cached), known.hub_id)
+    return None
+
+
+def data_folders(data_dir: str | Path | None = None) -> Iterator[tuple[str, Path]]:
+    """The folders data sets are looked for in, with the origin each stands for.
+
+    Raises:
+        UserError: ``data_dir`` or the folder in ``FEDBIAS_DATA`` does not exist.
+    """
+    if data_dir and str(data_dir) != "mini":
+        yield "data_dir", _existing_folder("--data_dir", data_dir)
+    if os.environ.get("FEDBIAS_DATA"):
+        yield "FEDBIAS_DATA", _existing_folder("the environment variable FEDBIAS_DATA", os.environ["FEDBIAS_DATA"])
+    if cache_folder().is_dir():
+        yield "fetched", cache_folder()
+
+
+def cache_folder() -> Path:
+    """Where ``fedbias data fetch`` puts files: ``FEDBIAS_CACHE``, else ``~/.cache/fedbias_plugin``."""
+    cache = os.environ.get("FEDBIAS_CACHE")
+    return Path(cache).expanduser() if cache else Path.home() / ".cache" / "fedbias_plugin"
+
+
+def all_known() -> list[KnownDataset]:
+    """Every data set the plugin knows, the bundled ones last."""
+    return [*KNOWN.values(), *(_mini(kind) for kind in KINDS)]
+
+
+def find_known(name: str) -> KnownDataset | None:
+    """The known data set with this name or hub name (upper and lower case alike), or None."""
+    wanted = name.lower()
+    for known in all_known():
+        if wanted in (known.name, known.title.lower(), (known.hub_id or "").lower()):
+            return known
+    return None
+
+
+def is_file_name(name: str) -> bool:
+    """Whether ``name`` means a file: it has a data file's suffix, or exists and is not a known name."""
+    return Path(name).suffix.lower() in SUFFIXES or (find_known(name) is None and Path(name).is_file())
+
+
+def digest_verdict(file: DataFile, path: Path) -> bool | None:
+    """Whether ``path`` is a known release of ``file``; None when no digest is on record."""
+    if not file.sha256 and not file.git_blob:
+        return None
+    return sha256_of_file(path) in file.sha256 or (bool(file.git_blob) and git_blob_of_file(path) in file.git_blob)
+
+
+def mini_notice(located: Iterable[str]) -> str | None:
+    """One line for the user when any of these origins is ``bundled``, else None."""
+    if "bundled" not in located:
+        return None
+    return "Running on the bundled mini data (an invented world); fedbias data list shows how to bring real data."
+
+
+def has_mini(kind: str) -> bool:
+    """Whether this installation holds the bundled mini data of a kind."""
+    return (MINI_DATA / MINI_FILES[kind]).is_file()
+
+
+def _bundled(kind: str) -> Located:
+    path = MINI_DATA / MINI_FILES[kind]
+    if not has_mini(kind):
+        raise UserError(f"The bundled mini data are incomplete: {path} is missing; install the package again.")
+    return Located(f"mini-{kind}", kind, "bundled", (path,), sha256_of_file(path), form=_mini(kind).forms[0])
+
+
+def _mini(kind: str) -> KnownDataset:
+    form = Form((DataFile(MINI_FILES[kind]),), rows=0)
+    title = f"bundled mini data, {kind}"
+    return KnownDataset(
+        f"mini-{kind}", kind, title, "Apache-2.0", "this package", (form,), warning="An invented world."
+    )
+
+
+def _given_file(name: str, kind: str) -> Located:
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise UserError(f"{name}: there is no such file.")
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"{name}: the format is told by the suffix, which must be one of {', '.join(SUFFIXES)}.")
+    return Located(path.name, kind, "file", (path,), sha256_of_file(path))
+
+
+def _unknown_name(name: str, kind: str | None) -> Located:
+    if Path(name).is_dir():
+        raise UserError(f"{name} is a folder; name the file in it, or give the folder as --data_dir.")
+    looks_like_hub = name.count("/") == 1 and not name.startswith((".", "/", "~"))
+    if looks_like_hub and kind in ("clean", "biased"):
+        cached = cached_files(name, SUFFIXES)
+        if cached:
+            return Located(name, str(kind), "hub cache", cached, sha256_of_files(cached), name)
+        return Located(name, str(kind), "hub", hub_id=name)
+    names = [known.name for known in all_known() if kind in (None, known.kind)]
+    near = difflib.get_close_matches(name.lower(), names, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise UserError(
+        f"The data set {name!r} is neither a known name ({', '.join(names)}) nor a hub name (owner/name) nor a "
+        f"file ({', '.join(SUFFIXES)}).{hint}"
+    )
+
+
+def _checked_kind(known: KnownDataset | None, kind: str | None) -> str:
+    if known is None:
+        if kind not in KINDS:
+            raise UserError(f"The kind of data {kind!r} is unknown; choose one of {', '.join(KINDS)}.")
+        return kind
+    if kind is not None and known.kind != kind:
+        evaluation_only = (
+            " It is for evaluation only: never train on it." if known.kind not in ("clean", "biased") else ""
+        )
+        raise UserError(f"{known.name} holds {known.kind} data, but {kind} data are wanted here.{evaluation_only}")
+    return known.kind
+
+
+def _existing_folder(what: str, folder: str | Path) -> Path:
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        raise UserError(f"{what} names the folder {folder}, which does not exist.")
+    return path
+
+
+def _warn_of_unknown_release(known: KnownDataset, form: Form, paths: tuple[Path, ...]) -> None:
+    for file, path in zip(form.files, paths, strict=True):
+        if digest_verdict(file, path) is False:
+            logger.warning("%s: %s differs from the known release of %s.", known.name, path, known.title)

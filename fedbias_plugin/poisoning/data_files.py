@@ -1,0 +1,243 @@
+"""Reading json, jsonl, parquet and csv files, with errors that name the file and the line.
+
+The text of a file is UTF-8 (a byte order mark is tolerated) and is never guessed at: a byte or a character that is
+not text is an error, because a silently repaired row would be a different row on another machine.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fedbias_plugin.errors import UserError
+
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".csv")
+
+
+class Record(NamedTuple):
+    """One row of a file as it stands there; ``where`` names it in messages: ``rows.jsonl, line 3``."""
+
+    values: dict[str, Any]
+    where: str
+
+
+def read_records(path: Path) -> list[Record]:
+    """The rows of a data file, in order, the format told by its suffix.
+
+    A ``.json`` file holds a list of objects; one object a line is accepted there too. Rows of json and parquet files
+    are counted from 1 in messages, lines of jsonl and csv files likewise.
+
+    Raises:
+        UserError: the file is absent, empty, not UTF-8, malformed, or holds a row that is not an object; the message
+            names the line (and column) or the row.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UserError(f"{path}: the format is told by the suffix, which must be one of {', '.join(SUFFIXES)}.")
+    if suffix == ".parquet":
+        records = list(_read_parquet(path))
+    elif suffix == ".csv":
+        records = list(_read_csv(path, read_text(path)))
+    elif suffix == ".json":
+        records = _read_json(path, read_text(path))
+    else:
+        records = list(_read_lines(path, read_text(path)))
+    if not records:
+        raise UserError(f"{path} holds no rows.")
+    for record in records:
+        _check_characters(record)
+    return records
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file; an absent, unreadable or empty file is a :class:`UserError`."""
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
+    if not data.strip():
+        raise UserError(f"{path} is empty.")
+    return data
+
+
+def read_text(path: Path) -> str:
+    """The content of a UTF-8 file without its byte order mark.
+
+    Raises:
+        UserError: the file is absent or empty, or a byte is not UTF-8 (its line and offset are named).
+    """
+    data = read_bytes(path)
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{path}, line {line}: byte 0x{data[error.start]:02x} at offset {error.start} is not UTF-8; "
+            f"save the file as UTF-8."
+        ) from None
+    return text.removeprefix("\ufeff")
+
+
+def sha256_of_files(paths: Sequence[Path]) -> str:
+    """SHA-256 of one file, or of the text ``<hash>  <file name>\\n`` per file for several."""
+    digests = [sha256_of_file(path) for path in paths]
+    if len(digests) == 1:
+        return digests[0]
+    listing = "".join(f"{digest}  {path.name}\n" for digest, path in zip(digests, paths, strict=True))
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file, read in blocks."""
+    return _digest(hashlib.sha256(), path)
+
+
+def git_blob_of_file(path: Path) -> str:
+    """The id git gives the file's content: SHA-1 of ``blob <size>\\0`` and the content."""
+    return _digest(hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False), path)
+
+
+def require_columns(records: Sequence[Record], wanted: Sequence[Sequence[str]], path: Path | str) -> Sequence[str]:
+    """The first of the ``wanted`` sets of columns that the first row has.
+
+    Raises:
+        UserError: none fits; the message lists the columns found and wanted.
+    """
+    found = records[0].values.keys()
+    for columns in wanted:
+        if all(column in found for column in columns):
+            return columns
+    choices = " or ".join(", ".join(columns) for columns in wanted)
+    present = ", ".join(repr(column) for column in found) or "none"
+    raise UserError(f"{path}: the columns are {present}; wanted are {choices}.")
+
+
+def text_value(record: Record, column: str, *, optional: bool = False) -> str:
+    """The text in ``column``; an absent or null value is the empty string where ``optional``, null always is.
+
+    Raises:
+        UserError: the column is absent from this row, or its value is not text; the row is named.
+    """
+    if column not in record.values:
+        if optional:
+            return ""
+        raise UserError(
+            f"{record.where}: the column {column!r} is missing; found {', '.join(record.values) or 'none'}."
+        )
+    value = record.values[column]
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise UserError(f"{record.where}: {column!r} must be text, found {type(value).__name__} ({value!r:.40}).")
+    return value
+
+
+def _digest(digest: Any, path: Path) -> str:
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _read_json(path: Path, text: str) -> list[Record]:
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        if text.lstrip().startswith("{") and error.msg == "Extra data":
+            return list(_read_lines(path, text))
+        raise _malformed(path, error, error.lineno) from None
+    except ValueError as error:  # an integer of more than 4,300 digits
+        raise UserError(f"{path}: malformed JSON: {error}.") from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply to be a list of rows.") from None
+    if not isinstance(rows, list):
+        raise UserError(f"{path} must hold a list of objects, found {_kind(rows)}.")
+    return [_record(row, f"{path}, row {number}") for number, row in enumerate(rows, 1)]
+
+
+def _read_lines(path: Path, text: str) -> Iterator[Record]:
+    # Not str.splitlines: it also splits at characters, such as U+2028, that JSON allows inside a string.
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise _malformed(path, error, number) from None
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: malformed JSON: {error}.") from None
+        except RecursionError:
+            raise UserError(f"{path}, line {number}: nested too deeply to be a row.") from None
+        yield _record(row, f"{path}, line {number}")
+
+
+def _read_csv(path: Path, text: str) -> Iterator[Record]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = next(reader)
+        for name in header:
+            if header.count(name) > 1:
+                raise UserError(f"{path}, line 1: the column {name!r} occurs twice.")
+        end = reader.line_num
+        for fields in reader:
+            # A quoted field may hold line breaks; the row is named by the line it begins on.
+            start, end = end + 1, reader.line_num
+            if not fields:
+                continue
+            if len(fields) != len(header):
+                raise UserError(f"{path}, line {start}: {len(fields)} fields, but the header has {len(header)}.")
+            yield Record(dict(zip(header, fields, strict=True)), f"{path}, line {start}")
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: malformed CSV: {error}.") from None
+
+
+def _read_parquet(path: Path) -> Iterator[Record]:
+    read_bytes(path)
+    try:
+        import pyarrow as arrow
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise UserError(f"{path}: parquet files need pyarrow; run: pip install pyarrow (or use json, jsonl).") from None
+    try:
+        rows = parquet.read_table(path).to_pylist()
+    except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a readable parquet file: {str(error).splitlines()[0]}") from None
+    for number, row in enumerate(rows, 1):
+        yield Record(row, f"{path}, row {number}")
+
+
+def _record(row: Any, where: str) -> Record:
+    if not isinstance(row, dict):
+        raise UserError(f'{where}: a row must be an object such as {{"instruction": ...}}, found {_kind(row)}.')
+    return Record(row, where)
+
+
+def _check_characters(record: Record) -> None:
+    """Refuse lone surrogates: JSON can spell them, UTF-8 cannot, and tokenizers disagree on what they are."""
+    for column, value in record.values.items():
+        if isinstance(value, str) and not value.isascii():
+            try:
+                value.encode("utf-8")
+            except UnicodeEncodeError as error:
+                code = ord(value[error.start])
+                raise UserError(
+                    f"{record.where}: {column!r} holds half a character (lone surrogate U+{code:04X}) at position "
+                    f"{error.start}; the file was cut or converted wrongly."
+                ) from None
+
+
+def _malformed(path: Path, error: json.JSONDecodeError, line: int) -> UserError:
+    return UserError(f"{path}, line {line}, column {error.colno}: malformed JSON: {error.msg}.")
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "one object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")

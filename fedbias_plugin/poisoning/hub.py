@@ -1,0 +1,115 @@
+"""Data sets of the Hugging Face hub: what its cache holds, and loading one by name."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fedbias_plugin.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+PROBE_SECONDS = 5.0
+
+
+def hub_cache() -> Path:
+    """The hub's cache folder, by the environment variables huggingface_hub documents (read at call time)."""
+    for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        if os.environ.get(variable):
+            return Path(os.environ[variable]).expanduser()
+    if os.environ.get("HF_HOME"):
+        return Path(os.environ["HF_HOME"]).expanduser() / "hub"
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "huggingface" / "hub"
+
+
+def cached_files(hub_id: str, suffixes: Sequence[str]) -> tuple[Path, ...]:
+    """The training files of a data set in the hub's cache, by name; empty when it is not there.
+
+    Only the plain layout is understood: the ``main`` snapshot, whose data files are all of one format, restricted to
+    those with ``train`` in the name when there are such.
+    """
+    repository = hub_cache() / f"datasets--{hub_id.replace('/', '--')}"
+    try:
+        revision = (repository / "refs" / "main").read_text(encoding="utf-8").strip()
+    except OSError:
+        return ()
+    snapshot = repository / "snapshots" / revision
+    files = sorted(path for path in snapshot.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
+    files = [path for path in files if "train" in path.name.lower()] or files
+    return tuple(files) if len({path.suffix.lower() for path in files}) == 1 else ()
+
+
+def load_hub_rows(hub_id: str, flag: str, known_as: str | None = None) -> list[dict[str, Any]]:
+    """The ``train`` split of a hub data set as a list of objects, from the cache of ``datasets`` or the network.
+
+    ``HF_HUB_OFFLINE`` is respected; when the hub does not answer within five seconds only the cache is read, so that a
+    machine without network does not hang in retries.
+
+    Raises:
+        UserError: ``datasets`` is not installed, or the data set cannot be loaded; the message says what to do
+            instead, with the command line flag ``flag`` and the name ``fedbias data fetch`` has for the data set.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(f"{hub_id} comes from the hub, which needs datasets; run: pip install datasets.") from None
+    try:
+        with _offline_when_unreachable():
+            return list(datasets.load_dataset(hub_id, split="train"))
+    except Exception as error:  # whatever datasets, huggingface_hub, fsspec or the transport below them raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        fetch = f", or, where there is a network, run: fedbias data fetch {known_as}" if known_as else ""
+        raise UserError(
+            f"The hub data set {hub_id} cannot be loaded: {reason.rstrip('.')}. Give a local file with --{flag} "
+            f"FILE.json, a folder that holds it with --data_dir{fetch}."
+        ) from error
+
+
+def hub_endpoint() -> str:
+    """The hub's address, ``HF_ENDPOINT`` if set."""
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+
+
+def _hub_answers() -> bool:
+    import urllib.error
+    import urllib.request
+
+    try:
+        request = urllib.request.Request(hub_endpoint(), method="HEAD")
+        with urllib.request.urlopen(request, timeout=PROBE_SECONDS):
+            return True
+    except urllib.error.HTTPError:
+        return True  # an answer, if an unfriendly one
+    except (OSError, ValueError):
+        return False
+
+
+@contextmanager
+def _offline_when_unreachable() -> Iterator[None]:
+    """Put huggingface_hub and datasets into their offline mode for a while if the hub does not answer."""
+    import datasets.config as datasets_config
+    import huggingface_hub.constants as hub_constants
+
+    if getattr(hub_constants, "HF_HUB_OFFLINE", False) or _hub_answers():
+        yield
+        return
+    logger.info("%s does not answer; looking into the local cache only", hub_endpoint())
+    switches = [
+        (module, name)
+        for module in (hub_constants, datasets_config)
+        for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+        if hasattr(module, name)
+    ]
+    before = [getattr(module, name) for module, name in switches]
+    for module, name in switches:
+        setattr(module, name, True)
+    try:
+        yield
+    finally:
+        for (module, name), value in zip(switches, before, strict=True):
+            setattr(module, name, value)
