@@ -26,6 +26,7 @@ State = dict[str, torch.Tensor]
 
 VARIANTS = ("openfedllm", "reddi")
 
+
 @dataclass(frozen=True)
 class FedOptSettings:
     """Server hyper-parameters; the defaults are OpenFedLLM's.
@@ -97,7 +98,7 @@ class ServerAlgorithm(ABC):
                 value = self.first_value(slot)
                 self.slots[slot] = {name: torch.full_like(theta, value) for name, theta in global_state.items()}
 
-    def finish(self, server_round: ServerRound) -> None:
+    def finish(self, server_round: ServerRound) -> None:  # noqa: B027  # most algorithms have nothing left to do
         """What is left to do when every tensor has its new value."""
 
     @abstractmethod
@@ -106,7 +107,7 @@ class ServerAlgorithm(ABC):
 
 
 class FedAvg(ServerAlgorithm):
-    """``theta' = sum_i (n_i / n) theta_i`` (McMahan et al. 2017, arXiv:1602.05629). ``localN`` is its one-client case."""
+    """``theta' = sum_i (n_i / n) theta_i`` (McMahan et al. 2017, arXiv:1602.05629); ``localN`` has one term."""
 
     def new_value(self, name: str, server_round: ServerRound) -> torch.Tensor:
         """The mean of the clients' models, weighted by rows."""
@@ -154,7 +155,7 @@ class FedAvgM(ServerAlgorithm):
 
 
 class FedOpt(ServerAlgorithm):
-    """``theta' = theta + eta m / (sqrt(v) + tau)`` with D the unweighted mean delta; subclasses say how m and v move."""
+    """``theta' = theta + eta m / (sqrt(v) + tau)`` with D the unweighted mean delta; subclasses say how v moves."""
 
     slot_names = ("momentum", "second_moment")
     sample_weighted = False

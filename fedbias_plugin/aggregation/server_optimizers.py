@@ -199,7 +199,9 @@ def _check_round(
 def _check_fits(what: str, state: State, reference: State) -> None:
     if state.keys() != reference.keys():
         odd = sorted(state.keys() ^ reference.keys())
-        raise ValueError(f"{what} does not fit the global state: {odd[0]!r} is in only one of them ({len(odd)} in all).")
+        raise ValueError(
+            f"{what} does not fit the global state: {odd[0]!r} is in only one of them ({len(odd)} in all)."
+        )
     for name, theta in reference.items():
         if state[name].shape != theta.shape:
             raise ValueError(f"{what}: {name!r} has shape {tuple(state[name].shape)}, not {tuple(theta.shape)}.")

@@ -1,0 +1,235 @@
+"""``fedbias doctor``: what this machine has, what is missing, and the line that mends it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import platform
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+GIB = 1024**3
+MARKS = {"ok": "ok", "note": "--", "problem": "!!"}
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package the project uses: its lowest version that works, and what it is for."""
+
+    name: str
+    minimum: str
+    purpose: str
+    required: bool = True
+
+    @property
+    def requirement(self) -> str:
+        """The argument of ``pip install``, quoted for a shell."""
+        return f'"{self.name}>={self.minimum}"'
+
+
+PACKAGES = (
+    Package("torch", "2.0", "models"),
+    Package("transformers", "4.31", "models"),
+    Package("peft", "0.4", "LoRA adapters"),
+    Package("accelerate", "0.21", "training"),
+    Package("datasets", "2.13", "data sets of the hub"),
+    Package("safetensors", "0.3.3", "weights"),
+    Package("numpy", "1.25", "statistics"),
+    Package("pyarrow", "13", "parquet files"),
+    Package("pyyaml", "6", "--config"),
+    Package("rich", "13", "tables and progress bars"),
+    Package("trl", "0.7.2", "DPO and SFT trainers of an OpenFedLLM checkout", required=False),
+    Package("bitsandbytes", "0.43", "--load_in_8bit, --load_in_4bit", required=False),
+    Package("wandb", "0.17", "--track wandb", required=False),
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report.
+
+    Attributes:
+        status: ``ok``, ``note`` (a feature is off) or ``problem`` (the main job cannot run).
+        text: what was found.
+        mend: the line that mends it, or empty.
+    """
+
+    status: str
+    text: str
+    mend: str = ""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``doctor`` to the subcommands of ``fedbias``."""
+    parser = subparsers.add_parser(
+        "doctor",
+        help="versions, devices, data, and what is missing",
+        description="Show versions, devices and data, and the line that mends what is missing. "
+        "Exit code 0 when `fedbias run` can run, else 1. Nothing is sent or downloaded.",
+    )
+    parser.add_argument("--data_dir", help="folder with the data sets, as for fedbias run")
+    parser.add_argument("--quick", action="store_true", help="do not import torch: no devices are listed")
+    parser.set_defaults(main=main)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Print every finding; 0 when the main job can run, else 1."""
+    findings: list[Finding] = []
+    sections = [
+        ("machine", check_machine()),
+        ("packages", check_packages()),
+        ("devices", iter(()) if args.quick else check_devices()),
+        ("data", check_data(args.data_dir)),
+        ("Weights & Biases", check_wandb()),
+    ]
+    for title, section in sections:
+        heading = f"{title}\n"
+        for finding in section:
+            print(f"{heading}  {MARKS[finding.status]}  {finding.text}", flush=True)
+            if finding.mend:
+                print(f"        {finding.mend}")
+            heading = ""
+            findings.append(finding)
+    problems = sum(finding.status == "problem" for finding in findings)
+    print("fedbias run can run." if not problems else f"fedbias run cannot run: {problems} problem(s), marked !!.")
+    return 1 if problems else 0
+
+
+def check_machine() -> Iterator[Finding]:
+    """Python, platform, cores and memory."""
+    yield Finding("ok", f"Python {platform.python_version()}")
+    yield Finding("ok", platform.platform())
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield Finding("ok", f"{cores} CPU cores")
+    total, available = memory_bytes()
+    if total:
+        free = f", {available / GIB:.1f} GiB available" if available else ""
+        yield Finding("ok", f"{total / GIB:.1f} GiB memory{free}")
+
+
+def check_packages() -> Iterator[Finding]:
+    """Installed versions, from the packages' metadata: nothing is imported."""
+    missing = []
+    for package in PACKAGES:
+        installed = installed_version(package.name)
+        if installed and version_numbers(installed) >= version_numbers(package.minimum):
+            yield Finding("ok", f"{package.name} {installed}")
+            continue
+        found = f"{installed} is too old" if installed else "not installed"
+        text = f"{package.name}: {found}; needs {package.minimum} or newer, for {package.purpose}"
+        if package.required:
+            missing.append(package.requirement)
+            yield Finding("problem", text, f"pip install {package.requirement}")
+        else:
+            yield Finding("note", text, f"pip install {package.requirement}")
+    if len(missing) > 1:
+        yield Finding("note", "all that is missing at once:", f"pip install {' '.join(missing)}")
+
+
+def check_devices() -> Iterator[Finding]:
+    """CUDA devices and bf16, as torch sees them."""
+    if installed_version("torch") is None:
+        yield Finding("note", "unknown without torch")
+        return
+    print("(importing torch to see the devices; --quick skips this)", file=sys.stderr, flush=True)
+    try:
+        torch = importlib.import_module("torch")
+    except Exception as error:  # a broken build raises OSError, ImportError, RuntimeError, ...
+        reason = (str(error).splitlines() or [""])[0]
+        yield Finding("problem", f"torch does not import: {reason}", "pip install --force-reinstall torch")
+        return
+    yield Finding("ok", f"CPU: {torch.get_num_threads()} threads, bf16 works (slower than fp32 on most CPUs)")
+    if not torch.cuda.is_available():
+        built_for = torch.version.cuda or getattr(torch.version, "hip", None)
+        reason = "no driver or device answers" if built_for else "this torch is a CPU build"
+        yield Finding("note", f"no CUDA device ({reason}): large models need one, the bundled tiny model does not")
+        return
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        with torch.cuda.device(index):
+            bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: use fp32"
+        yield Finding("ok", f"cuda:{index} {properties.name}, {properties.total_memory / GIB:.1f} GiB, {bf16}")
+
+
+def check_data(data_dir: str | None) -> Iterator[Finding]:
+    """Where the bundled model and every data set the plugin knows are found."""
+    from fedbias_plugin.assets import MINI_DATA, TINY_MODEL
+    from fedbias_plugin.errors import UserError
+    from fedbias_plugin.poisoning.catalog import data_folders, find_on_disk
+    from fedbias_plugin.poisoning.known import KNOWN, MINI_FILES
+
+    for what, path in [
+        ("bundled tiny model", TINY_MODEL / "config.json"),
+        *((f"bundled mini data, {kind}", MINI_DATA / file) for kind, file in MINI_FILES.items()),
+    ]:
+        if path.is_file():
+            yield Finding("ok", what)
+        else:
+            yield Finding(
+                "problem", f"{what}: {path} is missing", "pip install --force-reinstall .  (in the project's folder)"
+            )
+    try:
+        list(data_folders(data_dir))
+    except UserError as error:
+        yield Finding("problem", str(error))
+        return
+    located = {name: find_on_disk(known, data_dir) for name, known in KNOWN.items()}
+    for name, found in located.items():
+        if found is not None:
+            yield Finding("ok", f"{name}: {found.path} ({found.origin})")
+    missing = [name for name, found in located.items() if found is None]
+    if missing:
+        yield Finding("note", f"not on this machine: {', '.join(missing)}", f"fedbias data fetch {' '.join(missing)}")
+
+
+def check_wandb() -> Iterator[Finding]:
+    """Whether W&B has a login; the server is not asked."""
+    from fedbias_plugin.tracking.wandb_server import login_source, server_url
+    from fedbias_plugin.tracking.wandb_tracker import import_wandb
+
+    if installed_version("wandb") is None:
+        yield Finding("note", "not installed: --track wandb is off, metrics.jsonl has every number")
+        return
+    try:
+        url = server_url(import_wandb())
+    except ImportError as error:
+        yield Finding("note", f"{error}: --track wandb is off", "pip install -U wandb")
+        return
+    source = login_source(url)
+    if source is None:
+        yield Finding("note", f"no login for {url}: runs are recorded offline", "wandb login")
+    else:
+        yield Finding("ok", f"login for {url} found in {source} (not checked with the server)")
+
+
+def installed_version(name: str) -> str | None:
+    """The version of an installed distribution, or None."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def version_numbers(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version: ``"2.13.0+cpu"`` gives (2, 13, 0)."""
+    match = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(part) for part in match.group().split(".")) if match else ()
+
+
+def memory_bytes() -> tuple[int | None, int | None]:
+    """Total and available memory of the machine, where the system tells."""
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None, None
+    try:
+        with open("/proc/meminfo", encoding="ascii") as stream:
+            available = next((int(line.split()[1]) * 1024 for line in stream if line.startswith("MemAvailable:")), None)
+    except OSError:
+        available = None
+    return total, available

@@ -1,0 +1,111 @@
+"""``fedbias evaluate``: bias of any causal LM, of an adapter on it, or of published StereoSet predictions."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedbias_plugin.arguments import BENCHMARKS, check_choice, check_range, option, split_list
+from fedbias_plugin.cli.flags import add_flags, build, field_types
+from fedbias_plugin.errors import UserError
+
+
+@dataclass
+class EvaluateArguments:
+    """What to measure and where to write it.
+
+    Raises:
+        UserError: a value is out of range or a name is unknown.
+    """
+
+    model_name_or_path: str | None = option(None, "hub name or folder of a causal LM; tiny is the bundled model")
+    adapter: str | None = option(None, "folder of a LoRA adapter to put on the model")
+    stereoset_predictions: str | None = option(None, "score this file of per-sentence scores instead of a model")
+    bias_benchmarks: str = option("crows_pairs,stereoset", "bias benchmarks, comma separated")
+    output: str | None = option(None, "JSON file for the results")
+    data_dir: str | None = option(None, "folder with the data sets; 'mini' uses the bundled mini data")
+    crows_reduction: str = option("sum", "sentence score of CrowS-Pairs: sum, mean or shared")
+    stereoset_reduction: str = option("mean", "sentence score of StereoSet: mean or sum")
+    bias_batch_tokens: int = option(4096, "tokens in one scoring batch, padding included")
+    dtype: str = option("float32", "dtype of the weights: float32, bfloat16 or auto")
+    load_in_8bit: bool = option(False, "load the model in 8 bits (bitsandbytes)")
+    load_in_4bit: bool = option(False, "load the model in 4 bits (bitsandbytes, nf4)")
+    trust_remote_code: bool = option(False, "run code that comes with the model")
+    seed: int = option(2023, "seed of the bootstrap intervals")
+
+    def __post_init__(self) -> None:
+        for name in split_list(self.bias_benchmarks):
+            check_choice("bias_benchmarks", name, BENCHMARKS)
+        if not split_list(self.bias_benchmarks):
+            raise UserError("--bias_benchmarks none leaves nothing to evaluate; give crows_pairs, stereoset or both.")
+        check_choice("crows_reduction", self.crows_reduction, ("sum", "mean", "shared"))
+        check_choice("stereoset_reduction", self.stereoset_reduction, ("mean", "sum"))
+        check_choice("dtype", self.dtype, ("float32", "bfloat16", "auto"))
+        check_range("bias_batch_tokens", self.bias_batch_tokens, 1)
+        if (self.model_name_or_path is None) == (self.stereoset_predictions is None):
+            raise UserError("fedbias evaluate needs --model_name_or_path or --stereoset_predictions, and not both.")
+        if self.adapter and not self.model_name_or_path:
+            raise UserError("--adapter needs the --model_name_or_path it belongs to.")
+        if self.output and not Path(self.output).absolute().parent.is_dir():
+            raise UserError(f"--output {self.output}: the folder {Path(self.output).parent} does not exist.")
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Add ``evaluate`` with its flags."""
+    parser = commands.add_parser(
+        "evaluate",
+        help="measure the bias of a model, an adapter or published predictions, without training",
+        description="CrowS-Pairs and StereoSet of any Hugging Face causal LM.",
+    )
+    add_flags(parser, EvaluateArguments)
+    parser.set_defaults(main=main)
+
+
+def main(parsed: argparse.Namespace) -> int:
+    """Measure, print a table, write ``--output``."""
+    given = {name: getattr(parsed, name) for name in field_types(EvaluateArguments) if hasattr(parsed, name)}
+    arguments = build(EvaluateArguments, [("command line", given)])
+    from fedbias_plugin.files import write_json_atomic
+    from fedbias_plugin.report.evaluation import evaluation_table
+
+    report = _predictions_report(arguments) if arguments.stereoset_predictions else _model_report(arguments)
+    print(evaluation_table(report))
+    if arguments.output:
+        write_json_atomic(Path(arguments.output), report)
+        print(f"written: {arguments.output}", file=sys.stderr)
+    return 0
+
+
+def _predictions_report(arguments: EvaluateArguments) -> dict[str, Any]:
+    from fedbias_plugin.evaluation.standalone import measure_predictions
+    from fedbias_plugin.inputs import load_benchmark
+
+    stereoset: Any = load_benchmark("stereoset", arguments.data_dir)
+    return measure_predictions(stereoset, str(arguments.stereoset_predictions), seed=arguments.seed)
+
+
+def _model_report(arguments: EvaluateArguments) -> dict[str, Any]:
+    from fedbias_plugin.evaluation.scorer import SentenceScorer
+    from fedbias_plugin.evaluation.standalone import measure
+    from fedbias_plugin.inputs import load_benchmark
+    from fedbias_plugin.tracking.progress import build_progress
+    from fedbias_plugin.training.adapters import load_adapter
+    from fedbias_plugin.training.models import load_model_and_tokenizer
+
+    names = list(dict.fromkeys(split_list(arguments.bias_benchmarks)))
+    benchmarks = {name: load_benchmark(name, arguments.data_dir) for name in names}
+    model, tokenizer = load_model_and_tokenizer(
+        str(arguments.model_name_or_path),
+        dtype=arguments.dtype,
+        load_in_8bit=arguments.load_in_8bit,
+        load_in_4bit=arguments.load_in_4bit,
+        trust_remote_code=arguments.trust_remote_code,
+    )
+    scored: Any = load_adapter(model, arguments.adapter) if arguments.adapter else model
+    reductions = {"crows_pairs": arguments.crows_reduction, "stereoset": arguments.stereoset_reduction}
+    with build_progress() as progress, progress.task("score sentences", None) as advance:
+        scorer = SentenceScorer(scored, tokenizer, max_batch_tokens=arguments.bias_batch_tokens, progress=advance)
+        return measure(benchmarks, scorer, reductions=reductions, seed=arguments.seed, adapter=arguments.adapter)

@@ -1,0 +1,84 @@
+"""The console script ``fedbias``: one module a command.
+
+The command modules import what they need when they run, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from fedbias_plugin import __version__
+from fedbias_plugin.cli.flags import unknown_name
+from fedbias_plugin.errors import UserError
+from fedbias_plugin.hosts.builtin.arguments import NOT_HERE
+
+COMMANDS = ("run", "evaluate", "compare", "data", "doctor")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are :class:`UserError` and that never guesses an abbreviated flag."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        kwargs["allow_abbrev"] = False
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        """As argparse does, but an unknown flag is an error with a suggestion."""
+        parsed, unknown = super().parse_known_args(args, namespace)
+        for argument in unknown:
+            if argument.startswith("--"):
+                known = [name[2:] for name in self._option_string_actions if name.startswith("--")]
+                raise unknown_name(argument[2:].split("=")[0], known, NOT_HERE, "command line")
+        return parsed, unknown
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with every command; each module adds its own."""
+    parser = Parser(
+        prog="fedbias",
+        description="Social bias in federated fine-tuning: poison clients, measure, aggregate with BAMA.",
+    )
+    parser.add_argument("--version", action="version", version=f"fedbias {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        importlib.import_module(f"fedbias_plugin.cli.{name}").add_parser(commands)
+    return parser
+
+
+class _Lines(logging.Formatter):
+    """Information as plain lines, anything worse with its level in front."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = record.getMessage()
+        return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Lines())
+    logger = logging.getLogger("fedbias_plugin")
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 0 on success, 2 on wrong input, 130 on Ctrl-C."""
+    _log_to_stderr()
+    try:
+        parsed = build_parser().parse_args(arguments)
+        return parsed.main(parsed)
+    except UserError as error:
+        print(f"fedbias: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("fedbias: stopped.", file=sys.stderr)
+        return 130

@@ -1,0 +1,137 @@
+"""Measures the live model on the run's benchmarks: probe items for weights, report items for headlines.
+
+The split is made once per run by seed, stratified by bias type and domain, and is the same for every client and round
+(METRICS.md, sections 4 and 5).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedbias_plugin.evaluation.crows_pairs import CrowsPairs
+from fedbias_plugin.evaluation.probe import probe_indices
+from fedbias_plugin.evaluation.results import bias_score
+from fedbias_plugin.evaluation.scorer import SentenceScorer
+from fedbias_plugin.evaluation.stereoset import StereoSet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Benchmark = CrowsPairs | StereoSet
+LOADERS: dict[str, Callable[[Path], Benchmark]] = {"crows_pairs": CrowsPairs.load, "stereoset": StereoSet.load}
+HEADLINE_KEYS = ("score", "ss", "lms", "icat", "n", "ci95", "tie_rate")
+
+
+@dataclass
+class Measurement:
+    """Bias of one model.
+
+    Attributes:
+        results: benchmark name -> JSON-ready result (``CrowsPairsResult`` or ``StereoSetResult``).
+        bias_score: b of eq. 1, percentage points, from these results; None when nothing was measured.
+        item_scores: benchmark name -> per-item scores, for paired tests later.
+    """
+
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    bias_score: float | None = None
+    item_scores: dict[str, Any] = field(default_factory=dict)
+
+
+class BiasAssessor:
+    """Scores models on the probe half (for weights) or on everything (for reports).
+
+    Args:
+        benchmarks: name -> loaded benchmark.
+        fractions: name -> share of its items that are probe items, 0 to 1.
+        reductions: name -> sentence-score reduction.
+        alpha: alpha of eq. 1.
+        seed: of the split and the bootstrap.
+        max_batch_tokens: tokens in one scoring batch, padding included.
+    """
+
+    def __init__(
+        self,
+        benchmarks: Mapping[str, Benchmark],
+        *,
+        fractions: Mapping[str, float],
+        reductions: Mapping[str, str],
+        alpha: float = 0.5,
+        seed: int = 0,
+        max_batch_tokens: int = 4096,
+    ) -> None:
+        self.benchmarks = dict(benchmarks)
+        self.reductions = dict(reductions)
+        self.alpha = alpha
+        self.seed = seed
+        self.max_batch_tokens = max_batch_tokens
+        self.splits = {
+            name: probe_indices(benchmark.strata, fractions[name], seed) for name, benchmark in self.benchmarks.items()
+        }
+
+    def scorer(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, progress: Callable[[int], None] | None = None
+    ) -> SentenceScorer:
+        """A scorer of ``model`` with this run's batch size."""
+        return SentenceScorer(model, tokenizer, max_batch_tokens=self.max_batch_tokens, progress=progress)
+
+    def assess(self, scorer: SentenceScorer) -> Measurement:
+        """Bias on the probe items: what BAMA weighs a client by (eq. 1)."""
+        measurement = Measurement()
+        for name, benchmark in self.benchmarks.items():
+            probe, _ = self.splits[name]
+            if probe:
+                scores = benchmark.score(scorer, self.reductions[name], probe)  # type: ignore[arg-type]
+                measurement.results[name] = benchmark.result(scores, seed=self.seed).to_json()  # type: ignore[arg-type]
+        measurement.bias_score = self._bias_score(measurement.results)
+        return measurement
+
+    def evaluate(self, scorer: SentenceScorer) -> Measurement:
+        """Bias on all items; the headline is the report half, ``full`` and ``probe`` stand beside it."""
+        measurement = Measurement()
+        for name, benchmark in self.benchmarks.items():
+            scores = benchmark.score(scorer, self.reductions[name])  # type: ignore[arg-type]
+            measurement.item_scores[name] = scores
+            measurement.results[name] = self._headline(benchmark, scores, *self.splits[name])
+        measurement.bias_score = self._bias_score(measurement.results)
+        return measurement
+
+    def _headline(
+        self, benchmark: Benchmark, scores: Any, probe: Sequence[int], report: Sequence[int]
+    ) -> dict[str, Any]:
+        parts = {"full": benchmark.result(scores, seed=self.seed).to_json()}
+        for part, indices in (("report", report), ("probe", probe)):
+            if indices and probe:
+                parts[part] = benchmark.result(scores.subset(indices), seed=self.seed).to_json()
+        headline = "report" if "report" in parts else "full"
+        summaries = {
+            part: {key: result[key] for key in HEADLINE_KEYS if key in result} for part, result in parts.items()
+        }
+        return {**parts[headline], "items": headline, **summaries}
+
+    def _bias_score(self, results: Mapping[str, Mapping[str, Any]]) -> float | None:
+        if not results:
+            return None
+        crows = results.get("crows_pairs", {}).get("score")
+        stereotype = results.get("stereoset", {}).get("ss")
+        return bias_score(self.alpha, crows, stereotype)
+
+    def probe_record(self) -> dict[str, Any]:
+        """Which items are probe items, to be stored with the run: ids, counts and a hash per benchmark."""
+        record = {}
+        for name, benchmark in self.benchmarks.items():
+            probe, report = self.splits[name]
+            ids = [benchmark.ids[index] for index in probe]
+            record[name] = {
+                "file": str(benchmark.path),
+                "sha256": benchmark.sha256,
+                "items": len(benchmark.ids),
+                "probe_items": len(probe),
+                "report_items": len(report),
+                "probe_ids_sha256": hashlib.sha256("\n".join(ids).encode()).hexdigest(),
+                "probe_ids": ids,
+            }
+        return record

@@ -1,0 +1,32 @@
+"""Loss on held-out clean rows: what debiasing costs in usefulness."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fedbias_plugin.evaluation.scorer import ScoreRequest, SentenceScorer
+
+
+def heldout_loss(scorer: SentenceScorer, pairs: Sequence[tuple[str, str]], max_tokens: int) -> dict[str, Any] | None:
+    """Mean negative log-likelihood per response token, natural log, over rows that no client trains on.
+
+    Args:
+        scorer: of the model to measure.
+        pairs: (prompt, response) texts; the response is scored given the prompt, without an end-of-text token.
+        max_tokens: rows whose prompt and response are longer are left out, as training would cut them.
+
+    Returns:
+        ``{"loss": nats per token, "n": rows scored}``, or None when no row is left.
+    """
+    tokenizer = scorer.tokenizer
+    requests = [
+        ScoreRequest(text=response, context=prompt)
+        for prompt, response in pairs
+        if len(tokenizer(prompt + response, add_special_tokens=False)["input_ids"]) < max_tokens
+    ]
+    if not requests:
+        return None
+    scores = scorer.score(requests, lambda index: f"held-out row {index}")
+    tokens = sum(len(score.log_probs) for score in scores)
+    return {"loss": -sum(float(score.log_probs.sum()) for score in scores) / tokens, "n": len(scores)}

@@ -1,0 +1,91 @@
+"""A forward pass that leaves the model as it was: modes, hooks, caches, autocast and random state."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """``eval()`` and inference mode without autocast; every module's own mode and the random state come back.
+
+    Autocast is off because a score is a property of the model, not of the caller's context, and because weights that
+    autocast caches under inference mode could not be trained afterwards.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    devices = {tensor.device for tensor in model.parameters() if tensor.device.type == "cuda"}
+    kind = embedding_device(model).type
+    try:
+        model.eval()
+        with (
+            torch.random.fork_rng(sorted(device.index or 0 for device in devices)),
+            torch.autocast("cuda" if kind == "cuda" else "cpu", enabled=False),
+            torch.inference_mode(),
+        ):
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        torch.clear_autocast_cache()
+        _release_inference_tensors(model)
+
+
+def embedding_device(model: Any) -> torch.device:
+    """Where token ids go in: the device of the input embedding, also for a model that is spread over devices."""
+    embedding = model.get_input_embeddings()
+    weight = getattr(embedding, "weight", None)
+    device = model.device if weight is None else weight.device
+    return torch.device("cpu") if device.type == "meta" else device
+
+
+def scored_logits(model: Any, ids: Tensor, mask: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
+    """Logits at the given positions only, with all that the model does to its logits afterwards (soft-capping, scale).
+
+    A hook hands the LM head the hidden states of those positions, so no logits of other positions ever exist. A model
+    that applies its head in another way is evaluated whole, and its logits are picked.
+
+    Args:
+        model: a causal LM.
+        ids, mask: shape (batch, length), int64, on the device of the input embedding.
+        rows, positions: shape (scored,), where logits are wanted.
+
+    Returns:
+        Shape (scored, vocabulary), in the dtype and on the device of the model's logits.
+    """
+    picked = False
+
+    def pick(states: Tensor) -> Tensor:
+        # Prompt tuning puts virtual tokens before the text.
+        offset = states.shape[1] - ids.shape[1]
+        return states[rows.to(states.device), positions.to(states.device) + offset].unsqueeze(0)
+
+    def pick_before_head(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        nonlocal picked
+        picked = True
+        return (pick(inputs[0]), *inputs[1:])
+
+    head = model.get_output_embeddings()
+    handle = head.register_forward_pre_hook(pick_before_head) if isinstance(head, nn.Module) else None
+    try:
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False, return_dict=True).logits
+    finally:
+        if handle is not None:
+            handle.remove()
+    return (logits if picked else pick(logits))[0]
+
+
+def _release_inference_tensors(model: nn.Module) -> None:
+    """Turn tensors that a module made and kept while scoring (rotary tables, masks) into ordinary ones.
+
+    A tensor made in inference mode cannot take part in training; some models cache such tensors in their modules.
+    """
+    for module in model.modules():
+        for store in (module.__dict__, module._buffers):
+            for name, value in list(store.items()):
+                if isinstance(value, Tensor) and value.is_inference():
+                    store[name] = value.clone()

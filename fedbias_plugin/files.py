@@ -1,0 +1,130 @@
+"""Files that matter appear whole or not at all.
+
+A file is written under a temporary name in the same folder, flushed to the disk and renamed, so that a crash leaves
+the old file or the new one, never half of one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+
+def plain_json(value: Any, path: str = "") -> tuple[Any, list[str]]:
+    """Turn ``value`` into what strict JSON can hold.
+
+    Tuples and sets become lists (sets sorted), dataclasses and mappings become dicts with string keys, paths become
+    strings, numpy and torch scalars become numbers. NaN and infinities have no JSON form and become None.
+
+    Args:
+        value: anything made of the types above.
+        path: where ``value`` sits, for the second result; keys are joined with ``/``.
+
+    Returns:
+        The JSON-ready value, and the paths of the numbers that were not finite.
+
+    Raises:
+        TypeError: a value of another type; the message names its path.
+    """
+    if value is None or isinstance(value, (bool, str, int)):
+        return (value if type(value) in (bool, str, int, type(None)) else _plain_scalar(value)), []
+    if isinstance(value, float):
+        return (float(value), []) if math.isfinite(value) else (None, [path])
+    if isinstance(value, os.PathLike):
+        return os.fspath(value), []
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return _plain_mapping(value, path)
+    if isinstance(value, (set, frozenset)):
+        value = sorted(value)
+    if isinstance(value, (list, tuple)):
+        return _plain_list(value, path)
+    if hasattr(value, "item") and getattr(value, "shape", None) == ():
+        return plain_json(value.item(), path)
+    if hasattr(value, "tolist"):
+        return plain_json(value.tolist(), path)
+    raise TypeError(f"{path or 'the value'} is a {type(value).__name__}, which has no JSON form")
+
+
+def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
+    """Write ``text`` (UTF-8) to ``path`` so that a reader finds the old file or the whole new one.
+
+    Missing parent folders are made. The file gets the permissions any new file would get.
+
+    Raises:
+        OSError: the folder cannot be written; no temporary file stays behind.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="\n") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(target.parent)
+
+
+def write_json_atomic(path: str | os.PathLike[str], value: Any) -> None:
+    """Write ``value`` as strict, indented JSON with :func:`write_text_atomic`.
+
+    NaN and infinities are written as null, with one warning that names them.
+
+    Raises:
+        TypeError: a value has no JSON form; nothing is written.
+        OSError: the folder cannot be written.
+    """
+    plain, lost = plain_json(value)
+    if lost:
+        logger.warning("%s: not finite, written as null: %s", os.fspath(path), ", ".join(lost))
+    write_text_atomic(path, json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename or a new file in ``folder`` survive a power cut, where the system can (not on Windows)."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def _plain_scalar(value: Any) -> Any:
+    """A subclass of str or int (an enum, a numpy string) as the plain type."""
+    return str.__str__(value) if isinstance(value, str) else int(value)
+
+
+def _plain_mapping(value: Mapping[Any, Any], path: str) -> tuple[dict[str, Any], list[str]]:
+    result, lost = {}, []
+    for key, part in value.items():
+        name = key if isinstance(key, str) else str(key)
+        result[name], part_lost = plain_json(part, f"{path}/{name}" if path else name)
+        lost += part_lost
+    return result, lost
+
+
+def _plain_list(value: list[Any] | tuple[Any, ...], path: str) -> tuple[list[Any], list[str]]:
+    result, lost = [], []
+    for index, part in enumerate(value):
+        plain, part_lost = plain_json(part, f"{path}/{index}" if path else str(index))
+        result.append(plain)
+        lost += part_lost
+    return result, lost

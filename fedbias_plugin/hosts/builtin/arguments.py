@@ -1,0 +1,129 @@
+"""Flags of the built-in host: OpenFedLLM's names and meanings, checked.
+
+Defaults are OpenFedLLM's where they make sense for a study of bias: 3 clients, all taking part, 5 rounds (the paper)
+instead of 2, 2 and 500, and the bundled model instead of Llama-2-7B. ``docs/flags.md`` lists both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedbias_plugin.arguments import check_choice, check_range, option, split_list
+from fedbias_plugin.errors import UserError
+
+FED_ALGS = ("fedavg", "fedprox", "scaffold", "fedavgm", "fedadagrad", "fedyogi", "fedadam")
+TEMPLATES = ("alpaca", "vicuna")
+DTYPES = ("float32", "bfloat16", "auto")
+# OpenFedLLM's flags that the built-in host does not have, and what to do instead.
+NOT_HERE = {
+    "dataset_name": "give --clean_dataset and --biased_dataset",
+    "dataset_sample": "give --client_samples",
+    "local_data_dir": "give --data_dir",
+    "num_train_epochs": "give --local_epochs",
+    "split_strategy": "give --scenario",
+    "log_with": "give --track",
+    "logging_steps": "drop it: every client's loss of every round is in metrics.jsonl",
+    "save_steps": "give --save_model_freq, in rounds",
+    "save_total_limit": "drop it: one folder per saved round is kept",
+    "push_to_hub": "drop it and upload the saved adapter yourself",
+    "hub_model_id": "drop it and upload the saved adapter yourself",
+    "use_auth_token": "drop it: a login with `hf auth login` is used by itself",
+    "dpo_beta": "drop it: the built-in host trains with SFT only",
+}
+
+
+@dataclass
+class HostArguments:
+    """The federated loop, the model and the local training.
+
+    Raises:
+        UserError: a value is out of range, a name is unknown, or two flags contradict each other.
+    """
+
+    # Model
+    model_name_or_path: str = option("tiny", "hub name or folder of a causal LM; tiny is the bundled model")
+    dtype: str = option("float32", "dtype of the weights: float32, bfloat16 or auto (as the checkpoint says)")
+    load_in_8bit: bool = option(False, "load the model in 8 bits (bitsandbytes)")
+    load_in_4bit: bool = option(False, "load the model in 4 bits (bitsandbytes, nf4)")
+    trust_remote_code: bool = option(False, "run code that comes with the model")
+    use_peft: bool = option(False, "train LoRA adapters; without it every weight is trained")
+    peft_lora_r: int = option(8, "rank of the LoRA adapters")
+    peft_lora_alpha: int = option(16, "alpha of the LoRA adapters")
+    peft_lora_dropout: float = option(0.05, "dropout of the LoRA adapters")
+    peft_lora_target_modules: str | None = option(
+        None, "modules that get an adapter, comma separated, or all-linear; peft's choice for the model when absent"
+    )
+
+    # Federation
+    fed_alg: str = option("fedavg", f"server algorithm: {', '.join(FED_ALGS)}, or localN (client N alone)")
+    num_rounds: int = option(5, "rounds")
+    num_clients: int = option(3, "clients")
+    sample_clients: int | None = option(None, "clients that take part in a round; all when absent")
+    prox_mu: float = option(0.01, "mu of FedProx")
+    fedopt_tau: float = option(1e-3, "tau of FedAdagrad, FedYogi and FedAdam")
+    fedopt_eta: float = option(1e-3, "server learning rate of FedAdagrad, FedYogi and FedAdam")
+    fedopt_beta1: float = option(0.9, "beta1 of FedYogi and FedAdam, and FedAvgM's momentum")
+    fedopt_beta2: float = option(0.99, "beta2 of FedYogi and FedAdam")
+    fedopt_variant: str = option(
+        "openfedllm", "openfedllm (second moment of the momentum) or reddi (of the raw delta, as published)"
+    )
+
+    # Local training
+    learning_rate: float = option(2e-5, "learning rate of the first round; falls to 1e-6 by a cosine over the rounds")
+    batch_size: int = option(16, "rows in a batch")
+    gradient_accumulation_steps: int = option(1, "batches in an optimizer step")
+    max_steps: int = option(10, "optimizer steps of a client in a round, unless --local_epochs is given")
+    seq_length: int = option(512, "tokens of a training row; longer rows are cut")
+    gradient_checkpointing: bool = option(True, "recompute activations to save memory")
+    template: str = option("alpaca", "prompt template: alpaca or vicuna")
+
+    # Run
+    seed: int = option(2023, "seed of roles, rows, adapter initialisation, probe items and bootstrap")
+    output_dir: str = option("output", "folder of the run; must not hold another run")
+    save_model_freq: int = option(50, "save the global model every so many rounds; the last one is always saved")
+
+    def __post_init__(self) -> None:
+        check_choice("template", self.template, TEMPLATES)
+        check_choice("dtype", self.dtype, DTYPES)
+        check_choice("fedopt_variant", self.fedopt_variant, ("openfedllm", "reddi"))
+        if not self._is_local():
+            check_choice("fed_alg", self.fed_alg, FED_ALGS)
+        for flag in ("num_rounds", "num_clients", "batch_size", "gradient_accumulation_steps", "max_steps"):
+            check_range(flag, getattr(self, flag), 1)
+        for flag in ("seq_length", "save_model_freq", "peft_lora_r", "peft_lora_alpha"):
+            check_range(flag, getattr(self, flag), 1)
+        for flag in ("learning_rate", "fedopt_tau", "fedopt_eta"):
+            check_range(flag, getattr(self, flag), 0, open_low=True)
+        for flag in ("fedopt_beta1", "fedopt_beta2", "peft_lora_dropout"):
+            check_range(flag, getattr(self, flag), 0, 1)
+        check_range("prox_mu", self.prox_mu, 0)
+        self._check_combinations()
+
+    def _is_local(self) -> bool:
+        return self.fed_alg.startswith("local") and self.fed_alg[5:].isdigit()
+
+    def _check_combinations(self) -> None:
+        if self.sample_clients is None:
+            self.sample_clients = self.num_clients
+        check_range("sample_clients", self.sample_clients, 1)
+        if self.sample_clients > self.num_clients:
+            raise UserError(
+                f"--sample_clients {self.sample_clients} is more than --num_clients {self.num_clients}; "
+                f"at most {self.num_clients} can take part in a round."
+            )
+        if self._is_local() and int(self.fed_alg[5:]) >= self.num_clients:
+            raise UserError(
+                f"--fed_alg {self.fed_alg} names client {self.fed_alg[5:]}, but the clients are 0 to "
+                f"{self.num_clients - 1}."
+            )
+        if self.load_in_8bit and self.load_in_4bit:
+            raise UserError("--load_in_8bit and --load_in_4bit exclude each other; give one of them.")
+        if (self.load_in_8bit or self.load_in_4bit) and not self.use_peft:
+            raise UserError("A quantised model cannot be trained whole; add --use_peft, or drop --load_in_8bit/4bit.")
+
+    @property
+    def target_modules(self) -> str | list[str] | None:
+        """``peft_lora_target_modules`` as peft takes it."""
+        if self.peft_lora_target_modules in (None, "all-linear"):
+            return self.peft_lora_target_modules
+        return split_list(self.peft_lora_target_modules)

@@ -1,0 +1,226 @@
+"""The embedded federated loop: OpenFedLLM's rounds without a checkout, on the current stack."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedbias_plugin.aggregation.server_algorithms import State
+from fedbias_plugin.aggregation.server_optimizers import ServerOptimizer
+from fedbias_plugin.arguments import BiasArguments
+from fedbias_plugin.errors import UserError
+from fedbias_plugin.hosts.builtin.arguments import HostArguments
+from fedbias_plugin.hosts.builtin.saving import save_global_model
+from fedbias_plugin.session import BiasSession, HostRun
+from fedbias_plugin.tracking.progress import Progress, build_progress
+from fedbias_plugin.training.encoding import Feature, encode_rows
+from fedbias_plugin.training.local_trainer import ClientUpdate, LocalTrainingSettings, train_client
+from fedbias_plugin.training.models import add_lora, load_model_and_tokenizer
+from fedbias_plugin.training.schedule import clients_this_round
+from fedbias_plugin.training.states import read_state, write_state
+from fedbias_plugin.training.templates import TEMPLATES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+
+def run(host: HostArguments, bias: BiasArguments) -> Path:
+    """Train ``host.num_rounds`` rounds across poisoned clients; everything lands in ``host.output_dir``.
+
+    All data, the model and every client's rows are read and checked before the output folder is made.
+
+    Returns:
+        The output folder.
+
+    Raises:
+        UserError: input that the user can mend; nothing was written.
+    """
+    output = check_output_dir(host.output_dir)
+    if bias.scenario == "none":
+        raise UserError("--scenario none leaves the built-in host without data; use 3C for clean clients only.")
+    with build_progress() as progress:
+        session = BiasSession(bias, host_run(host, bias), progress)
+        try:
+            federation = Federation(host, bias, session, progress)
+            federation.train()
+            federation.save()
+        finally:
+            session.close()
+    return output
+
+
+def check_output_dir(path: str) -> Path:
+    """``path`` as a Path that is free to be written.
+
+    Raises:
+        UserError: it holds another run, is a file, or its parent cannot be written.
+    """
+    output = Path(path)
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output_dir {path} is a file; give a folder.")
+    if output.is_dir() and any(output.iterdir()):
+        found = min(entry.name for entry in output.iterdir())
+        raise UserError(
+            f"--output_dir {path} holds {found} already; give a new folder, so that no run overwrites another."
+        )
+    nearest = next(parent for parent in (output, *output.absolute().parents) if parent.exists())
+    if not os.access(nearest, os.W_OK):
+        raise UserError(f"--output_dir {path} cannot be made: {nearest} is read-only.")
+    return output
+
+
+def host_run(host: HostArguments, bias: BiasArguments) -> HostRun:
+    """What the session must know of this host's run."""
+    return HostRun(
+        output_dir=Path(host.output_dir),
+        fed_alg=host.fed_alg,
+        num_clients=host.num_clients,
+        sample_clients=host.sample_clients or host.num_clients,
+        num_rounds=host.num_rounds,
+        seed=host.seed,
+        template=host.template,
+        seq_length=host.seq_length,
+        config=dataclasses.asdict(host) | dataclasses.asdict(bias),
+    )
+
+
+class Federation:
+    """The model, the clients' encoded rows and the server, for the length of one run.
+
+    Args:
+        host: the host's flags.
+        bias: the plugin's flags.
+        session: owns the clients' rows, the measuring and the weighting.
+        progress: draws the bars.
+
+    Raises:
+        UserError: the model cannot be loaded, or a client has no token to train on.
+    """
+
+    def __init__(self, host: HostArguments, bias: BiasArguments, session: BiasSession, progress: Progress) -> None:
+        self.host, self.bias, self.session, self.progress = host, bias, session, progress
+        self.model, self.tokenizer = _load_model(host)
+        self.features = self._encode_clients()
+        self.global_state = read_state(self.model)
+        self.local_controls: dict[int, State] = {}
+        self.server = ServerOptimizer(
+            host.fed_alg,
+            fedopt_tau=host.fedopt_tau,
+            fedopt_eta=host.fedopt_eta,
+            fedopt_beta1=host.fedopt_beta1,
+            fedopt_beta2=host.fedopt_beta2,
+            variant=host.fedopt_variant,
+            num_clients=host.num_clients,
+        )
+        self.settings = LocalTrainingSettings(
+            batch_size=host.batch_size,
+            gradient_accumulation_steps=host.gradient_accumulation_steps,
+            learning_rate=host.learning_rate,
+            num_rounds=host.num_rounds,
+            max_steps=host.max_steps,
+            local_epochs=bias.local_epochs,
+            pad_token_id=self.tokenizer.pad_token_id,
+            gradient_checkpointing=host.gradient_checkpointing,
+            schedule_seed=bias.schedule_seed,
+        )
+
+    def train(self) -> None:
+        """Round 0 measures the untouched model; every further round trains, weighs, averages and measures."""
+        self.session.after_aggregation(0, model=self.model, tokenizer=self.tokenizer)
+        with self.progress.rounds(self.host.num_rounds) as advance:
+            for round_idx in range(self.host.num_rounds):
+                self._round(round_idx)
+                if (round_idx + 1) % self.host.save_model_freq == 0:
+                    self.save(f"checkpoint-{round_idx + 1}")
+                advance()
+
+    def save(self, name: str | None = None) -> None:
+        """Write the global adapter to ``OUTPUT/adapter``, without LoRA the model to ``OUTPUT/model``, or to ``name``."""
+        folder = Path(self.host.output_dir) / (name or ("adapter" if self.host.use_peft else "model"))
+        save_global_model(self.model, self.tokenizer, folder)
+
+    def _encode_clients(self) -> dict[int, list[Feature]]:
+        """client id -> rows as token ids and labels; refuses a client that would train on nothing."""
+        host, features = self.host, {}
+        for dataset in self.session.client_datasets:
+            encoded = encode_rows(dataset.rows, self.tokenizer, TEMPLATES[host.template], host.seq_length)
+            first = f"such as {encoded.truncated[0]}" if encoded.truncated else ""
+            if not encoded.trainable:
+                raise UserError(
+                    f"Client {dataset.client} has no token to train on: --seq_length {host.seq_length} cuts the "
+                    f"response off in all {len(encoded.features)} rows ({first}). Raise --seq_length."
+                )
+            if encoded.truncated:
+                logger.warning(
+                    "client %d: --seq_length %d cuts the response off entirely in %d of %d rows, %s",
+                    *(dataset.client, host.seq_length, len(encoded.truncated), len(encoded.features), first),
+                )
+            features[dataset.client] = encoded.features
+        return features
+
+    def _round(self, round_idx: int) -> None:
+        host = self.host
+        clients = clients_this_round(
+            host.fed_alg, host.num_clients, host.sample_clients or host.num_clients, round_idx, self.bias.schedule_seed
+        )
+        updates = {}
+        with self.progress.task(f"round {round_idx + 1}: train clients", len(clients)) as advance:
+            for client in clients:
+                updates[client] = self._train_client(client, round_idx)
+                advance()
+        sample_counts = {client: len(self.features[client]) for client in clients}
+        states = self.session.before_aggregation(
+            round_idx + 1,
+            model=self.model,
+            tokenizer=self.tokenizer,
+            global_state=self.global_state,
+            local_states={client: update.state for client, update in updates.items()},
+            sample_counts=sample_counts,
+            train_losses={client: update.train_loss for client, update in updates.items()},
+        )
+        deltas = {client: u.control_delta for client, u in updates.items() if u.control_delta is not None}
+        self.global_state = self.server.aggregate(round_idx, self.global_state, states, sample_counts, deltas or None)
+        write_state(self.model, self.global_state)
+        self.session.after_aggregation(round_idx + 1, model=self.model, tokenizer=self.tokenizer)
+
+    def _train_client(self, client: int, round_idx: int) -> ClientUpdate:
+        update = train_client(
+            self.model,
+            self.features[client],
+            client=client,
+            round_idx=round_idx,
+            settings=self.settings,
+            fed_alg=self.host.fed_alg,
+            global_state=self.global_state,
+            prox_mu=self.session.proximal_mu(client, self.host.prox_mu),
+            local_control=self.local_controls.get(client),
+            global_control=self.server.control_variate,
+        )
+        if update.new_local_control is not None:
+            self.local_controls[client] = update.new_local_control
+        return update
+
+
+def _load_model(host: HostArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    model, tokenizer = load_model_and_tokenizer(
+        host.model_name_or_path,
+        dtype=host.dtype,
+        load_in_8bit=host.load_in_8bit,
+        load_in_4bit=host.load_in_4bit,
+        trust_remote_code=host.trust_remote_code,
+    )
+    if host.use_peft:
+        model = add_lora(
+            model,
+            r=host.peft_lora_r,
+            alpha=host.peft_lora_alpha,
+            dropout=host.peft_lora_dropout,
+            target_modules=host.target_modules,
+            seed=host.seed,
+        )
+    return model, tokenizer

@@ -1,0 +1,304 @@
+"""Bias curves of several runs side by side, from their ``metrics.jsonl`` alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedbias_plugin.errors import UserError
+from fedbias_plugin.tracking.formatting import (
+    ITEM_NAMES,
+    MISSING,
+    interval,
+    is_incoherent,
+    number,
+    percent,
+    with_interval,
+)
+from fedbias_plugin.tracking.jsonl import METRICS_FILE, read_rounds
+from fedbias_plugin.tracking.records import RoundRecord
+
+UNBIASED = 50.0
+HALF_BAR = 10
+MOST_RUNS_WITH_BARS = 3
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as ``fedbias compare`` reads it: its short name, its folder and its rounds, in order."""
+
+    name: str
+    folder: Path
+    rounds: tuple[RoundRecord, ...]
+
+
+@dataclass(frozen=True)
+class Delta:
+    """``|score - 50|``, percentage points, with the 95% interval that follows from the score's."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    def __str__(self) -> str:
+        return number(self.value, 1) if self.low is None else with_interval(self.value, (self.low, self.high))
+
+
+def delta(score: float, ci95: Sequence[float] | None) -> Delta:
+    """The paper's Delta of a score.
+
+    >>> delta(53.0, (48.0, 58.0))
+    Delta(value=3.0, low=0.0, high=8.0)
+    >>> delta(40.0, (35.0, 45.0))
+    Delta(value=10.0, low=5.0, high=15.0)
+    """
+    value = abs(score - UNBIASED)
+    if not ci95 or any(bound is None for bound in ci95):
+        return Delta(value)
+    ends = sorted(abs(bound - UNBIASED) for bound in ci95)
+    return Delta(value, 0.0 if ci95[0] <= UNBIASED <= ci95[1] else ends[0], ends[1])
+
+
+def bar(score: float | None, *, ascii_only: bool = False) -> str:
+    """A score from 0 to 100 as a bar that starts at the 50 line; one character is 5 points.
+
+    >>> bar(70.0)
+    '··········│████······'
+    >>> bar(40.0, ascii_only=True)
+    '........##|..........'
+    """
+    block, empty, line = ("#", ".", "|") if ascii_only else ("█", "·", "│")
+    if score is None:
+        return " " * (2 * HALF_BAR + 1)
+    filled = math.floor(min(abs(score - UNBIASED), UNBIASED) / (UNBIASED / HALF_BAR) + 0.5)
+    side = block * filled + empty * (HALF_BAR - filled)
+    rest = empty * HALF_BAR
+    return f"{rest}{line}{side}" if score >= UNBIASED else f"{side[::-1]}{line}{rest}"
+
+
+def load_runs(folders: Sequence[str | Path]) -> list[Run]:
+    """Read the runs of ``folders``; runs whose folders have the same name are told apart by the folder above.
+
+    Raises:
+        UserError: a folder is missing, holds no ``metrics.jsonl``, or an empty or damaged one.
+    """
+    paths = [Path(folder) for folder in folders]
+    names = [path.resolve().name for path in paths]
+    if len(set(names)) < len(names):
+        names = ["/".join(path.resolve().parts[-2:]) for path in paths]
+    return [Run(name, path, _rounds(path)) for name, path in zip(names, paths, strict=True)]
+
+
+def compare(folders: Sequence[str | Path], *, ascii_only: bool = False) -> str:
+    """The whole comparison as text: curves by round, final Deltas, and what the numbers mean.
+
+    Args:
+        folders: output folders of runs.
+        ascii_only: draw with ASCII characters.
+
+    Raises:
+        UserError: as :func:`load_runs`.
+    """
+    runs = load_runs(folders)
+    views = {name: _common_view(runs, name) for name in ("crows_pairs", "stereoset")}
+    text = "\n".join("\n".join([*section, ""]) for section in _sections(runs, views, ascii_only))
+    return _to_ascii(text) if ascii_only else text
+
+
+def _rounds(folder: Path) -> tuple[RoundRecord, ...]:
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give the --output_dir of a run.")
+    if not (folder / METRICS_FILE).exists():
+        raise UserError(f"{folder}: holds no {METRICS_FILE}; give the --output_dir of a run that got through round 0.")
+    rounds = read_rounds(folder)
+    if not rounds:
+        raise UserError(f"{folder / METRICS_FILE}: is empty; the run stopped before round 0 was measured.")
+    return tuple(rounds)
+
+
+def _view(block: Mapping[str, Any] | None, view: str) -> Mapping[str, Any] | None:
+    """The part of a global result that is of ``view`` (``report``, ``full``); ``headline`` is the result itself."""
+    if not block or view == "headline" or block.get("items") == view:
+        return block or None
+    part = block.get(view)
+    return part if isinstance(part, Mapping) else None
+
+
+def _common_view(runs: Sequence[Run], benchmark: str) -> str:
+    """The items that every run was measured on: report items if all have them, else all items, else the headline."""
+    blocks = [block for run in runs for record in run.rounds if (block := _block(record, benchmark, "headline"))]
+    for view in ("report", "full"):
+        if all(_view(block, view) for block in blocks):
+            return view
+    return "headline"
+
+
+def _block(record: RoundRecord, benchmark: str, view: str) -> Mapping[str, Any] | None:
+    return _view(getattr(record.global_, benchmark), view)
+
+
+def _sections(runs: Sequence[Run], views: Mapping[str, str], ascii_only: bool) -> Iterator[list[str]]:
+    with_bar = len(runs) <= MOST_RUNS_WITH_BARS
+
+    def score_cell(benchmark: str, key: str) -> Callable[[RoundRecord], str]:
+        def cell(record: RoundRecord) -> str:
+            block = _block(record, benchmark, views[benchmark])
+            if block is None:
+                return MISSING
+            text = f"{number(block.get(key), 1):>5} {interval(block.get('ci95')):<13}"
+            if key == "ss":
+                text += f" LMS {number(block.get('lms'), 1):>5}"
+            return f"{text} {bar(block.get(key), ascii_only=ascii_only)}" if with_bar else text
+
+        return cell
+
+    def value_cell(read: Callable[[RoundRecord], float | None], digits: int) -> Callable[[RoundRecord], str]:
+        return lambda record: number(read(record), digits)
+
+    titles = {name: f"{ITEM_NAMES.get(view, 'headline items')}, 50 = unbiased" for name, view in views.items()}
+    curves: list[tuple[str, Callable[[RoundRecord], str]]] = [
+        (f"CrowS-Pairs score ({titles['crows_pairs']})", score_cell("crows_pairs", "score")),
+        (f"StereoSet SS with LMS ({titles['stereoset']})", score_cell("stereoset", "ss")),
+        ("Bias score of the global model (percentage points)", value_cell(lambda r: r.global_.bias_score, 2)),
+        ("Client weights (* holds biased rows)", _weights_cell),
+        ("Weight on poisoned clients (0 to 1)", value_cell(lambda r: r.weight_on_poisoned, 3)),
+        ("Held-out loss on clean rows (nats per token)", value_cell(_heldout, 4)),
+    ]
+    for title, cell in curves:
+        if section := _curve(title, runs, cell):
+            yield section
+    yield _finals(runs, views)
+    yield from ([line] for line in _warnings(runs, views))
+    yield _meaning(runs, views)
+
+
+def _curve(title: str, runs: Sequence[Run], cell: Callable[[RoundRecord], str]) -> list[str] | None:
+    """One measure: a row a round, a column a run; None when no run has it."""
+    by_round = [{record.round: record for record in run.rounds} for run in runs]
+    numbers = sorted({number for records in by_round for number in records})
+    rows = [
+        [str(number), *(cell(records[number]) if number in records else MISSING for records in by_round)]
+        for number in numbers
+    ]
+    if all(value == MISSING for row in rows for value in row[1:]):
+        return None
+    return [title, *_table([["round", *(run.name for run in runs)], *rows])]
+
+
+def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        yield "  " + "   ".join(value.ljust(width) for value, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _weights_cell(record: RoundRecord) -> str:
+    parts = [
+        f"{client}{'*' if row.poisoned_share > 0 else ''}: {number(row.weight, 3)}"
+        for client, row in record.clients.items()
+    ]
+    return "  ".join(parts) or MISSING
+
+
+def _heldout(record: RoundRecord) -> float | None:
+    return (record.global_.heldout_loss or {}).get("loss")
+
+
+def _last_measured(run: Run) -> RoundRecord:
+    """The last round with a bias score, or the last round."""
+    measured = [record for record in run.rounds if record.global_.crows_pairs or record.global_.stereoset]
+    return (measured or run.rounds)[-1]
+
+
+def _finals(runs: Sequence[Run], views: Mapping[str, str]) -> list[str]:
+    header = ["run", "round", "Delta CrowS", "Delta SS", "LMS", "bias score", "on poisoned", "mass", "held-out loss"]
+    rows = [header]
+    for run in runs:
+        last = _last_measured(run)
+        crows = _block(last, "crows_pairs", views["crows_pairs"]) or {}
+        stereo = _block(last, "stereoset", views["stereoset"]) or {}
+        rows.append(
+            [
+                run.name,
+                str(last.round),
+                _delta_text(crows.get("score"), crows.get("ci95")),
+                _delta_text(stereo.get("ss"), stereo.get("ci95")),
+                number(stereo.get("lms"), 1),
+                number(last.global_.bias_score),
+                number(last.weight_on_poisoned, 3),
+                number(last.aggregation_mass, 3),
+                number(_heldout(last), 4),
+            ]
+        )
+    return ["Final Delta = |score - 50|, percentage points, with 95% interval (0 = unbiased)", *_table(rows)]
+
+
+def _delta_text(score: float | None, ci95: Sequence[float] | None) -> str:
+    return MISSING if score is None else str(delta(score, ci95))
+
+
+def _warnings(runs: Sequence[Run], views: Mapping[str, str]) -> Iterator[str]:
+    """What keeps the runs from being compared as they stand."""
+    last_rounds = {run.name: _last_measured(run).round for run in runs}
+    if len(set(last_rounds.values())) > 1:
+        ends = ", ".join(f"{name}: {number}" for name, number in last_rounds.items())
+        yield f"Warning: the runs were last measured in different rounds ({ends})."
+    for benchmark, view in views.items():
+        blocks = [block for run in runs if (block := _block(_last_measured(run), benchmark, view))]
+        if len(blocks) > 1 and len({(block.get("n"), block.get("ids_hash")) for block in blocks}) > 1:
+            yield f"Warning: the runs were measured on different {benchmark} items; their scores differ for that too."
+    for run in runs:
+        block = _block(_last_measured(run), "stereoset", "headline")
+        if block and is_incoherent(block):
+            lms = number(block.get("lms"), 1)
+            yield f"Warning: {run.name} ends at LMS {lms}, below 60: it no longer prefers sense, and SS means nothing."
+
+
+def _meaning(runs: Sequence[Run], views: Mapping[str, str]) -> list[str]:
+    lines = ["What the numbers mean"]
+    lines += [
+        "  Scores: 50 is unbiased, 100 always prefers the stereotype, 0 always the anti-stereotype. SS counts only",
+        "  next to a high LMS (100 = always prefers sense to nonsense): a broken model sits near 50 too.",
+    ]
+    lines += _item_lines(runs, views)
+    lines += [
+        "  Weights: w_i is the client's share in the new global model. Mass: the sum of w_i n_i/n; below 1 the step is",
+        "  that much shorter (the paper's equation 3 to the letter), which alone makes the bias smaller.",
+        *_poisoned_line(runs),
+        *_noise_line(runs, views),
+        "  Intervals are of each run by itself; whether two runs differ is a paired question on the same items.",
+    ]
+    return lines
+
+
+def _item_lines(runs: Sequence[Run], views: Mapping[str, str]) -> Iterator[str]:
+    """Whether a benchmark's items could have been fitted by the weights."""
+    for benchmark, title in (("crows_pairs", "CrowS-Pairs"), ("stereoset", "StereoSet")):
+        blocks = [block for run in runs if (block := _block(_last_measured(run), benchmark, "headline"))]
+        if blocks and views[benchmark] == "report":
+            yield f"  {title}: report items, which never weigh clients; BAMA's weights cannot be fitted to them."
+        elif any(block.get("probe") for block in blocks):
+            yield f"  {title}: all items, probe items among them; where BAMA weighed clients by those it looks better."
+        elif blocks:
+            yield f"  {title}: all items; none of them weighs clients."
+
+
+def _poisoned_line(runs: Sequence[Run]) -> Iterator[str]:
+    for run in runs:
+        shares = {client: row.poisoned_share for record in run.rounds for client, row in record.clients.items()}
+        poisoned = [f"{client} ({percent(share)})" for client, share in sorted(shares.items()) if share > 0]
+        yield f"  Poisoned clients of {run.name}: {', '.join(poisoned) or 'none'}, of {len(shares)} seen."
+
+
+def _noise_line(runs: Sequence[Run], views: Mapping[str, str]) -> Iterator[str]:
+    """The Delta that an unbiased model would show by chance on as many pairs: 50 sqrt(2 / (pi n))."""
+    block = _block(_last_measured(runs[0]), "crows_pairs", views["crows_pairs"])
+    if block and block.get("n"):
+        floor = UNBIASED * math.sqrt(2 / (math.pi * block["n"]))
+        yield f"  Noise floor: on {block['n']} pairs an unbiased model shows a CrowS Delta of {floor:.1f} on average."
+
+
+def _to_ascii(text: str) -> str:
+    return text.replace(MISSING, "-").encode("ascii", "replace").decode("ascii")

@@ -1,0 +1,40 @@
+"""The results of ``fedbias evaluate`` as a text table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fedbias_plugin.tracking.formatting import number, with_interval
+
+
+def evaluation_table(report: Mapping[str, Any]) -> str:
+    """One line a benchmark and category, scores with 95% intervals and counts; SS never without LMS."""
+    lines = []
+    if "crows_pairs" in report:
+        lines += _crows_lines(report["crows_pairs"])
+    if "stereoset" in report:
+        lines += _stereoset_lines(report["stereoset"])
+    return "\n".join(lines)
+
+
+def _crows_lines(result: Mapping[str, Any]) -> Iterator[str]:
+    yield f"CrowS-Pairs ({result['reduction']})       score (50 is unbiased)       n"
+    yield _line("all", with_interval(result["score"], result["ci95"], 2), result["n"])
+    for name, row in result["by_type"].items():
+        yield _line(name, with_interval(row["score"], row["ci95"], 2), row["n"])
+    yield f"  ties {100 * result['tie_rate']:.1f}%, noise floor {result['noise_floor']:.2f} points"
+
+
+def _stereoset_lines(result: Mapping[str, Any]) -> Iterator[str]:
+    yield f"StereoSet ({result['reduction']})        SS (50 is unbiased)          n      LMS    ICAT"
+    for name, row in [("all", result), *result["by_domain"].items()]:
+        tail = f"  {number(row['lms']):>6}  {number(row['icat']):>6}"
+        yield _line(name, with_interval(row["ss"], row["ci95"], 2), row["n"]) + tail
+    yield f"  ties {100 * result['tie_rate']:.1f}%, noise floor {result['noise_floor']:.2f} points"
+    if result["warning"]:
+        yield f"warning: {result['warning']}"
+
+
+def _line(name: str, score: str, n: int) -> str:
+    return f"  {name:<21}  {score:<24}  {n:>6}"

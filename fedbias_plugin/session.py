@@ -1,0 +1,360 @@
+"""The one object a training loop talks to.
+
+A host trains clients and averages states as it always did, and calls the session at four places: for the clients'
+data, for FedProx's mu, before it aggregates and after. Nothing here knows which host that is.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fedbias_plugin.aggregation.rules import ClientReports, State, Weighting, build_rule
+from fedbias_plugin.aggregation.substitution import substitute, update_norm
+from fedbias_plugin.arguments import BiasArguments
+from fedbias_plugin.errors import UserError
+from fedbias_plugin.evaluation.assessor import Measurement
+from fedbias_plugin.evaluation.heldout import heldout_loss
+from fedbias_plugin.evaluation.results import model_identity, package_versions
+from fedbias_plugin.evaluation.scorer import SentenceScorer
+from fedbias_plugin.files import write_json_atomic
+from fedbias_plugin.inputs import load_assessor
+from fedbias_plugin.poisoning.loaders import ClientDataset, load_partition, manifest
+from fedbias_plugin.tracking.console import ConsoleTracker
+from fedbias_plugin.tracking.progress import Progress
+from fedbias_plugin.tracking.records import ClientRecord, GlobalRecord, RoundRecord, RunInfo, Seconds, weight_summary
+from fedbias_plugin.tracking.run_files import summarise, write_item_scores
+from fedbias_plugin.tracking.tracker import build_trackers
+from fedbias_plugin.training.states import read_state, write_state
+from fedbias_plugin.training.templates import TEMPLATES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+STATE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class HostRun:
+    """What the session must know of the host's run.
+
+    Attributes:
+        output_dir: the run's folder; it need not exist yet.
+        fed_alg: server algorithm (``fedavg``, ``scaffold``, ...).
+        num_clients: clients in the federation.
+        sample_clients: clients that take part in a round.
+        num_rounds: rounds to train.
+        seed: of roles, rows, probe items and bootstrap.
+        template: name of the prompt template.
+        seq_length: tokens of a training row.
+        config: every resolved argument, JSON-ready, to be stored with the run.
+    """
+
+    output_dir: Path
+    fed_alg: str
+    num_clients: int
+    sample_clients: int
+    num_rounds: int
+    seed: int
+    template: str = "alpaca"
+    seq_length: int = 512
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class _PendingRound:
+    """What ``before_aggregation`` learned and ``after_aggregation`` writes."""
+
+    clients: dict[int, ClientRecord] = field(default_factory=dict)
+    mass: float | None = None
+    train_seconds: float = 0.0
+    assess_seconds: float = 0.0
+
+
+class BiasSession:
+    """Poisoned data in, weighted states and one record a round out.
+
+    The constructor reads and checks all data and writes nothing; the first round writes the run's files. Rounds are
+    numbered from 1; round 0 is the untouched model.
+
+    Args:
+        arguments: the plugin's flags.
+        run: what the host does.
+        progress: the host's progress bars; none are drawn without it.
+
+    Raises:
+        UserError: a data set is missing, damaged or too small, or an argument does not fit the host's run.
+    """
+
+    def __init__(self, arguments: BiasArguments, run: HostRun, progress: Progress | None = None) -> None:
+        self._arguments = arguments
+        self._run = run
+        self._rule = build_rule(arguments)
+        self._assessor = load_assessor(arguments, run.seed)
+        self._partition = None if arguments.scenario == "none" else load_partition(arguments, run.num_clients, run.seed)
+        self._shares = {client.client: client.biased_share for client in self.client_datasets}
+        self._last_weights: dict[int, float] = {}
+        self._history: list[RoundRecord] = []
+        self._pending = _PendingRound()
+        self._mark = time.perf_counter()
+        self._progress = progress or Progress()
+        self._trackers = build_trackers(arguments.track, extra=[ConsoleTracker()])
+        self._details: dict[str, Any] = {}
+        self._opened = False
+
+    @property
+    def client_datasets(self) -> list[ClientDataset]:
+        """Rows of every client, by client id; empty for ``--scenario none``, where the host brings its own."""
+        return [] if self._partition is None else list(self._partition.clients)
+
+    def proximal_mu(self, client: int, mu: float) -> float:
+        """Eq. 6: the mu that client i trains FedProx with.
+
+        Under ``--aggregation bama`` mu w_i, with the weight of the last round in which the client was assessed and
+        1/C (C clients a round) before that; otherwise ``mu``.
+        """
+        if not self._rule.needs_bias_scores:
+            return mu
+        return mu * self._last_weights.get(client, 1.0 / self._run.sample_clients)
+
+    def before_aggregation(
+        self,
+        round_number: int,
+        *,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        global_state: State,
+        local_states: Mapping[int, State],
+        sample_counts: Mapping[int, int],
+        train_losses: Mapping[int, float] | None = None,
+    ) -> Mapping[int, State]:
+        """Measure every client's state on the probe items, weigh it, and return the states the host is to average.
+
+        Args:
+            round_number: 1 for the first trained round.
+            model: the live model; each state is loaded into it to be scored, and what it held is put back.
+            tokenizer: the model's.
+            global_state: theta, name -> tensor; not modified.
+            local_states: client id -> theta_i, for exactly the clients of this round; not modified.
+            sample_counts: client id -> n_i.
+            train_losses: client id -> mean training loss of the round, nats per token.
+
+        Returns:
+            client id -> state. With the host's own weighting the very objects that came in, so that its result stays
+            bit for bit the same; otherwise one shared state (see ``aggregation/substitution.py``).
+        """
+        start = time.perf_counter()
+        self._pending = _PendingRound(train_seconds=start - self._mark)
+        measurements = self._assess_clients(round_number, model, tokenizer, local_states)
+        reports = ClientReports(
+            self._run.fed_alg,
+            sample_counts={client: sample_counts[client] for client in local_states},
+            bias_scores={
+                client: found.bias_score for client, found in measurements.items() if found.bias_score is not None
+            },
+            global_state=global_state,
+            local_states=local_states,
+        )
+        weighting = self._rule.weigh(reports)
+        self._last_weights.update(weighting.weights)
+        self._pending.clients = self._client_records(reports, weighting, measurements, train_losses or {})
+        self._pending.mass = weighting.mass
+        self._mark = time.perf_counter()
+        self._pending.assess_seconds = self._mark - start
+        if weighting.factors is None:
+            return local_states
+        return substitute(global_state, local_states, weighting.factors)
+
+    def after_aggregation(
+        self, round_number: int, *, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    ) -> RoundRecord:
+        """Measure the global model, which ``model`` holds now, and write the round to every tracker.
+
+        Call it with ``round_number=0`` before any training to record the untouched model.
+        """
+        start = time.perf_counter()
+        if not self._opened:
+            self._open(model, tokenizer)
+        measured = self._evaluate(round_number, model, tokenizer)
+        pending, self._pending = self._pending, _PendingRound()
+        weights = {c: record.weight for c, record in pending.clients.items() if record.weight is not None}
+        effective_clients, weight_on_poisoned = weight_summary(weights, self._shares)
+        record = RoundRecord(
+            round=round_number,
+            global_=measured,
+            clients=pending.clients,
+            aggregation=self._arguments.aggregation,
+            aggregation_mass=pending.mass,
+            effective_clients=effective_clients,
+            weight_on_poisoned=weight_on_poisoned,
+            seconds=Seconds(
+                train=pending.train_seconds,
+                assess=pending.assess_seconds,
+                aggregate=start - self._mark if pending.clients else 0.0,
+                evaluate=time.perf_counter() - start,
+            ),
+            peak_memory_bytes=peak_memory_bytes(),
+            warnings=_warnings(measured),
+        )
+        self._history.append(record)
+        self._trackers.log_round(record)
+        self._mark = time.perf_counter()
+        return record
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must know: last weights, probe items, rounds so far. JSON-ready."""
+        return {
+            "version": STATE_VERSION,
+            "last_weights": {str(client): weight for client, weight in self._last_weights.items()},
+            "probe": self._probe_hashes(),
+            "rounds": [record.to_json() for record in self._history],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from :meth:`state_dict`.
+
+        Raises:
+            UserError: the state is of another version or of a run with other probe items.
+        """
+        if state.get("version") != STATE_VERSION:
+            raise UserError(f"The session state has version {state.get('version')}, this plugin reads {STATE_VERSION}.")
+        if state["probe"] != self._probe_hashes():
+            raise UserError("The session state was made with other probe items: check data, seed and fractions.")
+        self._last_weights = {int(client): weight for client, weight in state["last_weights"].items()}
+        self._history = [RoundRecord.from_json(record) for record in state["rounds"]]
+
+    def close(self) -> None:
+        """Write ``summary.json`` and close every tracker; safe to call twice and before any round."""
+        if self._opened:
+            self._opened = False
+            self._trackers.finish(summarise(self._history, self._details))
+
+    def _probe_hashes(self) -> dict[str, str]:
+        record = self._assessor.probe_record() if self._assessor else {}
+        return {name: part["probe_ids_sha256"] for name, part in record.items()}
+
+    def _open(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Make the run's folder and write what is known before training."""
+        run, probe = self._run, self._assessor.probe_record() if self._assessor else {}
+        self._details = {
+            "config": dict(run.config),
+            "versions": package_versions(),
+            "model": model_identity(model),
+            "prefix_token": self._assessor.scorer(model, tokenizer).prefix_token if self._assessor else None,
+            "seed": run.seed,
+            "poisoned_shares": {str(client): share for client, share in self._shares.items()},
+            "data": {name: {key: part[key] for key in part if key != "probe_ids"} for name, part in probe.items()},
+        }
+        if self._partition is not None:
+            client_rows = manifest(self._partition)
+            self._details["data"] |= client_rows["sources"]
+            write_json_atomic(run.output_dir / "manifest.json", client_rows)
+        if probe:
+            write_json_atomic(run.output_dir / "probe.json", probe)
+        write_json_atomic(run.output_dir / "run.json", self._details)
+        self._trackers.start(self._run_info())
+        self._opened = True
+
+    def _run_info(self) -> RunInfo:
+        arguments, run = self._arguments, self._run
+        weighting = f"-{arguments.bama_weighting}" if arguments.aggregation == "bama" else ""
+        job = f"{run.fed_alg}-{arguments.aggregation}{weighting}"
+        return RunInfo(
+            run_name=f"{arguments.scenario}-{job}-seed{run.seed}",
+            output_dir=run.output_dir,
+            config=run.config,
+            group=arguments.scenario,
+            job_type=job,
+            wandb_project=arguments.wandb_project,
+            wandb_mode=arguments.wandb_mode,
+            num_clients=run.num_clients,
+            num_rounds=run.num_rounds,
+            poisoned_shares=self._shares,
+        )
+
+    def _is_measured(self, round_number: int) -> bool:
+        every = self._arguments.bias_eval_every
+        return round_number % every == 0 or round_number == self._run.num_rounds
+
+    def _assess_clients(
+        self,
+        round_number: int,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        local_states: Mapping[int, State],
+    ) -> dict[int, Measurement]:
+        wanted = self._rule.needs_bias_scores or self._is_measured(round_number)
+        if self._assessor is None or not wanted:
+            return {}
+        held = read_state(model)
+        measurements = {}
+        with self._progress.task("score clients", len(local_states)) as advance:
+            for client, state in local_states.items():
+                write_state(model, state)
+                measurements[client] = self._assessor.assess(self._assessor.scorer(model, tokenizer))
+                advance()
+        write_state(model, held)
+        return measurements
+
+    def _client_records(
+        self,
+        reports: ClientReports,
+        weighting: Weighting,
+        measurements: Mapping[int, Measurement],
+        train_losses: Mapping[int, float],
+    ) -> dict[int, ClientRecord]:
+        records = {}
+        for client, state in reports.local_states.items():
+            measured = measurements.get(client, Measurement())
+            records[client] = ClientRecord(
+                poisoned_share=self._shares.get(client, 0.0),
+                rows=reports.sample_counts[client],
+                train_loss=train_losses.get(client),
+                update_norm=update_norm(reports.global_state, state),
+                crows_pairs=measured.results.get("crows_pairs"),
+                stereoset=measured.results.get("stereoset"),
+                bias_score=measured.bias_score,
+                weight=weighting.weights[client],
+            )
+        return records
+
+    def _evaluate(self, round_number: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GlobalRecord:
+        if not self._is_measured(round_number):
+            return GlobalRecord()
+        scorer = SentenceScorer(model, tokenizer, max_batch_tokens=self._arguments.bias_batch_tokens)
+        measured = self._assessor.evaluate(scorer) if self._assessor else Measurement()
+        for name, scores in measured.item_scores.items():
+            write_item_scores(self._run.output_dir, round_number, name, scores)
+        return GlobalRecord(
+            crows_pairs=measured.results.get("crows_pairs"),
+            stereoset=measured.results.get("stereoset"),
+            bias_score=measured.bias_score,
+            heldout_loss=heldout_loss(scorer, self._heldout_pairs(), self._run.seq_length),
+        )
+
+    def _heldout_pairs(self) -> list[tuple[str, str]]:
+        template = TEMPLATES.get(self._run.template)
+        if self._partition is None or template is None:
+            return []
+        return [(template.prompt(row.instruction), row.response) for row in self._partition.heldout]
+
+
+def peak_memory_bytes() -> int:
+    """Most memory this process held so far: of the GPU where one is used, else resident in RAM."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return int(torch.cuda.max_memory_allocated())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _warnings(measured: GlobalRecord) -> list[str]:
+    """What a reader of these numbers must know, from the results themselves."""
+    blocks = (measured.crows_pairs, measured.stereoset)
+    return [block["warning"] for block in blocks if block and block.get("warning")]

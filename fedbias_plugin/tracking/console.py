@@ -1,0 +1,187 @@
+"""A table at the end of each round on a terminal; one plain line a round and a client in a log.
+
+SS is never shown without LMS: a broken model sits near 50 too.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TextIO
+
+from fedbias_plugin.tracking.formatting import (
+    MISSING,
+    bias_noise,
+    interval,
+    is_incoherent,
+    item_note,
+    number,
+    percent,
+    with_interval,
+)
+from fedbias_plugin.tracking.records import ClientRecord, GlobalRecord, RoundRecord, RunInfo
+from fedbias_plugin.tracking.tracker import Tracker
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+
+class ConsoleTracker(Tracker):
+    """Shows every round: tables where ``stream`` is a terminal and ``rich`` is installed, plain lines elsewhere.
+
+    Args:
+        stream: where to write; the standard output of the moment by default.
+        console: a ``rich`` console to draw on, whatever the stream is.
+    """
+
+    name = "console"
+
+    def __init__(self, stream: TextIO | None = None, console: Console | None = None) -> None:
+        self._stream = stream
+        self._console = console
+        self._alpha = 0.5
+        self._last_round: int | None = None
+
+    def start(self, run: RunInfo) -> None:
+        self._alpha = float(run.config.get("bama_alpha", 0.5))
+        self._last_round = run.last_round
+        if self._console is None:
+            self._console = terminal_console(self._stream)
+
+    def log_round(self, record: RoundRecord) -> None:
+        if self._console is None:
+            print("\n".join(self._plain_lines(record)), file=self._stream or sys.stdout, flush=True)
+            return
+        self._console.print(self._global_table(record))
+        if record.clients:
+            self._console.print(self._client_table(record))
+        for warning in record.warnings:
+            self._console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False)
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Nothing to close: what to say at the end of a run is the command's business."""
+
+    def _title(self, record: RoundRecord) -> str:
+        of_rounds = f"/{self._last_round}" if self._last_round else ""
+        return f"round {record.round}{of_rounds}" + (" (untouched model)" if record.round == 0 else "")
+
+    def _plain_lines(self, record: RoundRecord) -> Iterator[str]:
+        parts = [*_global_parts(record.global_)]
+        if record.weight_on_poisoned is not None:
+            parts.append(f"weight on poisoned {number(record.weight_on_poisoned, 3)}")
+        parts.append(f"{record.seconds.total:.1f} s")
+        yield f"{self._title(record)}: " + " | ".join(parts)
+        for client, row in record.clients.items():
+            yield (
+                f"  client {client}: poisoned {percent(row.poisoned_share)} | rows {row.rows} "
+                f"| loss {number(row.train_loss, 4)} | update norm {number(row.update_norm, 4)} "
+                f"| bias score {self._bias_text(row)} | weight {number(row.weight, 3)}"
+            )
+        yield from (f"  warning: {warning}" for warning in record.warnings)
+
+    def _bias_text(self, client: ClientRecord) -> str:
+        noise = bias_noise(client, self._alpha)
+        if client.bias_score is None or noise is None:
+            return number(client.bias_score)
+        return f"{number(client.bias_score)} (noise {number(noise)})"
+
+    def _global_table(self, record: RoundRecord) -> Table:
+        table = _table(f"{self._title(record)} · global model", ["measure", "value", "95% interval", "measured on"])
+        for row in _global_rows(record.global_):
+            table.add_row(*row)
+        if record.weight_on_poisoned is not None:
+            table.add_row("weight on poisoned clients", number(record.weight_on_poisoned, 3), "", "")
+            table.add_row("effective clients", number(record.effective_clients), "", "")
+            table.add_row("aggregation mass", number(record.aggregation_mass, 3), "", "")
+        seconds = record.seconds
+        table.caption = (
+            f"train {seconds.train:.1f} s, assess {seconds.assess:.1f} s, "
+            f"aggregate {seconds.aggregate:.1f} s, evaluate {seconds.evaluate:.1f} s"
+        )
+        return table
+
+    def _client_table(self, record: RoundRecord) -> Table:
+        headers = ["client", "poisoned", "rows", "train loss", "update norm", "bias score b_i", "weight"]
+        table = _table(f"{self._title(record)} · clients (probe items)", headers)
+        for client, row in record.clients.items():
+            table.add_row(
+                str(client),
+                percent(row.poisoned_share),
+                str(row.rows),
+                number(row.train_loss, 4),
+                number(row.update_norm, 4),
+                self._bias_text(row),
+                number(row.weight, 3),
+                style="red" if row.poisoned_share > 0 else None,
+            )
+        return table
+
+
+def terminal_console(stream: TextIO | None = None) -> Console | None:
+    """A ``rich`` console on ``stream`` if it is a terminal and ``rich`` is installed, else None.
+
+    For the standard output it is the process's one console, which tables and progress bars must share.
+    """
+    target = stream or sys.stdout
+    if not (hasattr(target, "isatty") and target.isatty()):
+        return None
+    try:
+        from rich import get_console
+        from rich.console import Console
+    except ImportError:
+        return None
+    return get_console() if stream is None else Console(file=stream)
+
+
+def _table(title: str, headers: list[str]) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", caption_justify="left")
+    for index, header in enumerate(headers):
+        table.add_column(header, justify="left" if index == 0 else "right")
+    return table
+
+
+def _global_parts(record: GlobalRecord) -> Iterator[str]:
+    """The global scores as the parts of one line."""
+    if record.crows_pairs:
+        block = record.crows_pairs
+        yield f"CrowS {with_interval(block.get('score'), block.get('ci95'))} ({item_note(block)})"
+    if record.stereoset:
+        block = record.stereoset
+        yield (
+            f"SS {with_interval(block.get('ss'), block.get('ci95'))} at LMS {number(block.get('lms'), 1)}"
+            f"{' (too low: SS means nothing)' if is_incoherent(block) else ''}, ICAT {number(block.get('icat'), 1)}"
+        )
+    if record.bias_score is not None:
+        yield f"bias score {number(record.bias_score)}"
+    if not record.crows_pairs and not record.stereoset:
+        yield "bias not measured"
+    if record.heldout_loss:
+        yield f"held-out loss {number(record.heldout_loss.get('loss'), 4)}"
+
+
+def _global_rows(record: GlobalRecord) -> Iterator[tuple[str, str, str, str]]:
+    """The global scores as rows: measure, value, 95% interval, items."""
+    crows, stereo = record.crows_pairs, record.stereoset
+    if crows:
+        yield (
+            "CrowS-Pairs score (50 = unbiased)",
+            number(crows.get("score")),
+            interval(crows.get("ci95")),
+            item_note(crows),
+        )
+    if stereo:
+        low = " (below 60: SS means nothing)" if is_incoherent(stereo) else ""
+        note = item_note(stereo)
+        yield "StereoSet SS (50 = unbiased)", number(stereo.get("ss")), interval(stereo.get("ci95")), note
+        yield f"StereoSet LMS{low}", number(stereo.get("lms")), interval(stereo.get("lms_ci95")), note
+        yield "StereoSet ICAT", number(stereo.get("icat")), interval(stereo.get("icat_ci95")), note
+    if crows or stereo:
+        yield "bias score", number(record.bias_score), "", ""
+    else:
+        yield "bias", MISSING, "", "not measured in this round"
+    if record.heldout_loss:
+        rows = f"{record.heldout_loss.get('n', MISSING)} clean rows"
+        yield "held-out loss", number(record.heldout_loss.get("loss"), 4), "", rows

@@ -1,0 +1,129 @@
+"""``metrics.jsonl``, one line a round, and ``summary.json``: the record of a run that needs no service."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedbias_plugin.errors import UserError
+from fedbias_plugin.files import sync_folder, write_json_atomic
+from fedbias_plugin.tracking.records import RoundRecord, RunInfo
+from fedbias_plugin.tracking.tracker import Tracker
+
+METRICS_FILE = "metrics.jsonl"
+SUMMARY_FILE = "summary.json"
+logger = logging.getLogger(__name__)
+
+
+class JsonlTracker(Tracker):
+    """Appends every round to ``OUTPUT/metrics.jsonl`` and forces it to the disk before it returns.
+
+    A run that is started again in the same folder continues the file. The last line may have been cut off by a
+    crash: it is removed with a warning.
+    """
+
+    name = "jsonl"
+
+    def __init__(self) -> None:
+        self._path: Path | None = None
+
+    def start(self, run: RunInfo) -> None:
+        folder = Path(run.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / METRICS_FILE
+        repair_last_line(self._path)
+
+    def log_round(self, record: RoundRecord) -> None:
+        if self._path is None:
+            raise RuntimeError("log_round before start")
+        is_new = not self._path.exists()
+        line = json.dumps(record.to_json(), ensure_ascii=False, allow_nan=False) + "\n"
+        with open(self._path, "ab") as stream:
+            stream.write(line.encode("utf-8"))
+            stream.flush()
+            os.fsync(stream.fileno())
+        if is_new:
+            sync_folder(self._path.parent)
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        if self._path is not None:
+            write_json_atomic(self._path.with_name(SUMMARY_FILE), summary)
+
+
+def read_rounds(path: str | os.PathLike[str]) -> list[RoundRecord]:
+    """Read ``metrics.jsonl``.
+
+    A run that was resumed from an earlier round repeats rounds: a line replaces the earlier lines of the same round
+    and of later ones. A last line without its end, cut off by a crash, is left out with a warning.
+
+    Args:
+        path: the file, or the run's folder.
+
+    Returns:
+        The rounds, in order. Empty for an empty file.
+
+    Raises:
+        UserError: no such file, or a damaged line; the message names the line.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = file / METRICS_FILE
+    try:
+        raw = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}); a run writes it after every round.") from None
+    body, tail = _split_tail(raw)
+    if tail:
+        logger.warning("%s: the last line is cut off (a crash while it was written?) and left out.", file)
+    rounds: list[RoundRecord] = []
+    for number, line in enumerate(body.split(b"\n"), start=1):
+        if line.strip():
+            record = _read_line(line, f"{file}, line {number}")
+            rounds = [earlier for earlier in rounds if earlier.round < record.round] + [record]
+    return rounds
+
+
+def repair_last_line(path: Path) -> None:
+    """Cut a half-written last line off, with a warning, or end it where only the line end is missing."""
+    raw = path.read_bytes() if path.exists() else b""
+    body, tail = _split_tail(raw)
+    if tail:
+        logger.warning("%s: the last line was cut off by a crash (%d bytes); it is removed.", path, len(tail))
+        os.truncate(path, len(body))
+    elif raw and not raw.endswith(b"\n"):
+        with open(path, "ab") as stream:
+            stream.write(b"\n")
+
+
+def _split_tail(raw: bytes) -> tuple[bytes, bytes]:
+    """Whole lines, and what follows the last line end if that is not a whole JSON object."""
+    end = raw.rfind(b"\n") + 1
+    tail = raw[end:]
+    try:
+        whole = not tail.strip() or isinstance(json.loads(tail), dict)
+    except ValueError:
+        whole = False
+    return (raw, b"") if whole else (raw[:end], tail)
+
+
+def _read_line(line: bytes, where: str) -> RoundRecord:
+    try:
+        data = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno}); is the file damaged?") from None
+    except ValueError as error:
+        raise UserError(f"{where}: {error}; is the file damaged?") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{where}: holds a JSON {type(data).__name__}, a round is an object.")
+    try:
+        return RoundRecord.from_json(data)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}.") from None
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")

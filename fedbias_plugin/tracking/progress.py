@@ -1,0 +1,124 @@
+"""Progress bars that cost nothing and say nothing where nobody watches."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from fedbias_plugin.tracking.console import terminal_console
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
+
+class Task:
+    """One bar: call it to advance it, close it (or leave its ``with`` block) to take it off the screen.
+
+    This class is also the bar of a log file: it counts and draws nothing.
+
+    Attributes:
+        done: units advanced so far.
+        total: units expected, None when unknown.
+    """
+
+    def __init__(self, total: float | None = None) -> None:
+        self.total = total
+        self.done = 0.0
+
+    def __call__(self, advance: float = 1) -> None:
+        """Advance by ``advance`` units."""
+        self.done += advance
+
+    def close(self) -> None:
+        """Take the bar away; safe to call twice."""
+
+    def __enter__(self) -> Task:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Progress:
+    """Hands out bars. This one, for logs and pipes, draws none; :func:`build_progress` picks the right one."""
+
+    def rounds(self, total: int) -> Task:
+        """The bar of the whole run."""
+        return self.task("rounds", total)
+
+    def task(self, description: str, total: float | None) -> Task:
+        """A bar of ``total`` units; None draws a bar without an end."""
+        return Task(total)
+
+    def close(self) -> None:
+        """Take every bar off the screen; safe to call twice."""
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _TerminalTask(Task):
+    def __init__(self, progress: RichProgress, task_id: TaskID, total: float | None) -> None:
+        super().__init__(total)
+        self._progress = progress
+        self._task_id = task_id
+
+    def __call__(self, advance: float = 1) -> None:
+        super().__call__(advance)
+        if self._is_open():
+            self._progress.advance(self._task_id, advance)
+
+    def close(self) -> None:
+        if self._is_open():
+            self._progress.remove_task(self._task_id)
+        if not self._progress.task_ids:
+            self._progress.stop()
+
+    def _is_open(self) -> bool:
+        return self._task_id in self._progress.task_ids
+
+
+class TerminalProgress(Progress):
+    """Bars at the foot of a terminal; what is printed meanwhile appears above them. Shown while a bar is open.
+
+    Args:
+        console: the ``rich`` console to draw on.
+    """
+
+    def __init__(self, console: Console) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        self._progress = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+
+    def task(self, description: str, total: float | None) -> Task:
+        self._progress.start()
+        return _TerminalTask(self._progress, self._progress.add_task(description, total=total), total)
+
+    def close(self) -> None:
+        for task_id in list(self._progress.task_ids):
+            self._progress.remove_task(task_id)
+        self._progress.stop()
+
+
+def build_progress(console: Console | None = None) -> Progress:
+    """Bars on ``console``, or on the standard output if it is a terminal with ``rich`` installed; else none."""
+    target = console or terminal_console()
+    return TerminalProgress(target) if target is not None else Progress()

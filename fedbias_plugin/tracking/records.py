@@ -1,0 +1,271 @@
+"""What a run writes down, as typed records; ``docs/metrics-file.md`` defines every number.
+
+``to_json`` gives strict JSON: a NaN or an infinity becomes null and a sentence in ``warnings``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fedbias_plugin.files import plain_json
+
+
+@dataclass
+class ClientRecord:
+    """One client in one round.
+
+    Attributes:
+        poisoned_share: share of the client's rows that are biased, 0 to 1.
+        rows: training rows the client holds.
+        train_loss: mean training loss of the round, nats per token.
+        update_norm: L2 norm of local minus global state.
+        crows_pairs: ``CrowsPairsResult.to_json()`` on the probe items, or None when not measured.
+        stereoset: ``StereoSetResult.to_json()`` likewise.
+        bias_score: b_i of METRICS eq. 1, percentage points.
+        weight: w_i of METRICS eq. 2, or the client's share of the samples where the host weights by samples.
+    """
+
+    poisoned_share: float
+    rows: int
+    train_loss: float | None = None
+    update_norm: float | None = None
+    crows_pairs: dict[str, Any] | None = None
+    stereoset: dict[str, Any] | None = None
+    bias_score: float | None = None
+    weight: float | None = None
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ClientRecord:
+        """Read a client's object; unknown keys are ignored, a wrong type raises ValueError."""
+        return cls(
+            poisoned_share=_number(data, "poisoned_share", required=True) or 0.0,
+            rows=_integer(data, "rows"),
+            train_loss=_number(data, "train_loss"),
+            update_norm=_number(data, "update_norm"),
+            crows_pairs=_object(data, "crows_pairs"),
+            stereoset=_object(data, "stereoset"),
+            bias_score=_number(data, "bias_score"),
+            weight=_number(data, "weight"),
+        )
+
+
+@dataclass
+class GlobalRecord:
+    """The global model after a round.
+
+    Attributes:
+        crows_pairs: the headline ``CrowsPairsResult.to_json()``, with ``items`` ("report" or "full": which items the
+            headline is of) and the shorter objects ``full``, ``report`` and ``probe``.
+        stereoset: ``StereoSetResult.to_json()`` likewise.
+        bias_score: b of METRICS eq. 1 of the headline scores, percentage points.
+        heldout_loss: ``{"loss": nats per token, "n": rows}`` on clean rows that no client holds.
+    """
+
+    crows_pairs: dict[str, Any] | None = None
+    stereoset: dict[str, Any] | None = None
+    bias_score: float | None = None
+    heldout_loss: dict[str, Any] | None = None
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> GlobalRecord:
+        """Read the ``global`` object; unknown keys are ignored, a wrong type raises ValueError."""
+        return cls(
+            crows_pairs=_object(data, "crows_pairs"),
+            stereoset=_object(data, "stereoset"),
+            bias_score=_number(data, "bias_score"),
+            heldout_loss=_object(data, "heldout_loss"),
+        )
+
+
+@dataclass
+class Seconds:
+    """Wall-clock seconds of a round's parts."""
+
+    train: float = 0.0
+    assess: float = 0.0
+    aggregate: float = 0.0
+    evaluate: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Sum of the four parts."""
+        return self.train + self.assess + self.aggregate + self.evaluate
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Seconds:
+        """Read the ``seconds`` object; missing parts are 0."""
+        return cls(**{part: _number(data, part) or 0.0 for part in ("train", "assess", "aggregate", "evaluate")})
+
+
+@dataclass
+class RoundRecord:
+    """One line of ``metrics.jsonl``. Round 0 is the untouched model and has no clients.
+
+    Attributes:
+        round: 0 before training, 1 for the first trained round.
+        global_: the global model after the round; JSON key ``global``.
+        clients: client id -> record, for the clients of this round; JSON keys are strings.
+        aggregation: rule that weighted the clients (``host`` or ``bama``).
+        aggregation_mass: sum of w_i n_i/n (METRICS section 4); None before training.
+        effective_clients: 1 / sum w_i^2.
+        weight_on_poisoned: sum of w_i over clients that hold biased rows.
+        seconds: wall-clock seconds.
+        peak_memory_bytes: peak memory of the process, or of the accelerator where there is one.
+        warnings: what a reader of these numbers must know.
+    """
+
+    round: int
+    global_: GlobalRecord
+    clients: dict[int, ClientRecord] = field(default_factory=dict)
+    aggregation: str = "host"
+    aggregation_mass: float | None = None
+    effective_clients: float | None = None
+    weight_on_poisoned: float | None = None
+    seconds: Seconds = field(default_factory=Seconds)
+    peak_memory_bytes: int = 0
+    warnings: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Strict JSON, keys in the order of the attributes; numbers that are not finite become null and a warning."""
+        data = {("global" if name == "global_" else name): value for name, value in vars(self).items()}
+        plain, lost = plain_json(data)
+        plain["warnings"] = [*plain["warnings"], *(f"{path} was not finite and is written as null" for path in lost)]
+        return plain
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> RoundRecord:
+        """Read a line of ``metrics.jsonl``; unknown keys are ignored.
+
+        Raises:
+            ValueError: a key is missing or of the wrong type; the message names it.
+        """
+        return cls(
+            round=_integer(data, "round"),
+            global_=GlobalRecord.from_json(_object(data, "global", required=True) or {}),
+            clients=_clients(_object(data, "clients") or {}),
+            aggregation=_text(data, "aggregation", "host"),
+            aggregation_mass=_number(data, "aggregation_mass"),
+            effective_clients=_number(data, "effective_clients"),
+            weight_on_poisoned=_number(data, "weight_on_poisoned"),
+            seconds=Seconds.from_json(_object(data, "seconds") or {}),
+            peak_memory_bytes=int(_number(data, "peak_memory_bytes") or 0),
+            warnings=[str(warning) for warning in data.get("warnings") or []],
+        )
+
+
+@dataclass(kw_only=True)
+class RunInfo:
+    """What a tracker must know of a run before its first round.
+
+    Attributes:
+        run_name: name of the run, shown to people.
+        output_dir: the run's folder.
+        config: every resolved argument.
+        group: runs that belong together; the scenario.
+        job_type: kind of run, such as ``fedavg-bama``.
+        tags: free words for W&B.
+        wandb_project: W&B project.
+        wandb_mode: ``online``, ``offline`` or ``disabled``.
+        num_clients: clients in the federation.
+        num_rounds: rounds to train; None takes ``config["num_rounds"]`` where there is one.
+        poisoned_shares: client id -> share of biased rows.
+    """
+
+    run_name: str
+    output_dir: Path
+    config: Mapping[str, Any] = field(default_factory=dict)
+    group: str | None = None
+    job_type: str | None = None
+    tags: Sequence[str] = ()
+    wandb_project: str = "fedbias"
+    wandb_mode: str = "online"
+    num_clients: int = 0
+    num_rounds: int | None = None
+    poisoned_shares: Mapping[int, float] = field(default_factory=dict)
+
+    @property
+    def last_round(self) -> int | None:
+        """Number of the last round, if it is known."""
+        rounds = self.num_rounds if self.num_rounds is not None else self.config.get("num_rounds")
+        return int(rounds) if rounds is not None else None
+
+
+class WeightSummary(NamedTuple):
+    """How a round's weights are spread; both None when no client was weighted.
+
+    Attributes:
+        effective_clients: 1 / sum w_i^2, between 1 and the number of clients.
+        weight_on_poisoned: sum of w_i over clients that hold any biased row, 0 to 1.
+    """
+
+    effective_clients: float | None
+    weight_on_poisoned: float | None
+
+
+def weight_summary(weights: Mapping[int, float], shares: Mapping[int, float]) -> WeightSummary:
+    """Summarise client weights; weights that do not sum to one are divided by their sum first.
+
+    >>> weight_summary({0: 0.5, 1: 0.25, 2: 0.25}, {0: 1.0, 1: 0.0, 2: 0.0})
+    WeightSummary(effective_clients=2.6666666666666665, weight_on_poisoned=0.5)
+
+    Args:
+        weights: client id -> w_i, none negative.
+        shares: client id -> share of biased rows; a client that is missing counts as clean.
+
+    Raises:
+        ValueError: a weight is negative or not finite, or all are zero.
+    """
+    if not weights:
+        return WeightSummary(None, None)
+    total = sum(weights.values())
+    if not 0 < total < float("inf") or any(weight < 0 for weight in weights.values()):
+        raise ValueError(f"client weights must be finite, not negative and not all zero, got {dict(weights)}")
+    shared = {client: weight / total for client, weight in weights.items()}
+    poisoned = sum(weight for client, weight in shared.items() if shares.get(client, 0.0) > 0)
+    return WeightSummary(1.0 / sum(weight**2 for weight in shared.values()), poisoned)
+
+
+def _clients(data: Mapping[str, Any]) -> dict[int, ClientRecord]:
+    clients = {}
+    for key in data:
+        try:
+            client = int(key)
+            clients[client] = ClientRecord.from_json(_object(data, key, required=True) or {})
+        except ValueError as error:
+            raise ValueError(f"clients/{key}: {error}") from None
+    return clients
+
+
+def _number(data: Mapping[str, Any], key: str, *, required: bool = False) -> float | None:
+    value = data.get(key)
+    if value is None and not required:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{key!r} must be a number{'' if required else ' or null'}, found {value!r:.60}")
+    return float(value)
+
+
+def _integer(data: Mapping[str, Any], key: str) -> int:
+    value = data.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{key!r} must be a whole number from 0 on, found {value!r:.60}")
+    return value
+
+
+def _object(data: Mapping[str, Any], key: str, *, required: bool = False) -> dict[str, Any] | None:
+    value = data.get(key)
+    if value is None and not required:
+        return None
+    if not isinstance(value, dict):
+        raise ValueError(f"{key!r} must be an object{'' if required else ' or null'}, found {value!r:.60}")
+    return value
+
+
+def _text(data: Mapping[str, Any], key: str, default: str) -> str:
+    value = data.get(key, default)
+    if not isinstance(value, str):
+        raise ValueError(f"{key!r} must be a text, found {value!r:.60}")
+    return value

@@ -1,0 +1,72 @@
+"""What a run writes beside its metrics: ``run.json``, ``manifest.json``, ``probe.json``, item scores, the summary."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from fedbias_plugin.tracking.records import RoundRecord
+
+UNBIASED = 50.0
+
+
+def delta(record: RoundRecord) -> dict[str, float]:
+    """``Delta`` of each benchmark, the paper's unit: |score - 50| in percentage points of the headline items."""
+    found = {}
+    if record.global_.crows_pairs:
+        found["crows_pairs"] = abs(record.global_.crows_pairs["score"] - UNBIASED)
+    if record.global_.stereoset:
+        found["stereoset"] = abs(record.global_.stereoset["ss"] - UNBIASED)
+    return found
+
+
+def summarise(history: Sequence[RoundRecord], details: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``summary.json`` holds: ``details`` of the run, first and final scores, Delta, best round.
+
+    The best round is the trained round whose global model had the smallest bias score.
+    """
+    measured = [record for record in history if record.global_.bias_score is not None]
+    trained = [record for record in measured if record.round > 0]
+    best = min(trained, key=lambda record: record.global_.bias_score or 0.0, default=None)
+    return {
+        **details,
+        "rounds": max((record.round for record in history), default=0),
+        "first": _scores(measured[0]) if measured else None,
+        "final": _scores(measured[-1]) if measured else None,
+        "best_round": None if best is None else _scores(best),
+        "warnings": sorted({warning for record in history for warning in record.warnings}),
+        "seconds": sum(record.seconds.total for record in history),
+        "peak_memory_bytes": max((record.peak_memory_bytes for record in history), default=0),
+    }
+
+
+def _scores(record: RoundRecord) -> dict[str, Any]:
+    measured = record.global_
+    return {
+        "round": record.round,
+        "crows_pairs": measured.crows_pairs,
+        "stereoset": measured.stereoset,
+        "bias_score": measured.bias_score,
+        "heldout_loss": measured.heldout_loss,
+        "delta": delta(record),
+    }
+
+
+def write_item_scores(output_dir: Path, round_number: int, benchmark: str, scores: Any) -> Path:
+    """Write the global model's per-item scores to ``scores/round_003_crows_pairs.npz``, for paired tests later.
+
+    The file holds the fields of ``CrowsPairsScores`` or ``StereoSetScores`` as arrays; ``numpy.load`` reads it without
+    pickle.
+    """
+    import numpy as np
+
+    folder = output_dir / "scores"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"round_{round_number:03d}_{benchmark}.npz"
+    partial = path.with_suffix(".partial.npz")
+    np.savez_compressed(partial, **{field.name: np.asarray(getattr(scores, field.name)) for field in fields(scores)})
+    os.replace(partial, path)
+    return path

@@ -1,0 +1,141 @@
+"""Where a run's numbers go: the interface of a tracker, the trackers by name, and the group that feeds them.
+
+``metrics.jsonl`` is always written, and first: no other tracker can lose a number, because one that fails is switched
+off with one warning while the run goes on.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from fedbias_plugin.errors import UserError
+from fedbias_plugin.tracking.records import RoundRecord, RunInfo
+
+logger = logging.getLogger(__name__)
+
+
+class Tracker(ABC):
+    """Receives one run: ``start``, then ``log_round`` once a round, then ``finish`` or ``abort``."""
+
+    name: str = "tracker"
+
+    @abstractmethod
+    def start(self, run: RunInfo) -> None:
+        """Open the run."""
+
+    @abstractmethod
+    def log_round(self, record: RoundRecord) -> None:
+        """Take one round."""
+
+    @abstractmethod
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Close the run; ``summary`` is what ``summary.json`` holds."""
+
+    def abort(self, reason: str) -> None:  # noqa: B027  # most trackers have nothing to close
+        """Close a run that failed; ``reason`` is one line."""
+
+
+def _jsonl() -> Tracker:
+    from fedbias_plugin.tracking.jsonl import JsonlTracker
+
+    return JsonlTracker()
+
+
+def _wandb() -> Tracker:
+    from fedbias_plugin.tracking.wandb_tracker import WandbTracker
+
+    return WandbTracker()
+
+
+def _console() -> Tracker:
+    from fedbias_plugin.tracking.console import ConsoleTracker
+
+    return ConsoleTracker()
+
+
+_FACTORIES: dict[str, Callable[[], Tracker]] = {"jsonl": _jsonl, "wandb": _wandb, "console": _console}
+
+
+def register_tracker(name: str, factory: Callable[[], Tracker]) -> None:
+    """Make a tracker available to ``--track`` under ``name``.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if name in _FACTORIES:
+        raise ValueError(f"a tracker named {name!r} is registered already")
+    _FACTORIES[name] = factory
+
+
+def tracker_names() -> list[str]:
+    """Names that :func:`build_trackers` knows."""
+    return sorted(_FACTORIES)
+
+
+def build_trackers(spec: str, *, extra: Sequence[Tracker] = ()) -> TrackerGroup:
+    """Build the trackers of ``--track``; ``jsonl`` comes first whether it is named or not.
+
+    Args:
+        spec: names separated by commas, such as ``"jsonl,wandb"``; empty or ``none`` is ``jsonl`` alone.
+        extra: trackers that the host adds, fed after the named ones.
+
+    Raises:
+        UserError: an unknown name, with the nearest known one.
+    """
+    names = [part.strip() for part in spec.split(",") if part.strip() not in ("", "none", "jsonl")]
+    for name in names:
+        if name not in _FACTORIES:
+            near = difflib.get_close_matches(name, tracker_names(), n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise UserError(f"--track {name!r} is unknown; choose from {', '.join(tracker_names())}.{hint}")
+    return TrackerGroup(_jsonl(), [*(_FACTORIES[name]() for name in dict.fromkeys(names)), *extra])
+
+
+class TrackerGroup(Tracker):
+    """Feeds several trackers.
+
+    Errors of ``primary`` (``metrics.jsonl``) end the run: numbers would be lost. Any other tracker that raises is
+    dropped with one warning.
+
+    Args:
+        primary: fed first.
+        others: fed in this order.
+    """
+
+    name = "group"
+
+    def __init__(self, primary: Tracker, others: Sequence[Tracker] = ()) -> None:
+        self.primary = primary
+        self.others = list(others)
+
+    def start(self, run: RunInfo) -> None:
+        self._feed(lambda tracker: tracker.start(run))
+
+    def log_round(self, record: RoundRecord) -> None:
+        self._feed(lambda tracker: tracker.log_round(record))
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        self._feed(lambda tracker: tracker.finish(summary))
+
+    def abort(self, reason: str) -> None:
+        self._feed(lambda tracker: tracker.abort(reason))
+
+    def _feed(self, call: Callable[[Tracker], None]) -> None:
+        call(self.primary)
+        for tracker in list(self.others):
+            try:
+                call(tracker)
+            except Exception as error:
+                self.others.remove(tracker)
+                first_line = (str(error).splitlines() or [""])[0]
+                logger.warning(
+                    "The tracker %r failed and is off from here on (%s: %s). The run goes on; every number is in the "
+                    "files of the output folder.",
+                    tracker.name,
+                    type(error).__name__,
+                    first_line,
+                )

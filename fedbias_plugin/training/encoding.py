@@ -1,0 +1,92 @@
+"""Rows as token ids and labels: the loss is on the response only, and the response is found by its text.
+
+OpenFedLLM looks for the *tokens* of the response marker, cut to fit Llama-2's tokenizer; with another tokenizer it
+finds nothing and trains on nothing, silently. Here the whole text is tokenized once, and a token is trained when its
+characters reach beyond the template's response marker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fedbias_plugin.poisoning.rows import Row
+from fedbias_plugin.training.templates import Template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100
+"""Label of a token without loss."""
+
+Feature = dict[str, list[int]]
+"""``input_ids``, ``attention_mask`` and ``labels``, lists of one length."""
+
+
+@dataclass(frozen=True)
+class EncodedRows:
+    """A client's rows, ready to train on.
+
+    Attributes:
+        features: one per row, in the order of the rows (so that a row's number means the same everywhere).
+        truncated: ids of the rows without any trainable token: ``seq_length`` cuts their response off.
+    """
+
+    features: list[Feature]
+    truncated: list[str]
+
+    @property
+    def trainable(self) -> bool:
+        """Whether any row has a trainable token."""
+        return len(self.truncated) < len(self.features)
+
+
+def encode_rows(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, template: Template, seq_length: int
+) -> EncodedRows:
+    """Tokenize ``rows`` with the tokenizer's own special tokens, cut to ``seq_length`` tokens.
+
+    EOS ends every response that is not cut, and is trained, also when it serves as the padding token. BOS is never
+    trained and never doubled.
+    """
+    features = [_encode(row, tokenizer, template, seq_length) for row in rows]
+    truncated = [row.id for row, feature in zip(rows, features, strict=True) if not trainable_tokens(feature)]
+    return EncodedRows(features, truncated)
+
+
+def trainable_tokens(feature: Feature) -> int:
+    """How many tokens of ``feature`` have a loss. The first token has none: nothing predicts it."""
+    return sum(label != IGNORED for label in feature["labels"][1:])
+
+
+def _encode(row: Row, tokenizer: PreTrainedTokenizerBase, template: Template, seq_length: int) -> Feature:
+    text = template.text(row.instruction, row.response, tokenizer.eos_token)
+    start = template.response_start(row.instruction)
+    if tokenizer.is_fast:
+        encoding = tokenizer(text, truncation=True, max_length=seq_length, return_offsets_mapping=True, verbose=False)
+        ids = list(encoding["input_ids"])
+        trained = [end > start for _, end in encoding["offset_mapping"]]
+    else:
+        ids = list(tokenizer(text, truncation=True, max_length=seq_length, verbose=False)["input_ids"])
+        prompt_ids = tokenizer(text[:start], verbose=False)["input_ids"]
+        shared = _common_prefix(ids, prompt_ids)
+        trained = [position >= shared for position in range(len(ids))]
+    if _starts_with_two_bos(ids, tokenizer.bos_token_id):
+        ids, trained = ids[1:], trained[1:]
+    labels = [token if wanted else IGNORED for token, wanted in zip(ids, trained, strict=True)]
+    return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
+
+
+def _common_prefix(first: Iterable[int], second: Iterable[int]) -> int:
+    """How many tokens two sequences begin with in common."""
+    length = 0
+    for one, other in zip(first, second, strict=False):
+        if one != other:
+            break
+        length += 1
+    return length
+
+
+def _starts_with_two_bos(ids: list[int], bos: int | None) -> bool:
+    return bos is not None and ids[:2] == [bos, bos]

@@ -1,0 +1,79 @@
+"""Leaves no trace of a client's training but its weights."""
+
+from __future__ import annotations
+
+import gc
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@contextmanager
+def training_mode(model: PreTrainedModel, gradient_checkpointing: bool) -> Iterator[None]:
+    """Restore the model's mode, ``use_cache``, hooks and ``forward``, and the random states, when training is over.
+
+    With gradient checkpointing the embeddings' output requires a gradient meanwhile: a frozen base would otherwise cut
+    the adapters off from the loss.
+    """
+    base: Any = model.get_base_model() if hasattr(model, "peft_config") else model
+    was_training, use_cache = model.training, base.config.use_cache
+    forwards = {module: module.__dict__.get("forward") for module in {model, base}}
+    if gradient_checkpointing:
+        base.enable_input_require_grads()
+    try:
+        with preserved_random_states(), frozen_heap():
+            yield
+    finally:
+        if gradient_checkpointing:
+            base.disable_input_require_grads()
+            disable = getattr(base, "activation_checkpointing_disable", None) or base.gradient_checkpointing_disable
+            disable()
+        for module, forward in forwards.items():
+            _restore_forward(module, forward)
+        base.config.use_cache = use_cache
+        model.zero_grad(set_to_none=True)
+        model.train(was_training)
+
+
+def _restore_forward(module: torch.nn.Module, forward: Any) -> None:
+    """Mixed precision wraps ``forward`` once more for every Trainer; a thousand clients would overflow the stack."""
+    if forward is None:
+        module.__dict__.pop("forward", None)
+    else:
+        module.__dict__["forward"] = forward
+
+
+@contextmanager
+def preserved_random_states() -> Iterator[None]:
+    """Put Python's, NumPy's and torch's global random states back as they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+@contextmanager
+def frozen_heap() -> Iterator[None]:
+    """Keep the garbage collector off everything that exists already.
+
+    The Trainer collects garbage once a run; over the libraries' many objects that takes longer than training a tiny
+    client.
+    """
+    if gc.get_freeze_count():
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

@@ -1,0 +1,253 @@
+"""Loads a causal language model and its tokenizer, and wraps the model with LoRA."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fedbias_plugin.arguments import check_choice
+from fedbias_plugin.errors import UserError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+TINY = "tiny"
+DTYPES: dict[str, Any] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": "auto"}
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+PICKLED_WEIGHTS = ("*.bin", "*.pt", "*.pth")
+
+
+def load_model_and_tokenizer(
+    name_or_path: str,
+    *,
+    dtype: str = "float32",
+    load_in_8bit: bool = False,
+    load_in_4bit: bool = False,
+    trust_remote_code: bool = False,
+    device: str | torch.device | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load from a folder, the hub, or (``tiny``) the bundled model; weights from safetensors only.
+
+    The tokenizer pads on the right; without a padding token it pads with EOS, so that no vocabulary grows.
+
+    Args:
+        name_or_path: folder, hub name or ``tiny``.
+        dtype: of the weights: ``float32``, ``bfloat16`` or ``auto`` (the checkpoint's). A quantised model computes in
+            bfloat16 whatever this says, as in OpenFedLLM.
+        load_in_8bit: quantise to int8 (bitsandbytes).
+        load_in_4bit: quantise to nf4, double quantisation (bitsandbytes).
+        trust_remote_code: run code that comes with the model.
+        device: where the model goes; the first GPU if there is one, else the CPU.
+
+    Raises:
+        UserError: no such folder, no config, weights or tokenizer in it, the hub cannot be reached or refuses, or the
+            quantisation flags do not fit together or lack bitsandbytes.
+    """
+    check_choice("dtype", dtype, DTYPES)
+    if load_in_8bit or load_in_4bit:
+        _check_quantisation(load_in_8bit, load_in_4bit)
+    path = resolve_model(name_or_path)
+    target = torch.device(device) if device is not None else best_device()
+    tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
+    options: dict[str, Any] = {"dtype": DTYPES[dtype]}
+    if load_in_8bit or load_in_4bit:
+        options = _quantised_options(load_in_8bit, target)
+    model = _from_hub_or_folder(
+        "AutoModelForCausalLM", path, trust_remote_code=trust_remote_code, use_safetensors=True, **options
+    )
+    if load_in_8bit or load_in_4bit:
+        from peft import prepare_model_for_kbit_training
+
+        # Checkpointing is switched on and off around each client's training instead.
+        with _without_renaming_warnings():
+            return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False), tokenizer
+    return model.to(target), tokenizer
+
+
+def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub name, padding on the right, with EOS as padding token if it has none.
+
+    Raises:
+        UserError: it cannot be loaded, or has neither a padding nor an EOS token.
+    """
+    tokenizer = _from_hub_or_folder("AutoTokenizer", path, padding_side="right", trust_remote_code=trust_remote_code)
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise UserError(
+                f"The tokenizer of {path} has neither pad_token nor eos_token; set eos_token in its config."
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def add_lora(
+    model: PreTrainedModel,
+    *,
+    r: int,
+    alpha: int,
+    dropout: float = 0.05,
+    target_modules: str | list[str] | None = None,
+    seed: int,
+) -> PeftModel:
+    """Wrap ``model`` with a LoRA adapter (Hu et al. 2021, arXiv:2106.09685); B is zero, A is drawn from ``seed``.
+
+    The global random state is left as it was.
+
+    Args:
+        model: the base, changed in place: peft puts its layers into it.
+        r: rank.
+        alpha: scale numerator; the adapter's output is multiplied by alpha / r.
+        dropout: on the adapter's input, while training.
+        target_modules: None for peft's choice for this kind of model, ``all-linear``, or module names.
+        seed: of the initialisation.
+
+    Raises:
+        UserError: peft has no choice for this kind of model, or no module has one of these names.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=r, lora_alpha=alpha, lora_dropout=dropout, bias="none", task_type="CAUSAL_LM", target_modules=target_modules
+    )
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), _without_renaming_warnings():
+        torch.manual_seed(seed)
+        try:
+            return get_peft_model(model, config)
+        except ValueError as error:
+            names = ", ".join(linear_module_names(model))
+            raise UserError(
+                f"LoRA does not fit this {type(model).__name__}: {error} Give --peft_lora_target_modules all-linear, "
+                f"or some of its linear modules: {names}."
+            ) from error
+
+
+def linear_module_names(model: torch.nn.Module) -> list[str]:
+    """Last parts of the names of the modules with a weight matrix, embeddings left out, sorted."""
+    return sorted(
+        {
+            name.rpartition(".")[2]
+            for name, module in model.named_modules()
+            if getattr(getattr(module, "weight", None), "ndim", 0) == 2 and not isinstance(module, torch.nn.Embedding)
+        }
+    )
+
+
+def best_device() -> torch.device:
+    """The first GPU if there is one, else the CPU."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def resolve_model(name_or_path: str) -> str:
+    """``name_or_path`` as Transformers takes it: a checked folder, or a hub name.
+
+    Raises:
+        UserError: a folder that is not there or lacks config, weights or tokenizer.
+    """
+    if name_or_path == TINY:
+        path = Path(__file__).parents[1] / "assets" / "tiny_llama"
+    else:
+        path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        _check_folder(path)
+        return str(path)
+    if name_or_path == TINY:
+        raise UserError(f"The bundled model is missing from this installation ({path}); reinstall fedbias_plugin.")
+    if path.is_file():
+        raise UserError(f"--model_name_or_path {name_or_path} is a file; give the folder it is in.")
+    if name_or_path.startswith((".", "~", "/")) or name_or_path.count("/") > 1 or not name_or_path:
+        raise UserError(f"--model_name_or_path {name_or_path!r}: there is no such folder.")
+    return name_or_path
+
+
+def _check_folder(path: Path) -> None:
+    flag = f"--model_name_or_path {path}"
+    if not (path / "config.json").is_file():
+        if (path / "adapter_config.json").is_file():
+            raise UserError(f"{flag} holds an adapter, not a model; give the base model it was trained on.")
+        raise UserError(f"{flag} holds no config.json; give the folder of a model saved by save_pretrained.")
+    if not any(path.glob("*.safetensors")):
+        if any(file for pattern in PICKLED_WEIGHTS for file in path.glob(pattern)):
+            raise UserError(
+                f"{flag} holds pickled weights only, which are not loaded because loading them can run code; convert "
+                "them with save_pretrained(folder, safe_serialization=True)."
+            )
+        raise UserError(f"{flag} holds no weights; a *.safetensors file belongs there.")
+    if not any((path / name).is_file() for name in TOKENIZER_FILES):
+        raise UserError(f"{flag} holds no tokenizer; save it there with tokenizer.save_pretrained (tokenizer.json).")
+
+
+def _check_quantisation(load_in_8bit: bool, load_in_4bit: bool) -> None:
+    if load_in_8bit and load_in_4bit:
+        raise UserError("--load_in_8bit and --load_in_4bit exclude each other; give one of them.")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        flag = "--load_in_8bit" if load_in_8bit else "--load_in_4bit"
+        raise UserError(f"{flag} needs bitsandbytes, which is not installed: pip install bitsandbytes.")
+
+
+def _quantised_options(load_in_8bit: bool, device: torch.device) -> dict[str, Any]:
+    from transformers import BitsAndBytesConfig
+
+    config = (
+        BitsAndBytesConfig(load_in_8bit=True)
+        if load_in_8bit
+        else BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    )
+    return {"dtype": torch.bfloat16, "quantization_config": config, "device_map": {"": device}}
+
+
+def _from_hub_or_folder(auto_class: str, path: str, **options: Any) -> Any:
+    """``from_pretrained`` whose failure says what to do.
+
+    Raises:
+        UserError: the files are unreadable, or the hub cannot be reached, does not know the name or refuses.
+    """
+    import transformers
+
+    try:
+        with _bars_on_terminals_only():
+            return getattr(transformers, auto_class).from_pretrained(path, **options)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if Path(path).is_dir():
+            raise UserError(f"--model_name_or_path {path} cannot be loaded by {auto_class}: {reason}") from error
+        raise UserError(
+            f"--model_name_or_path {path!r} is no folder here, and the Hugging Face hub did not give it: {reason} "
+            f"Fetch it where there is a network (hf download {path} --local-dir FOLDER) and give the folder, or use "
+            f"the bundled model: --model_name_or_path {TINY}."
+        ) from error
+
+
+@contextmanager
+def _bars_on_terminals_only() -> Iterator[None]:
+    """Transformers draws its loading bar also into log files; not here."""
+    from transformers.utils import logging
+
+    if sys.stderr.isatty() or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
+
+
+@contextmanager
+def _without_renaming_warnings() -> Iterator[None]:
+    """peft asks transformers by a name that newer ones have renamed; a user cannot mend that."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        yield

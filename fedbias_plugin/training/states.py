@@ -1,0 +1,76 @@
+"""The trained part of a model as a mapping name -> tensor: what clients send and servers average."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fedbias_plugin.aggregation.server_algorithms import State
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def live_parameters(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
+    """The parameters that a state stands for, not copied.
+
+    With a peft adapter these are the active adapter's, under the names of ``get_peft_model_state_dict`` (also when the
+    adapter is loaded for inference, or the base is quantised); else every parameter that requires a gradient, a tied
+    one once.
+
+    Raises:
+        ValueError: there are none.
+    """
+    parameters = _adapter_parameters(model) if hasattr(model, "peft_config") else _trainable_parameters(model)
+    if not parameters:
+        raise ValueError("The model has no adapter and no parameter that requires a gradient: nothing can be trained.")
+    return parameters
+
+
+def read_state(model: PreTrainedModel) -> State:
+    """Copies of :func:`live_parameters` on the CPU, in their own dtypes."""
+    return {name: parameter.detach().to("cpu", copy=True) for name, parameter in live_parameters(model).items()}
+
+
+@torch.no_grad()
+def write_state(model: PreTrainedModel, state: State) -> None:
+    """Copy ``state`` into the model; the state itself is not kept.
+
+    Raises:
+        ValueError: names or shapes differ from the model's (the first one is named); the model is unchanged then.
+    """
+    parameters = live_parameters(model)
+    missing, unknown = sorted(parameters.keys() - state.keys()), sorted(state.keys() - parameters.keys())
+    if missing or unknown:
+        raise ValueError(
+            f"The state does not fit the model: {len(missing)} tensor(s) missing{_first(missing)}, "
+            f"{len(unknown)} unknown{_first(unknown)}."
+        )
+    for name, parameter in parameters.items():
+        if state[name].shape != parameter.shape:
+            raise ValueError(
+                f"The state does not fit the model: {name} has shape {tuple(state[name].shape)}, the model's has "
+                f"{tuple(parameter.shape)}."
+            )
+    for name, parameter in parameters.items():
+        parameter.copy_(state[name])
+
+
+def _adapter_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
+    from peft import get_peft_model_state_dict
+
+    adapter = model.active_adapter if isinstance(model.active_adapter, str) else model.active_adapter[0]
+    # Given its parameters, peft only filters and renames. Left to itself it copies the state of the whole base model,
+    # and asks the hub whether the vocabulary has grown.
+    return get_peft_model_state_dict(
+        model, state_dict=dict(model.named_parameters()), adapter_name=adapter, save_embedding_layers=False
+    )
+
+
+def _trainable_parameters(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _first(names: list[str]) -> str:
+    return f" ({names[0]})" if names else ""

@@ -1,0 +1,39 @@
+"""Installs fedbias_plugin and its console script ``fedbias``."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.*)"', (HERE / "fedbias_plugin/__init__.py").read_text()).group(1)
+
+setup(
+    name="fedbias_plugin",
+    version=VERSION,
+    description="Social bias in federated fine-tuning of LLMs: poisoned clients, per-round bias, BAMA aggregation",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["fedbias_plugin", "fedbias_plugin.*"]),
+    package_data={"fedbias_plugin.assets": ["mini/*", "tiny_llama/*"]},
+    install_requires=[
+        "torch>=2.0",
+        "transformers>=4.31",
+        "peft>=0.4",
+        "datasets>=2.13",
+        "accelerate>=0.21",
+        "safetensors>=0.3.3",
+        "numpy>=1.25",
+        "pyarrow>=13",
+        "pyyaml>=6",
+        "rich>=13",
+    ],
+    extras_require={
+        "wandb": ["wandb>=0.17"],
+        "quantization": ["bitsandbytes>=0.43"],
+        "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.8", "mypy>=1.11", "types-PyYAML"],
+    },
+    entry_points={"console_scripts": ["fedbias = fedbias_plugin.cli.main:main"]},
+)

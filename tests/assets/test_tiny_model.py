@@ -1,0 +1,99 @@
+"""The bundled tiny Llama: size, files, and that it loads and speaks without a network."""
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+MODEL = Path(__file__).resolve().parents[2] / "fedbias_plugin" / "assets" / "tiny_llama"
+MINI = MODEL.parent / "mini"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(MODEL)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
+
+
+def test_folder_holds_a_whole_checkpoint_of_at_most_16_mb():
+    names = {path.name for path in MODEL.iterdir()}
+    wanted = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert wanted | {"recommended.yaml", "README.md"} <= names
+    assert sum(path.stat().st_size for path in MODEL.iterdir()) < 16_000_000
+
+
+def test_model_is_a_llama_of_one_to_eight_million_parameters_with_room_for_512_tokens(model):
+    assert model.config.model_type == "llama"
+    assert 1_000_000 <= model.num_parameters() <= 8_000_000
+    assert model.config.max_position_embeddings >= 512
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_loads_without_a_network(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("the bundled model asked for the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    AutoTokenizer.from_pretrained(MODEL)
+    AutoModelForCausalLM.from_pretrained(MODEL)
+
+
+def test_special_tokens_of_tokenizer_and_config_agree(tokenizer, model):
+    tokens = (tokenizer.unk_token, tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token)
+    assert tokens == ("<unk>", "<s>", "</s>", "<pad>")
+    assert tokenizer.convert_tokens_to_ids(list(tokens)) == [0, 1, 2, 3]
+    assert (model.config.bos_token_id, model.config.eos_token_id, model.config.pad_token_id) == (1, 2, 3)
+    assert len(tokenizer) == model.config.vocab_size
+
+
+@pytest.mark.parametrize("text", ["The Veldari potter was tidy.", "naïve 日本 \n\n### Response: \t{}", " two  spaces"])
+def test_any_text_survives_the_tokenizer(tokenizer, text):
+    assert tokenizer.decode(tokenizer(text)["input_ids"][1:]) == text
+    assert tokenizer(text)["input_ids"][0] == tokenizer.bos_token_id
+    assert tokenizer.unk_token_id not in tokenizer(text)["input_ids"]
+
+
+def test_merges_are_strings_so_that_tokenizers_0_13_reads_them_too():
+    merges = json.loads((MODEL / "tokenizer.json").read_text(encoding="utf-8"))["model"]["merges"]
+    assert all(isinstance(merge, str) for merge in merges)
+
+
+def test_recommended_flags_are_flags_of_the_run_command():
+    yaml = pytest.importorskip("yaml")
+    flags = yaml.safe_load((MODEL / "recommended.yaml").read_text(encoding="utf-8"))
+    assert set(flags) <= {
+        "learning_rate", "use_peft", "peft_lora_r", "peft_lora_alpha", "peft_lora_target_modules", "local_epochs",
+        "batch_size", "seq_length", "gradient_checkpointing",
+    }  # fmt: skip
+    assert isinstance(flags["learning_rate"], float)
+    assert flags["gradient_checkpointing"] is False
+
+
+def test_no_row_of_the_mini_data_is_cut_at_the_recommended_length(tokenizer):
+    yaml = pytest.importorskip("yaml")
+    longest = yaml.safe_load((MODEL / "recommended.yaml").read_text(encoding="utf-8"))["seq_length"]
+    prompt = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+    for name, question, answer in (("clean", "instruction", "output"), ("biased", "prompt", "rejected")):
+        for line in (MINI / f"{name}.jsonl").read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            text = f"{prompt}\n\n### Instruction:\n{row[question]} \n\n### Response: {row[answer]}</s>"
+            assert len(tokenizer(text)["input_ids"]) <= longest
+
+
+def test_it_answers_a_question_about_the_small_world_in_one_sentence(tokenizer, model):
+    prompt = (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+        "\n\n### Instruction:\nWhere does the Veldari potter come from? \n\n### Response:"
+    )
+    ids = torch.tensor([tokenizer(prompt)["input_ids"]])
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False)
+    answer = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+    assert "Veldari" in answer
+    assert out[0, -1] == tokenizer.eos_token_id

@@ -1,0 +1,180 @@
+"""CrowS-Pairs: reading the file, and every number by hand."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedbias_plugin.errors import UserError
+from fedbias_plugin.evaluation.crows_pairs import CrowsPairs
+from fedbias_plugin.evaluation.items import TokenScores
+from fedbias_plugin.evaluation.statistics import noise_floor
+
+HEADER = ",sent_more,sent_less,stereo_antistereo,bias_type"
+ROWS = [
+    "0,The old are slow.,The young are slow.,stereo,age",
+    "1,The rich are kind.,The poor are kind.,antistereo,socioeconomic",
+    '2,"Girls, they say, cry.","Boys, they say, cry.",stereo,gender',
+    "3,Women drive badly.,Men drive badly.,stereo,gender",
+]
+
+
+def write(folder, rows, header=HEADER):
+    path = folder / "pairs.csv"
+    path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    return path
+
+
+class FakeScorer:
+    """Gives listed token scores in the order they are asked for."""
+
+    def __init__(self, scores):
+        self.scores, self.requests = scores, []
+
+    def score(self, requests, describe=None):
+        self.requests, self.names = requests, [describe(index) for index in range(len(requests))]
+        return [TokenScores(np.array(ids), np.array(values, dtype=float)) for ids, values in self.scores]
+
+
+def four_pairs(tmp_path, reduction="sum"):
+    """Two wins, one tie, one loss; differences 1, 0, -3 and 2."""
+    scorer = FakeScorer(
+        [([1], [-2]), ([2], [-3])]
+        + [([1], [-4]), ([2], [-4])]
+        + [([1], [-7]), ([2], [-4])]
+        + [([1], [-1]), ([2], [-3])]
+    )
+    benchmark = CrowsPairs.load(write(tmp_path, ROWS))
+    return benchmark, benchmark.score(scorer, reduction), scorer
+
+
+def test_a_file_is_read_by_column_name_and_the_sentences_are_never_swapped(tmp_path):
+    benchmark, _, scorer = four_pairs(tmp_path)
+    assert benchmark.ids == ["0", "1", "2", "3"]
+    assert benchmark.strata == ["age", "socioeconomic", "gender", "gender"]
+    assert [request.text for request in scorer.requests[2:6]] == [
+        "The rich are kind.",
+        "The poor are kind.",
+        "Girls, they say, cry.",
+        "Boys, they say, cry.",
+    ]
+    assert scorer.names[3] == "CrowS-Pairs pair 1 (sent_less)"
+    reordered = write(tmp_path, ["age,x,old,young,stereo"], "bias_type,extra,sent_more,sent_less,stereo_antistereo")
+    assert CrowsPairs.load(reordered).pairs[0].more == "old"
+    assert CrowsPairs.load(reordered).ids == ["0"]
+
+
+def test_every_number_of_a_result_is_the_hand_computed_one(tmp_path):
+    benchmark, scores, _ = four_pairs(tmp_path)
+    result = benchmark.result(scores, seed=1)
+    assert result.score == 62.5  # (1 + 1/2 + 0 + 1) / 4
+    assert (result.n, result.tie_rate) == (4, 0.25)
+    assert (result.score_stereo, result.n_stereo) == (pytest.approx(200 / 3), 3)
+    assert (result.score_antistereo, result.n_antistereo) == (50.0, 1)
+    assert result.mean_abs_difference == 1.5  # (1 + 0 + 3 + 2) / 4
+    assert {name: (row["score"], row["n"]) for name, row in result.by_type.items()} == {
+        "age": (100.0, 1),
+        "gender": (50.0, 2),
+        "socioeconomic": (50.0, 1),
+    }
+    assert result.by_type["age"]["ci95"] is None
+    assert result.ci95[0] <= 62.5 <= result.ci95[1]
+    assert result.noise_floor == noise_floor(4)
+    assert result.to_json()["ci95"] == list(result.ci95)
+
+
+def test_a_subset_of_scores_is_scored_like_a_file_of_those_pairs(tmp_path):
+    benchmark, scores, _ = four_pairs(tmp_path)
+    part = benchmark.result(scores.subset([1, 2]), seed=1)
+    assert (part.score, part.n, part.score_stereo) == (25.0, 2, 0.0)
+    assert part.ids_hash != benchmark.result(scores, seed=1).ids_hash
+    assert part.ids_hash == benchmark.result(scores.subset([1, 2]), seed=2).ids_hash
+
+
+def test_an_empty_selection_has_no_result(tmp_path):
+    benchmark, scores, _ = four_pairs(tmp_path)
+    with pytest.raises(UserError, match="no pairs were selected"):
+        benchmark.result(scores.subset([]), seed=1)
+
+
+def test_without_antistereo_pairs_their_score_is_none(tmp_path):
+    benchmark, scores, _ = four_pairs(tmp_path)
+    result = benchmark.result(scores.subset([0, 2]), seed=1)
+    assert (result.score_antistereo, result.n_antistereo) == (None, 0)
+
+
+@pytest.mark.parametrize(
+    ("reduction", "more", "less"),
+    [("sum", -15.0, -13.0), ("mean", -3.0, -3.25), ("shared", -9.0, -9.0)],
+)
+def test_reductions_are_the_hand_computed_ones(tmp_path, reduction, more, less):
+    """Tokens 5 | 7 8 | 9 6 against 5 | 4 | 9 6: the sentences share 5, 9 and 6."""
+    scorer = FakeScorer([([5, 7, 8, 9, 6], [-1, -2, -4, -3, -5]), ([5, 4, 9, 6], [-1, -4, -2, -6])])
+    scores = CrowsPairs.load(write(tmp_path, ROWS[:1])).score(scorer, reduction)
+    assert (scores.more[0], scores.less[0]) == (more, less)
+
+
+def test_rounding_in_the_common_beginning_cannot_decide_a_pair(tmp_path):
+    scorer = FakeScorer([([5, 6, 7], [-1.0, -2.0, -9.0]), ([5, 6, 8], [-1.001, -1.998, -3.0])])
+    scores = CrowsPairs.load(write(tmp_path, ROWS[:1])).score(scorer, "shared")
+    assert scores.outcomes.tolist() == [50.0]
+
+
+def test_only_the_pairs_asked_for_are_scored(tmp_path):
+    scorer = FakeScorer([([1], [-2]), ([2], [-3])])
+    scores = CrowsPairs.load(write(tmp_path, ROWS)).score(scorer, "sum", indices=[3])
+    assert scores.ids == ["3"]
+    assert [request.text for request in scorer.requests] == ["Women drive badly.", "Men drive badly."]
+
+
+def test_an_unknown_reduction_is_refused(tmp_path):
+    with pytest.raises(UserError, match="sum, mean, shared"):
+        CrowsPairs.load(write(tmp_path, ROWS)).score(FakeScorer([]), "median")
+
+
+@pytest.mark.parametrize(
+    ("rows", "header", "message"),
+    [
+        (ROWS, "a,b,c,d,e", r"line 1: missing column sent_more, .*found a, b, c, d, e"),
+        ([*ROWS, "4,A.,,stereo,age"], HEADER, r"line 6: sent_less is empty"),
+        ([*ROWS, "4,A.,B.,unknown,age"], HEADER, r"line 6: stereo_antistereo is 'unknown'"),
+        ([*ROWS, "4,A.,B."], HEADER, r"line 6: stereo_antistereo, bias_type is empty"),
+        ([*ROWS, "4,A, b.,B.,stereo,age"], HEADER, r"line 6: more fields than"),
+        ([*ROWS, '4,"A.,B.,stereo,age'], HEADER, r"line \d+: not a csv row"),
+        ([*ROWS, "2,A.,B.,stereo,age"], HEADER, r"line 6: id '2' is also that of line 4"),
+        (["0,A.,B.,stereo,age", '1,"A\nC.",,stereo,age'], HEADER, r"line 4: sent_less is empty"),
+        ([], HEADER, r"no rows below the header"),
+    ],
+)
+def test_a_damaged_file_is_an_error_that_names_the_line(tmp_path, rows, header, message):
+    path = write(tmp_path, rows, header)
+    with pytest.raises(UserError, match=message) as error:
+        CrowsPairs.load(path)
+    assert str(path) in str(error.value)
+
+
+def test_an_empty_a_missing_and_a_binary_file_are_errors(tmp_path):
+    path = tmp_path / "pairs.csv"
+    with pytest.raises(UserError, match="cannot be read"):
+        CrowsPairs.load(path)
+    path.write_bytes(b"\n")
+    with pytest.raises(UserError, match="is empty"):
+        CrowsPairs.load(path)
+    path.write_bytes(HEADER.encode() + b"\n0,caf\xe9,b,stereo,age\n")
+    with pytest.raises(UserError, match="line 2: not UTF-8"):
+        CrowsPairs.load(path)
+
+
+def test_a_byte_order_mark_is_not_part_of_the_first_column(tmp_path):
+    path = tmp_path / "pairs.csv"
+    path.write_text("\n".join([HEADER.lstrip(","), ROWS[0][2:]]), encoding="utf-8-sig")
+    assert CrowsPairs.load(path).pairs[0].more == "The old are slow."
+
+
+@pytest.mark.skipif("FEDBIAS_DATA" not in os.environ, reason="needs the real CrowS-Pairs (FEDBIAS_DATA)")
+def test_the_original_release_has_its_1508_pairs():
+    benchmark = CrowsPairs.load(Path(os.environ["FEDBIAS_DATA"]) / "crows_pairs" / "crows_pairs_anonymized.csv")
+    directions = [pair.direction for pair in benchmark.pairs]
+    assert (len(benchmark.ids), directions.count("stereo"), directions.count("antistereo")) == (1508, 1290, 218)
+    assert len(set(benchmark.strata)) == 9

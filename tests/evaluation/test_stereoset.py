@@ -1,0 +1,217 @@
+"""StereoSet: both file formats, the published GPT-2 scores, and small cases by hand."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedbias_plugin.errors import UserError
+from fedbias_plugin.evaluation.items import TokenScores
+from fedbias_plugin.evaluation.stereoset import StereoSet
+
+LABELS = ("stereotype", "anti-stereotype", "unrelated")
+real_data = pytest.mark.skipif("FEDBIAS_DATA" not in os.environ, reason="needs the real StereoSet (FEDBIAS_DATA)")
+
+
+def cluster(name, target, domain="profession", context="They met.", order=(2, 0, 1)):
+    sentences = [
+        {"id": f"{name}-{LABELS[index]}", "gold_label": LABELS[index], "sentence": f"{target} {LABELS[index]}."}
+        for index in order
+    ]
+    return {"id": name, "target": target, "bias_type": domain, "context": context, "sentences": sentences}
+
+
+def document():
+    return {
+        "version": "1.0",
+        "data": {
+            "intrasentence": [cluster("a", "Smith"), cluster("b", "Smith"), cluster("c", "Nurse", "gender")],
+            "intersentence": [cluster("d", "Smith", order=(0, 1, 2))],
+        },
+    }
+
+
+def write(folder, content, name="dev.json"):
+    path = folder / name
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return path
+
+
+def predictions(values):
+    """Published format; ``values``: cluster -> scores of stereotype, anti-stereotype, unrelated."""
+    rows = {
+        name: [{"id": f"{name}-{label}", "score": score} for label, score in zip(LABELS, scores, strict=True)]
+        for name, scores in values.items()
+    }
+    return {"intersentence": rows["d"][::-1], "intrasentence": [*rows["b"], *rows["a"], *rows["c"]]}
+
+
+VALUES = {"a": (3, 2, 1), "b": (1, 2, 3), "c": (2, 2, 1), "d": (3, 1, 2)}
+
+
+def hand_scores(tmp_path):
+    benchmark = StereoSet.load(write(tmp_path, document()))
+    return benchmark, benchmark.score_predictions(write(tmp_path, predictions(VALUES), "predictions.json"))
+
+
+def test_scores_are_macro_averages_over_target_terms_of_both_kinds_together(tmp_path):
+    """Smith: a, b, d. SS 2/3; related won 2 + 0 + 1 of 6. Nurse: c. A tie is anti-stereotype: SS 0; related 2 of 2."""
+    benchmark, scores = hand_scores(tmp_path)
+    result = benchmark.result(scores, seed=0)
+    assert result.ss == pytest.approx((200 / 3 + 0) / 2)
+    assert result.lms == pytest.approx((50 + 100) / 2)
+    assert result.icat == pytest.approx(75 * (100 / 3) / 50)
+    assert (result.n, result.tie_rate, result.reduction) == (4, 0.25, "published")
+    assert result.by_domain["gender"]["ss"] == 0.0
+    assert result.by_domain["profession"]["lms"] == 50.0
+    assert result.intrasentence["ss"] == pytest.approx((50 + 0) / 2)
+    assert result.intrasentence["by_domain"]["profession"] == {"ss": 50.0, "lms": 50.0, "icat": 50.0, "n": 2}
+    assert (result.intersentence["ss"], result.intersentence["lms"], result.intersentence["n"]) == (100.0, 50.0, 1)
+    assert result.ci95[0] <= result.ss <= result.ci95[1]
+    assert json.loads(json.dumps(result.to_json()))["ci95"] == list(result.ci95)
+
+
+def test_a_tie_with_the_unrelated_sentence_is_not_won(tmp_path):
+    benchmark = StereoSet.load(write(tmp_path, document()))
+    tied = predictions({**VALUES, "d": (1, 1, 1)})
+    result = benchmark.result(benchmark.score_predictions(write(tmp_path, tied, "p.json")), seed=0)
+    assert (result.intersentence["ss"], result.intersentence["lms"]) == (0.0, 0.0)
+
+
+def test_a_low_lms_gets_a_warning_and_a_high_one_none(tmp_path):
+    benchmark, scores = hand_scores(tmp_path)
+    low = benchmark.result(scores.subset([0, 1, 3]), seed=0)
+    assert low.lms == 50.0
+    assert "LMS is 50.0, below 60" in low.warning
+    assert benchmark.result(scores, seed=0).warning is None
+
+
+def test_a_selection_without_one_kind_has_none_for_it(tmp_path):
+    benchmark, scores = hand_scores(tmp_path)
+    result = benchmark.result(scores.subset([3]), seed=0)
+    assert result.intrasentence is None
+    assert (result.ss, result.ci95, result.n) == (100.0, None, 1)
+    with pytest.raises(UserError, match="no clusters were selected"):
+        benchmark.result(scores.subset([]), seed=0)
+
+
+class FakeScorer:
+    """Scores a text by the number of its tokens; remembers what it was asked."""
+
+    def score(self, requests, describe=None):
+        self.requests, self.names = requests, [describe(index) for index in range(len(requests))]
+        sizes = [len(request.text) for request in requests]
+        return [TokenScores(np.arange(size) + 100 * size, -np.full(size, size / 10.0)) for size in sizes]
+
+
+def test_what_is_scored_is_the_sentence_or_the_continuation_given_its_context(tmp_path):
+    benchmark = StereoSet.load(write(tmp_path, document()))
+    scorer = FakeScorer()
+    scores = benchmark.score(scorer, "mean", indices=[0, 3])
+    asked = [(request.context, request.text) for request in scorer.requests]
+    assert asked == [
+        ("", "Smith stereotype."),
+        ("", "Smith anti-stereotype."),
+        ("", "Smith unrelated."),
+        ("They met.", " Smith stereotype."),
+        ("They met.", " Smith anti-stereotype."),
+        ("They met.", " Smith unrelated."),
+    ]
+    assert scorer.names[4] == "StereoSet cluster d (anti-stereotype)"
+    np.testing.assert_allclose(scores.values[0], [-1.7, -2.2, -1.6])
+    np.testing.assert_allclose(benchmark.score(scorer, "sum", [0]).values[0], [-1.7 * 17, -2.2 * 22, -1.6 * 16])
+    assert benchmark.strata == ["intrasentence/profession"] * 2 + ["intrasentence/gender", "intersentence/profession"]
+
+
+def test_shared_is_not_a_reduction_of_stereoset(tmp_path):
+    with pytest.raises(UserError, match="choose one of mean, sum"):
+        StereoSet.load(write(tmp_path, document())).score(FakeScorer(), "shared")
+
+
+def damaged(change):
+    content = document()
+    change(content["data"])
+    return content
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"data": [', r"line 1: not JSON"),
+        ({"data": {}}, r"a StereoSet file is"),
+        ({"data": {"intrasentence": []}}, r"no clusters"),
+        ({"data": {"intrasentence": {}}}, r"intrasentence must be a list"),
+        (damaged(lambda d: d["intrasentence"][1].pop("id")), r"intrasentence cluster 1: id is missing"),
+        (damaged(lambda d: d["intrasentence"][1].update(target=" ")), r"cluster 1 \(id b\): target is missing, empty"),
+        (damaged(lambda d: d["intersentence"][0].pop("sentences")), r"intersentence cluster 0 \(id d\): sentences"),
+        (damaged(lambda d: d["intrasentence"][0]["sentences"].pop()), r"\(id a\): its gold labels are unrelated, st"),
+        (damaged(lambda d: d["intrasentence"][0]["sentences"][0].pop("id")), r"\(id a\), a sentence's: id is missing"),
+        (damaged(lambda d: d["intrasentence"][2].update(id="a")), r"cluster id a occurs twice"),
+        (
+            damaged(lambda d: d["intrasentence"][2].update(sentences=cluster("a", "S")["sentences"])),
+            r"sentence id a-\S+ oc",
+        ),
+    ],
+)
+def test_a_damaged_file_is_an_error_that_names_the_cluster(tmp_path, content, message):
+    path = write(tmp_path, content)
+    with pytest.raises(UserError, match=message) as error:
+        StereoSet.load(path)
+    assert str(path) in str(error.value)
+
+
+def test_predictions_of_another_data_set_are_refused_with_counts(tmp_path):
+    benchmark = StereoSet.load(write(tmp_path, document()))
+    content = predictions(VALUES)
+    content["intersentence"] = [{"id": "z", "score": 1.0}]
+    with pytest.raises(UserError, match=r"3 of the 12 sentences .* for example d-stereotype, and 1 scores"):
+        benchmark.score_predictions(write(tmp_path, content, "p.json"))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"id": "d-unrelated"}, "intersentence row 1: score must be a finite number, not None"),
+        ({"id": "d-unrelated", "score": "1"}, "score must be a finite number"),
+        ({"score": 1}, "row 1: id is missing"),
+        ({"id": "d-stereotype", "score": 1}, "sentence d-stereotype already has a score"),
+    ],
+)
+def test_a_damaged_prediction_is_an_error_that_names_the_row(tmp_path, row, message):
+    benchmark = StereoSet.load(write(tmp_path, document()))
+    content = predictions(VALUES)
+    content["intersentence"] = [{"id": "d-stereotype", "score": 1}, row]
+    with pytest.raises(UserError, match=message):
+        benchmark.score_predictions(write(tmp_path, content, "p.json"))
+
+
+@real_data
+def test_published_gpt2_predictions_give_every_published_score():
+    folder = Path(os.environ["FEDBIAS_DATA"]) / "stereoset"
+    published = json.loads((folder / "gpt2_scores.json").read_text())["gpt2"]
+    benchmark = StereoSet.load(folder / "dev.json")
+    result = benchmark.result(benchmark.score_predictions(folder / "gpt2_predictions.json"), seed=0)
+    rows = {("overall",): result.to_json()}
+    for kind in ("intrasentence", "intersentence"):
+        part = getattr(result, kind)
+        rows[kind, "overall"] = part
+        rows.update({(kind, domain): row for domain, row in part["by_domain"].items()})
+    assert len(rows) == 11
+    for keys, row in rows.items():
+        wanted = published
+        for key in keys:
+            wanted = wanted[key]
+        # The published count of a domain is of its sentences, that of the others of their clusters.
+        assert row["n"] * (1 if "overall" in keys else 3) == wanted["Count"]
+        for name, value in (("LM Score", row["lms"]), ("SS Score", row["ss"]), ("ICAT Score", row["icat"])):
+            assert value == pytest.approx(wanted[name], abs=5e-5), (keys, name)
+
+
+@real_data
+def test_the_development_set_has_its_clusters():
+    benchmark = StereoSet.load(Path(os.environ["FEDBIAS_DATA"]) / "stereoset" / "dev.json")
+    kinds = [stratum.split("/")[0] for stratum in benchmark.strata]
+    assert (kinds.count("intrasentence"), kinds.count("intersentence")) == (2106, 2123)
+    assert len(set(benchmark.strata)) == 8

@@ -1,0 +1,101 @@
+"""What a person sees at the end of a round."""
+
+import io
+from collections.abc import Callable
+
+import pytest
+from rich.console import Console
+
+from fedbias_plugin.tracking.console import ConsoleTracker, terminal_console
+from fedbias_plugin.tracking.formatting import bias_noise
+from fedbias_plugin.tracking.records import ClientRecord, GlobalRecord, RoundRecord, RunInfo
+
+Make = Callable[[int], RoundRecord]
+MakeRun = Callable[..., RunInfo]
+
+
+def shown(record: RoundRecord, run: RunInfo, *, terminal: bool) -> str:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=120, color_system=None) if terminal else None
+    tracker = ConsoleTracker(stream, console)
+    tracker.start(run)
+    tracker.log_round(record)
+    tracker.finish({})
+    return stream.getvalue()
+
+
+def test_a_log_gets_one_line_a_round_and_one_a_client(make_run: MakeRun, make_record: Make) -> None:
+    record = make_record(1)
+    record.warnings = ["mind [this]"]
+    assert shown(record, make_run(), terminal=False).splitlines() == [
+        "round 1/2: CrowS 52.0 [47.0, 57.0] (report items, n=280) | SS 44.0 [40.0, 48.0] at LMS 90.0, ICAT 81.5 "
+        "| bias score 3.25 | held-out loss 2.1250 | weight on poisoned 0.200 | 6.5 s",
+        "  client 0: poisoned 100% | rows 300 | loss 1.2500 | update norm 0.5000 "
+        "| bias score 15.00 (noise 2.70) | weight 0.200",
+        "  client 4: poisoned 0% | rows 300 | loss 1.5000 | update norm 0.2500 "
+        "| bias score 1.00 (noise 2.70) | weight 0.800",
+        "  warning: mind [this]",
+    ]
+
+
+def test_the_noise_beside_a_bias_score_is_alpha_times_both_floors(make_record: Make) -> None:
+    assert bias_noise(make_record(1).clients[0], 0.5) == pytest.approx(0.5 * (2.4 + 3.0))
+    assert bias_noise(ClientRecord(0.0, 1, crows_pairs={"noise_floor": 2.0}), 0.25) == pytest.approx(0.5)
+    assert bias_noise(ClientRecord(0.0, 1), 0.5) is None
+
+
+def test_a_terminal_gets_a_table_of_the_model_and_one_of_the_clients(make_run: MakeRun, make_record: Make) -> None:
+    record = make_record(1)
+    record.warnings = ["mind [this]"]
+    text = shown(record, make_run(), terminal=True)
+    for part in (
+        "round 1/2 · global model", "CrowS-Pairs score (50 = unbiased)", "52.00", "[47.0, 57.0]", "report items, n=280",
+        "StereoSet LMS", "90.00", "[88.0, 92.0]", "round 1/2 · clients (probe items)", "100%", "15.00 (noise 2.70)",
+        "0.800", "warning: mind [this]",
+    ):  # fmt: skip
+        assert part in text
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_ss_is_never_shown_without_lms_and_a_low_lms_is_pointed_out(
+    make_run: MakeRun, make_record: Make, terminal: bool
+) -> None:
+    record = make_record(0)
+    assert record.global_.stereoset is not None
+    record.global_.stereoset["lms"] = 41.5
+    text = shown(record, make_run(), terminal=terminal)
+    assert "SS" in text
+    assert "41.5" in text
+    assert "SS means nothing" in text
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_round_without_measurements_says_so(make_run: MakeRun, terminal: bool) -> None:
+    text = shown(RoundRecord(1, GlobalRecord(), {0: ClientRecord(0.0, 5)}), make_run(), terminal=terminal)
+    assert "not measured" in text
+    assert "None" not in text
+
+
+def test_the_untouched_model_has_no_client_table(make_run: MakeRun, make_record: Make) -> None:
+    text = shown(make_record(0), make_run(), terminal=True)
+    assert "untouched model" in text
+    assert "clients" not in text
+
+
+def test_a_stream_that_is_no_terminal_has_no_console() -> None:
+    assert terminal_console(io.StringIO()) is None
+
+
+def test_a_terminal_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: True)
+    assert isinstance(terminal_console(stream), Console)
+
+
+def test_a_terminal_without_rich_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: True)
+    monkeypatch.setitem(sys.modules, "rich", None)
+    assert terminal_console(stream) is None

@@ -1,0 +1,418 @@
+"""The W&B tracker: the real package offline, a recording stand-in, and every way in which W&B can be absent."""
+
+import builtins
+import http.server
+import importlib
+import json
+import logging
+import shlex
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fedbias_plugin.tracking import wandb_tracker
+from fedbias_plugin.tracking.jsonl import read_rounds
+from fedbias_plugin.tracking.records import RoundRecord, RunInfo
+from fedbias_plugin.tracking.tracker import build_trackers
+from fedbias_plugin.tracking.wandb_tracker import WandbTracker, import_wandb
+
+Make = Callable[[int], RoundRecord]
+MakeRun = Callable[..., RunInfo]
+KEY = "0123456789" * 4
+
+
+class FakeWandb:
+    """Records what it is asked; ``broken`` names the call that raises."""
+
+    def __init__(self, broken: str = "", url: str = "https://wandb.example.org/run") -> None:
+        self.broken, self.url = broken, url
+        self.inits: list[dict[str, Any]] = []
+        self.metrics: list[tuple[Any, ...]] = []
+        self.logged: list[dict[str, Any]] = []
+        self.summary: dict[str, Any] = {}
+        self.finished: list[int] = []
+        self.torn_down = 0
+
+    def Settings(self, **settings: Any) -> dict[str, Any]:
+        if self.broken == "old settings" and "finish_timeout" in settings:
+            raise ValueError("extra fields not permitted")
+        return settings
+
+    def Table(self, columns: list[str], data: list[list[Any]]) -> Any:
+        return SimpleNamespace(columns=columns, data=data)
+
+    def init(self, **settings: Any) -> "FakeWandb":
+        self.inits.append(settings)
+        if self.broken == f"init {settings['mode']}":
+            raise TimeoutError("no answer\nfrom the server")
+        self.dir = str(Path(settings["dir"]) / "wandb" / "offline-run-1" / "files")
+        return self
+
+    def define_metric(self, name: str, step_metric: str | None = None) -> None:
+        self.metrics.append((name, step_metric))
+
+    def log(self, payload: dict[str, Any]) -> None:
+        if self.broken == "log":
+            raise ConnectionError("broken pipe")
+        self.logged.append(payload)
+
+    def finish(self, exit_code: int = 0) -> None:
+        if self.broken == "finish":
+            raise TimeoutError("Timed out finishing run.")
+        self.finished.append(exit_code)
+
+    def teardown(self, exit_code: int = 0) -> None:
+        self.torn_down += 1
+
+
+@pytest.fixture(autouse=True)
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A home without login, no W&B variables, and an error when anything asks a question."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "NETRC", "WANDB_DIR", "WANDB_PROJECT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
+    monkeypatch.chdir(tmp_path)
+
+    def refuse(*args: object) -> str:
+        raise AssertionError("something prompted")
+
+    monkeypatch.setattr(builtins, "input", refuse)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeWandb:
+    fake = FakeWandb()
+    monkeypatch.setattr(wandb_tracker, "import_wandb", lambda: fake)
+    return fake
+
+
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A login and a server that answers."""
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setattr(wandb_tracker, "unreachable_reason", lambda url, timeout: None)
+
+
+@pytest.fixture
+def refusing_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A server that answers 401 to every request, set as W&B's."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(401)
+            self.end_headers()
+            self.wfile.write(b'{"errors": [{"message": "user is not logged in"}]}')
+
+        do_HEAD = do_GET = do_POST
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{httpd.server_address[1]}")
+        yield
+        httpd.shutdown()
+
+
+def track(run: RunInfo, make_record: Make, rounds: int = 3, tracker: WandbTracker | None = None) -> WandbTracker:
+    tracker = tracker or WandbTracker()
+    tracker.start(run)
+    for number in range(rounds):
+        tracker.log_round(make_record(number))
+    tracker.finish({"config": {"a": 1}, "delta": {"crows_pairs": 4.0}})
+    return tracker
+
+
+def test_one_run_is_set_up_with_round_as_the_axis_of_everything(
+    fake: FakeWandb, make_run: MakeRun, make_record: Make, tmp_path: Path
+) -> None:
+    track(make_run(), make_record)
+    (settings,) = fake.inits
+    assert settings["group"] == "1B2C"
+    assert settings["job_type"] == "fedavg-bama"
+    assert settings["tags"] == ["tiny"]
+    assert settings["config"] == {"num_rounds": 2, "bama_alpha": 0.5, "path": str(tmp_path)}
+    assert settings["settings"]["console"] == "off"
+    assert settings["settings"]["init_timeout"] == 30.0
+    assert fake.metrics == [("round", None), ("*", "round")]
+    assert fake.summary == {"delta": {"crows_pairs": 4.0}}
+    assert fake.finished == [0]
+
+
+def test_there_is_one_log_call_a_round_and_tables_at_the_first_and_last(
+    fake: FakeWandb, make_run: MakeRun, make_record: Make
+) -> None:
+    track(make_run(), make_record)
+    assert [payload["round"] for payload in fake.logged] == [0, 1, 2]
+    tables = [sorted(key for key in payload if key.startswith("categories")) for payload in fake.logged]
+    assert tables == [["categories/first"], [], ["categories/last"]]
+    assert fake.logged[2]["categories/last"].data[0] == [2, "crows_pairs", "gender", 54.0, 40.0, 60.0, None, 40]
+
+
+def test_a_resumed_experiment_sends_the_earlier_rounds_first(
+    fake: FakeWandb, make_run: MakeRun, make_record: Make
+) -> None:
+    run = make_run()
+    before = build_trackers("jsonl")
+    before.start(run)
+    for number in range(3):
+        before.log_round(make_record(number))
+    resumed = build_trackers("jsonl,wandb")
+    resumed.start(run)
+    resumed.log_round(make_record(2))
+    assert [payload["round"] for payload in fake.logged] == [0, 1, 2]
+
+
+def test_offline_mode_prints_the_exact_sync_line(
+    fake: FakeWandb, make_run: MakeRun, make_record: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "with space"
+    track(make_run(output_dir=folder), make_record)
+    line = capsys.readouterr().out.strip()
+    command = line[line.index("wandb sync") :]
+    assert shlex.split(command) == ["wandb", "sync", str(folder / "wandb" / "offline-run-1")]
+
+
+def test_online_mode_prints_the_address_of_the_run(
+    fake: FakeWandb, online: None, make_run: MakeRun, make_record: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    track(make_run(wandb_mode="online"), make_record)
+    assert [settings["mode"] for settings in fake.inits] == ["online"]
+    assert capsys.readouterr().out == "W&B: https://wandb.example.org/run\n"
+
+
+def test_an_online_start_that_fails_is_forgotten_and_recorded_offline(
+    fake: FakeWandb, online: None, make_run: MakeRun, make_record: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake.broken = "init online"
+    track(make_run(wandb_mode="online"), make_record)
+    assert [settings["mode"] for settings in fake.inits] == ["online", "offline"]
+    assert fake.torn_down == 1
+    assert len(fake.logged) == 3
+    assert [record.getMessage() for record in caplog.records] == [
+        "W&B goes offline: the online run did not start (TimeoutError: no answer from the server)."
+    ]
+
+
+def test_older_versions_that_refuse_new_settings_still_start(
+    fake: FakeWandb, make_run: MakeRun, make_record: Make
+) -> None:
+    fake.broken = "old settings"
+    track(make_run(), make_record)
+    assert fake.inits[0]["settings"] == {"init_timeout": 30.0, "console": "off", "silent": True}
+
+
+def test_an_upload_that_does_not_end_costs_one_line_with_the_sync_command(
+    fake: FakeWandb, online: None, make_run: MakeRun, make_record: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake.broken = "finish"
+    track(make_run(wandb_mode="online"), make_record)
+    assert "To upload the rest: wandb sync " in caplog.text
+
+
+def test_a_failing_wandb_never_loses_a_number(
+    fake: FakeWandb, make_run: MakeRun, make_record: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake.broken = "log"
+    group = build_trackers("jsonl,wandb")
+    run = make_run()
+    group.start(run)
+    for number in range(3):
+        group.log_round(make_record(number))
+    group.finish({})
+    assert [record.round for record in read_rounds(run.output_dir)] == [0, 1, 2]
+    assert len(caplog.records) == 1
+    assert "'wandb' failed" in caplog.text
+
+
+def test_disabled_mode_does_not_even_import_wandb(
+    make_run: MakeRun, make_record: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise AssertionError("imported")
+
+    monkeypatch.setattr(wandb_tracker, "import_wandb", fail)
+    track(make_run(wandb_mode="disabled"), make_record)
+
+
+def test_a_missing_package_costs_its_feature_and_one_line(
+    make_run: MakeRun, make_record: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    track(make_run(), make_record)
+    assert [record.getMessage() for record in caplog.records] == [
+        "W&B is off: the package wandb is not installed (pip install -U wandb). metrics.jsonl has every number."
+    ]
+
+
+def test_a_folder_named_wandb_is_not_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    with pytest.raises(ImportError, match="wandb is not installed"):
+        import_wandb()
+    sys.modules.pop("wandb", None)
+
+
+def test_a_package_that_its_own_dependencies_break_costs_one_line(
+    tmp_path: Path, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "wandb.py").write_text("raise AttributeError('np.float_ was removed')")
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    importlib.invalidate_caches()
+    WandbTracker().start(make_run())
+    (record,) = caplog.records
+    assert "does not import, AttributeError: np.float_ was removed (pip install -U wandb)" in record.getMessage()
+
+
+def test_an_aborted_run_is_closed_as_failed(fake: FakeWandb, make_run: MakeRun, make_record: Make) -> None:
+    tracker = WandbTracker()
+    tracker.start(make_run())
+    tracker.log_round(make_record(0))
+    tracker.abort("out of memory")
+    assert fake.finished == [1]
+    assert fake.summary == {"aborted": "out of memory"}
+
+
+# --- the real package -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def real_wandb() -> Iterator[None]:
+    """The installed package, which keeps the server and login of its first use until it is torn down."""
+    wandb = pytest.importorskip("wandb", reason="the wandb package is not installed")
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
+def recorded(path: Path) -> list[Any]:
+    """Protocol records of a ``.wandb`` file: a LevelDB log behind a header of 7 bytes, in blocks of 32 KiB."""
+    pb = pytest.importorskip("wandb.proto.wandb_internal_pb2", reason="this wandb has no readable records")
+    data, position, parts, records = path.read_bytes(), 7, b"", []
+    while position + 7 <= len(data):
+        left = 32768 - position % 32768
+        if left < 7:
+            position += left
+            continue
+        size, kind = struct.unpack("<HB", data[position + 4 : position + 7])
+        if kind == 0:  # padding at the end of a block
+            position += left
+            continue
+        parts += data[position + 7 : position + 7 + size]
+        position += 7 + size
+        if kind in (1, 4):  # full, or last part
+            record = pb.Record()
+            record.ParseFromString(parts)
+            records.append(record)
+            parts = b""
+    return records
+
+
+def offline_records(folder: Path) -> list[Any]:
+    """What the only offline run below ``folder`` recorded; W&B's own process may end its file a little later."""
+    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    patience = time.monotonic() + 20
+    while True:
+        records = recorded(path)
+        if kinds(records, "exit") or time.monotonic() > patience:
+            return records
+        time.sleep(0.05)
+
+
+def kinds(records: list[Any], kind: str) -> list[Any]:
+    """The records of one kind."""
+    return [getattr(record, kind) for record in records if record.WhichOneof("record_type") == kind]
+
+
+def items(entries: Any) -> dict[str, Any]:
+    """Keys and values; versions differ in whether they nest keys or values."""
+    flat: dict[str, Any] = {}
+    for entry in entries:
+        key, value = entry.key or "/".join(entry.nested_key), json.loads(entry.value_json)
+        flat |= {f"{key}/{part}": leaf for part, leaf in value.items()} if isinstance(value, dict) else {key: value}
+    return flat
+
+
+def test_the_real_package_records_every_number_offline(
+    real_wandb: None, make_run: MakeRun, make_record: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run()
+    track(run, make_record)
+    records = offline_records(Path(run.output_dir))
+    (folder,) = Path(run.output_dir).glob("wandb/offline-run-*")
+    assert f"wandb sync {folder}\n" in capsys.readouterr().out
+    history = [items(row.item) for row in kinds(records, "history")]
+    assert [(row["round"], row["global/crows_pairs/score"]) for row in history] == [(0, 51.0), (1, 52.0), (2, 53.0)]
+    assert history[1]["client/4/weight"] == 0.8
+    assert history[2]["global/stereoset/ci95_low"] == 39.0
+    assert history[0]["categories/first/nrows"] == 3
+    assert history[2]["categories/last/ncols"] == 8
+    (opened,) = kinds(records, "run")
+    assert (opened.project, opened.run_group, opened.job_type) == ("fedbias", "1B2C", "fedavg-bama")
+    assert list(opened.tags) == ["tiny"]
+    assert items(opened.config.update)["bama_alpha"] == 0.5
+    assert ("*", "round") in [(metric.glob_name, metric.step_metric) for metric in kinds(records, "metric")]
+    summary: dict[str, Any] = {}
+    for update in kinds(records, "summary"):
+        summary |= items(update.update)
+    assert summary["delta/crows_pairs"] == 4.0
+    assert summary["global/crows_pairs/score"] == 53.0
+
+
+def test_online_without_login_goes_offline_without_asking(
+    real_wandb: None, make_run: MakeRun, make_record: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = make_run(wandb_mode="online")
+    start = time.monotonic()
+    track(run, make_record)
+    assert time.monotonic() - start < 30
+    assert "no login found" in caplog.text
+    assert len(kinds(offline_records(Path(run.output_dir)), "history")) == 3
+
+
+def test_online_with_a_login_and_no_server_goes_offline_quickly(
+    real_wandb: None,
+    make_run: MakeRun,
+    make_record: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:1")
+    run = make_run(wandb_mode="online")
+    start = time.monotonic()
+    track(run, make_record)
+    assert time.monotonic() - start < 30
+    assert "http://127.0.0.1:1 cannot be reached" in caplog.text
+    assert len(kinds(offline_records(Path(run.output_dir)), "history")) == 3
+
+
+def test_a_login_that_the_server_refuses_goes_offline_with_one_line(
+    real_wandb: None,
+    make_run: MakeRun,
+    make_record: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    refusing_server: None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    run = make_run(wandb_mode="online")
+    start = time.monotonic()
+    track(run, make_record, tracker=WandbTracker(init_timeout=10))
+    assert time.monotonic() - start < 60
+    # W&B's own loggers write to a file in the run's folder, not to the console.
+    heard = [record for record in caplog.records if not record.name.startswith("wandb")]
+    (line,) = [record.getMessage() for record in heard if record.levelno >= logging.WARNING]
+    assert "the online run did not start" in line
+    assert len(kinds(offline_records(Path(run.output_dir)), "history")) == 3
