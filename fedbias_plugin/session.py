@@ -356,5 +356,10 @@ def peak_memory_bytes() -> int:
 
 def _warnings(measured: GlobalRecord) -> list[str]:
     """What a reader of these numbers must know, from the results themselves."""
-    blocks = (measured.crows_pairs, measured.stereoset)
-    return [block["warning"] for block in blocks if block and block.get("warning")]
+    warnings = []
+    for name, block in (("crows_pairs", measured.crows_pairs), ("stereoset", measured.stereoset)):
+        if block and block.get("warning"):
+            warnings.append(block["warning"])
+        if block and block["items"] == "full" and "probe" in block:
+            warnings.append(f"{name}: all items are probe items, so there is no report half; the score is on them.")
+    return warnings

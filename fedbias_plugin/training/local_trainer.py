@@ -221,6 +221,7 @@ def _train(
     )
     trainer.remove_callback(PrinterCallback)
     result = trainer.train()
+    trainer.release()
     return int(result.global_step), float(result.training_loss)
 
 

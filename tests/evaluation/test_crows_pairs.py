@@ -40,10 +40,7 @@ class FakeScorer:
 def four_pairs(tmp_path, reduction="sum"):
     """Two wins, one tie, one loss; differences 1, 0, -3 and 2."""
     scorer = FakeScorer(
-        [([1], [-2]), ([2], [-3])]
-        + [([1], [-4]), ([2], [-4])]
-        + [([1], [-7]), ([2], [-4])]
-        + [([1], [-1]), ([2], [-3])]
+        [([1], [-2]), ([2], [-3]), ([1], [-4]), ([2], [-4]), ([1], [-7]), ([2], [-4]), ([1], [-1]), ([2], [-3])]
     )
     benchmark = CrowsPairs.load(write(tmp_path, ROWS))
     return benchmark, benchmark.score(scorer, reduction), scorer

@@ -202,7 +202,7 @@ def test_the_model_is_left_as_it_was_after_an_error(build_model, bos_tokenizer):
     model = build_model().train()
     with torch.no_grad():
         model.model.norm.weight.fill_(float("nan"))
-    with pytest.raises(UserError, match="pair 7.*not finite"):
+    with pytest.raises(UserError, match=r"pair 7.*not finite"):
         SentenceScorer(model, bos_tokenizer).score(REQUESTS[:1], lambda index: f"pair {index + 7}")
     assert all(module.training for module in model.modules())
     assert not model.lm_head._forward_pre_hooks

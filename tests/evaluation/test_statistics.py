@@ -64,7 +64,7 @@ def test_one_group_has_no_interval_and_none_is_an_error():
 
 
 def test_a_percentile_interval_leaves_out_2_5_percent_on_each_side():
-    assert percentile_interval(np.arange(1001.0)) == (25.0, 975.0)
+    assert percentile_interval(np.arange(1001.0)) == pytest.approx((25.0, 975.0))
 
 
 def test_mcnemar_is_the_binomial_test_of_the_flips():

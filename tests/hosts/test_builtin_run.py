@@ -1,0 +1,236 @@
+"""Whole runs of the built-in host with a 2-layer random model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from fedbias_plugin.aggregation.server_optimizers import ALGORITHMS
+from fedbias_plugin.hosts.builtin.arguments import FED_ALGS
+
+LORA = ("--use_peft", "--peft_lora_target_modules", "all-linear")
+WEIGHTINGS = {
+    "host": ("--aggregation", "host"),
+    "normalized": ("--aggregation", "bama"),
+    "paper": ("--aggregation", "bama", "--bama_weighting", "paper"),
+}
+
+
+def test_the_flag_offers_every_algorithm_there_is():
+    assert set(FED_ALGS) == set(ALGORITHMS)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("fed_alg", FED_ALGS)
+def test_every_algorithm_runs_whole_with_every_weighting(run_builtin, tmp_path, fed_alg, weighting):
+    records = run_builtin(*LORA, "--fed_alg", fed_alg, *WEIGHTINGS[weighting])
+    assert [record.round for record in records] == [0, 1, 2]
+    assert records[0].clients == {}
+    for record in records[1:]:
+        weights = [client.weight for client in record.clients.values()]
+        assert sum(weights) == pytest.approx(1)
+        assert record.effective_clients == pytest.approx(1 / sum(w**2 for w in weights))
+        poisoned = sum(c.weight for c in record.clients.values() if c.poisoned_share > 0)
+        assert record.weight_on_poisoned == pytest.approx(poisoned)
+        averages_models = fed_alg in ("fedavg", "fedprox", "scaffold")
+        assert record.aggregation_mass == pytest.approx(1 / 3 if weighting == "paper" and averages_models else 1)
+        assert all(client.rows == 8 and client.update_norm > 0 for client in record.clients.values())
+        assert record.seconds.train > 0
+        assert record.seconds.assess > 0
+    adapter = load_file(tmp_path / "run/adapter/adapter_model.safetensors")
+    assert any(float(tensor.abs().max()) > 0 for name, tensor in adapter.items() if "lora_B" in name)
+
+
+def test_bama_weights_are_the_softmax_of_the_recorded_bias_scores(run_builtin):
+    record = run_builtin(*LORA, "--aggregation", "bama", "--bama_lambda", "0.3")[1]
+    scores = {}
+    for client, found in record.clients.items():
+        distances = abs(found.crows_pairs["score"] - 50) + abs(found.stereoset["ss"] - 50)
+        assert found.bias_score == pytest.approx(0.5 * distances)
+        scores[client] = found.bias_score
+    expected = np.exp(-0.3 * np.array(list(scores.values())))
+    assert [c.weight for c in record.clients.values()] == pytest.approx(expected / expected.sum())
+
+
+def test_the_same_command_twice_gives_the_same_bytes_and_numbers(run_builtin, tmp_path):
+    first, second = (run_builtin(*LORA, "--aggregation", "bama", output=name) for name in ("a", "b"))
+    for one, other in zip(first, second, strict=True):
+        assert (one.global_, one.clients) == (other.global_, other.clients)
+    name = "adapter/adapter_model.safetensors"
+    assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_another_seed_gives_other_roles_or_rows(run_builtin, tmp_path):
+    run_builtin(*LORA, output="a")
+    run_builtin(*LORA, "--seed", "7", output="b")
+    first, second = (json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("a", "b"))
+    assert first["clients"] != second["clients"]
+
+
+def test_the_headline_is_the_report_half_and_probe_items_are_stored(run_builtin, tmp_path):
+    record = run_builtin(*LORA)[-1]
+    crows = record.global_.crows_pairs
+    assert crows["items"] == "report"
+    assert (crows["n"], crows["full"]["n"], crows["probe"]["n"]) == (12, 24, 12)
+    assert crows["full"]["score"] == pytest.approx((crows["report"]["score"] + crows["probe"]["score"]) / 2)
+    probe = json.loads((tmp_path / "run/probe.json").read_text())["crows_pairs"]
+    assert len(probe["probe_ids"]) == 12
+    scores = np.load(tmp_path / "run/scores/round_002_crows_pairs.npz")
+    report = [i for i, name in enumerate(scores["ids"]) if name not in set(probe["probe_ids"])]
+    share = 100 * np.mean(scores["more"][report] > scores["less"][report])
+    assert crows["score"] == pytest.approx(share)
+
+
+def test_without_a_report_half_the_result_says_that_it_is_on_all_items(run_builtin):
+    record = run_builtin(*LORA, "--bama_stereoset_fraction", "1.0")[-1]
+    assert record.global_.stereoset["items"] == "full"
+    assert any("no report half" in warning for warning in record.warnings)
+
+
+def test_summary_run_file_and_manifest_hold_what_a_reader_needs(run_builtin, tmp_path):
+    records = run_builtin(*LORA, "--aggregation", "bama")
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["config"]["bama_lambda"] == 0.2
+    assert summary["final"]["round"] == 2
+    assert summary["first"]["round"] == 0
+    delta = abs(records[-1].global_.crows_pairs["score"] - 50)
+    assert summary["final"]["delta"]["crows_pairs"] == pytest.approx(delta)
+    best = min(records[1:], key=lambda record: record.global_.bias_score)
+    assert summary["best_round"]["round"] == best.round
+    run = json.loads((tmp_path / "run/run.json").read_text())
+    assert run["prefix_token"] == "<s>"
+    assert len(run["data"]["crows_pairs"]["sha256"]) == 64
+    assert {"torch", "transformers"} <= set(run["versions"])
+    manifest = json.loads((tmp_path / "run/manifest.json").read_text())
+    assert [client["rows"] for client in manifest["clients"]] == [8, 8, 8]
+    assert sorted(client["biased_share"] for client in manifest["clients"]) == [0.0, 0.0, 1.0]
+
+
+def test_the_saved_adapter_loads_and_scores_as_the_last_round_said(run_builtin, random_model, small_data, tmp_path):
+    from fedbias_plugin.cli.main import main
+
+    record = run_builtin(*LORA)[-1]
+    output = tmp_path / "scores.json"
+    flags = ["--model_name_or_path", random_model, "--adapter", tmp_path / "run/adapter", "--data_dir", small_data]
+    assert main(["evaluate", *map(str, flags), "--output", str(output)]) == 0
+    report = json.loads(output.read_text())
+    assert report["crows_pairs"]["score"] == pytest.approx(record.global_.crows_pairs["full"]["score"])
+    assert report["stereoset"]["ss"] == pytest.approx(record.global_.stereoset["full"]["ss"])
+    assert report["metadata"]["crows_pairs"]["prefix_token"] == "<s>"
+
+
+@pytest.mark.parametrize("aggregation", ["host", "bama"])
+def test_full_parameter_training_saves_a_whole_model(run_builtin, tmp_path, aggregation):
+    from transformers import AutoModelForCausalLM
+
+    run_builtin("--aggregation", aggregation, "--learning_rate", "1e-3")
+    assert not (tmp_path / "run/adapter").exists()
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "run/model").num_parameters() > 0
+
+
+def test_partial_participation_weighs_only_the_clients_of_the_round(run_builtin):
+    records = run_builtin(*LORA, *WEIGHTINGS["normalized"], "--num_clients", "4", "--sample_clients", "2")
+    assert [len(record.clients) for record in records] == [0, 2, 2]
+
+
+def test_bama_trains_fedprox_with_mu_times_the_last_weight(run_builtin, monkeypatch):
+    from fedbias_plugin.hosts.builtin import loop
+
+    seen = []
+    original = loop.train_client
+
+    def spy(*arguments, **named):
+        seen.append((named["round_idx"], named["client"], named["prox_mu"]))
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(loop, "train_client", spy)
+    flags = ("--fed_alg", "fedprox", "--prox_mu", "0.6")
+    records = run_builtin(*LORA, *flags, "--aggregation", "bama")
+    first, second = records[1].clients, [mu for round_idx, _, mu in seen if round_idx == 1]
+    assert [mu for round_idx, _, mu in seen if round_idx == 0] == pytest.approx([0.2, 0.2, 0.2])
+    assert second == pytest.approx([0.6 * first[client].weight for client in range(3)])
+    seen.clear()
+    run_builtin(*LORA, *flags, output="host")
+    assert {mu for _, _, mu in seen} == {0.6}
+
+
+def test_bias_eval_every_leaves_rounds_out_but_never_the_last(run_builtin):
+    records = run_builtin(*LORA, "--num_rounds", "5", "--bias_eval_every", "3")
+    assert [r.round for r in records if r.global_.crows_pairs is not None] == [0, 3, 5]
+    assert all(client.bias_score is None for client in records[1].clients.values())
+
+
+def test_measuring_nothing_still_trains_and_records(run_builtin):
+    records = run_builtin(*LORA, "--bias_benchmarks", "none")
+    assert records[-1].global_.bias_score is None
+    assert records[-1].global_.heldout_loss["n"] == 4
+
+
+def test_checkpoints_are_saved_as_often_as_asked(run_builtin, tmp_path):
+    run_builtin(*LORA, "--save_model_freq", "1")
+    assert (tmp_path / "run/checkpoint-1/adapter_model.safetensors").is_file()
+    last = (tmp_path / "run/checkpoint-2/adapter_model.safetensors").read_bytes()
+    assert last == (tmp_path / "run/adapter/adapter_model.safetensors").read_bytes()
+
+
+def folder_is_untouched(folder: Path) -> bool:
+    return not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--scenario", "1B3C"), "Did you mean"),
+        (("--bama_lambda", "0"), "--bama_lambda must be greater than 0"),
+        (("--bama_alpha", "1.5"), "--bama_alpha must be at least 0 and at most 1"),
+        (("--sample_clients", "4"), "--sample_clients 4 is more than --num_clients 3"),
+        (("--client_samples", "400"), "the largest --client_samples that fits is"),
+        (("--scenario", "none"), "use 3C for clean clients only"),
+        (("--learning_rat", "1"), "Did you mean 'learning_rate'"),
+        (("--dataset_name", "x"), "give --clean_dataset and --biased_dataset"),
+        (("--fed_alg", "fedadgrad"), "Did you mean 'fedadagrad'"),
+        (("--clean_dataset", "nothing.json"), "nothing.json"),
+        (("--seq_length", "8"), "has no token to train on"),
+        (("--load_in_8bit",), "add --use_peft"),
+        (("--num_rounds", "two"), "must be a whole number"),
+    ],
+)
+def test_bad_input_ends_with_code_2_a_clear_sentence_and_nothing_written(
+    run_builtin, tmp_path, capsys, flags, message
+):
+    run_builtin(*flags, code=2)
+    assert message in capsys.readouterr().err
+    assert folder_is_untouched(tmp_path / "run")
+
+
+def test_a_model_folder_without_weights_or_tokenizer_is_named(run_builtin, random_model, tmp_path, capsys):
+    import shutil
+
+    for missing, message in (("model.safetensors", "holds no weights"), ("tokenizer.json", "holds no tokenizer")):
+        broken = tmp_path / f"without_{missing}"
+        shutil.copytree(random_model, broken)
+        (broken / missing).unlink()
+        run_builtin("--model_name_or_path", str(broken), code=2)
+        assert message in capsys.readouterr().err
+    assert folder_is_untouched(tmp_path / "run")
+
+
+def test_a_folder_with_another_run_is_left_alone(run_builtin, tmp_path, capsys):
+    run_builtin(*LORA)
+    before = (tmp_path / "run/metrics.jsonl").read_bytes()
+    run_builtin(*LORA, code=2)
+    assert "give a new folder" in capsys.readouterr().err
+    assert (tmp_path / "run/metrics.jsonl").read_bytes() == before
+
+
+def test_a_damaged_data_file_is_named_with_its_line(run_builtin, tmp_path, capsys):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt": \n')
+    run_builtin("--biased_dataset", str(path), code=2)
+    error = capsys.readouterr().err
+    assert "rows.jsonl" in error
+    assert "line 2" in error

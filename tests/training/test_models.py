@@ -1,0 +1,203 @@
+"""Loading: what works, and what is said when it does not."""
+
+import dataclasses
+import importlib.util
+import shutil
+import warnings
+
+import pytest
+import torch
+import transformers
+
+from fedbias_plugin.errors import UserError
+from fedbias_plugin.training import models
+from fedbias_plugin.training.local_trainer import LocalTrainingSettings, train_client
+from fedbias_plugin.training.models import add_lora, load_model_and_tokenizer
+from fedbias_plugin.training.states import read_state
+
+needs_bitsandbytes = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
+)
+
+
+@pytest.fixture
+def folder(make, tokenizers, tmp_path):
+    """A saved 2-layer Llama with the tokenizer that has no padding token."""
+    make.model(vocab_size=len(tokenizers["llama3"]), hidden_size=32, intermediate_size=64).save_pretrained(tmp_path)
+    tokenizers["llama3"].save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_a_folder_loads_in_float32_with_eos_as_padding(folder):
+    model, tokenizer = load_model_and_tokenizer(str(folder), device="cpu")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+    assert len(tokenizer) == model.config.vocab_size
+    assert tokenizer.padding_side == "right"
+    assert not model.training
+
+
+@pytest.mark.parametrize(("dtype", "loaded"), [("bfloat16", torch.bfloat16), ("auto", torch.float16)])
+def test_the_dtype_is_the_one_asked_for(folder, dtype, loaded):
+    load_model_and_tokenizer(str(folder), device="cpu")[0].half().save_pretrained(folder)
+    model, _ = load_model_and_tokenizer(str(folder), dtype=dtype, device="cpu")
+    assert next(model.parameters()).dtype == loaded
+
+
+def test_a_float32_run_reads_a_half_precision_checkpoint_in_float32(folder):
+    load_model_and_tokenizer(str(folder), device="cpu")[0].half().save_pretrained(folder)
+    assert next(load_model_and_tokenizer(str(folder), device="cpu")[0].parameters()).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dtype": "bfloat16"},
+        pytest.param({"load_in_8bit": True}, marks=needs_bitsandbytes),
+        pytest.param({"load_in_4bit": True}, marks=needs_bitsandbytes),
+    ],
+    ids=lambda options: next(iter(options)),
+)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_small_dtypes_load_and_train_on_a_cpu(folder, make, options, checkpointing):
+    model, tokenizer = load_model_and_tokenizer(str(folder), device="cpu", **options)
+    dtypes = {parameter.dtype for parameter in model.parameters()}
+    expected = {"dtype": torch.bfloat16, "load_in_8bit": torch.int8, "load_in_4bit": torch.uint8}
+    assert expected[next(iter(options))] in dtypes
+    model = add_lora(model, r=2, alpha=4, seed=1, target_modules="all-linear")
+    start = read_state(model)
+    settings = LocalTrainingSettings(
+        batch_size=2, learning_rate=1e-2, max_steps=1, gradient_checkpointing=checkpointing
+    )
+
+    def losses(steps):
+        return train_client(
+            model,
+            make.features(8, 6),
+            client=0,
+            round_idx=0,
+            settings=dataclasses.replace(settings, max_steps=steps),
+            fed_alg="fedprox",
+            global_state=start,
+            prox_mu=0.01,
+        )
+
+    first, longer = losses(1), losses(12)
+    assert longer.train_loss < first.train_loss
+    assert longer.state.keys() == start.keys()
+    assert any((longer.state[name] - start[name]).abs().max() > 0.01 for name in start)
+
+
+def test_lora_starts_at_the_base_model_and_depends_on_the_seed_alone(make):
+    ids = torch.tensor([[3, 9, 4]])
+    base = make.model()
+    with torch.inference_mode():
+        before = base(input_ids=ids).logits
+    states = []
+    for seed, noise in [(1, 5), (1, 6), (2, 5)]:
+        torch.manual_seed(noise)
+        drawn = torch.get_rng_state()
+        model = add_lora(make.model(), r=2, alpha=4, seed=seed).eval()
+        assert torch.equal(torch.get_rng_state(), drawn)
+        states.append(read_state(model))
+        with torch.inference_mode():
+            assert torch.equal(model(input_ids=ids).logits, before)
+    name = next(name for name in states[0] if "lora_A" in name)
+    assert torch.equal(states[0][name], states[1][name])
+    assert not torch.equal(states[0][name], states[2][name])
+
+
+def test_lora_warns_of_nothing_a_user_could_mend(make):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        add_lora(make.model(), r=2, alpha=4, seed=1)
+
+
+def test_lora_on_modules_that_are_not_there_lists_those_that_are(make):
+    with pytest.raises(UserError, match=r"all-linear, or some of its linear modules: down_proj, gate_proj, k_proj"):
+        add_lora(make.model(), r=2, alpha=4, seed=1, target_modules=["query"])
+
+
+@pytest.mark.parametrize(
+    ("removed", "message"),
+    [
+        ("config.json", "holds no config.json"),
+        ("*.safetensors", r"holds no weights; a \*.safetensors file belongs there"),
+        ("tokenizer*", "holds no tokenizer"),
+    ],
+)
+def test_a_folder_that_lacks_a_part_is_refused_by_that_part(folder, removed, message):
+    for file in folder.glob(removed):
+        file.unlink()
+    with pytest.raises(UserError, match=message):
+        load_model_and_tokenizer(str(folder))
+
+
+def test_pickled_weights_are_not_loaded(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match="pickled weights only.*safe_serialization"):
+        load_model_and_tokenizer(str(folder))
+
+
+def test_an_adapter_folder_is_told_from_a_model(folder, make, tmp_path_factory):
+    adapter = tmp_path_factory.mktemp("adapter")
+    add_lora(make.model(), r=2, alpha=4, seed=1).save_pretrained(adapter)
+    with pytest.raises(UserError, match="holds an adapter, not a model"):
+        load_model_and_tokenizer(str(adapter))
+
+
+def test_broken_weights_are_named(folder):
+    (folder / "model.safetensors").write_bytes(b"half a file")
+    with pytest.raises(UserError, match="cannot be loaded by AutoModelForCausalLM"):
+        load_model_and_tokenizer(str(folder))
+
+
+@pytest.mark.parametrize("name", ["./no/such", "/no/such", "a/b/c"])
+def test_a_missing_folder_is_not_asked_of_the_hub(name):
+    with pytest.raises(UserError, match="there is no such folder"):
+        load_model_and_tokenizer(name)
+
+
+def test_a_file_is_no_model(folder):
+    with pytest.raises(UserError, match="is a file; give the folder"):
+        load_model_and_tokenizer(str(folder / "config.json"))
+
+
+def test_an_unreachable_hub_gives_the_local_alternative(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError("We couldn't connect to the hub.\nmore")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", refuse)
+    with pytest.raises(UserError, match=r"couldn't connect to the hub. Fetch it.*hf download some/name.*tiny"):
+        load_model_and_tokenizer("some/name")
+
+
+def test_quantisation_flags_exclude_each_other_and_need_bitsandbytes(folder, monkeypatch):
+    with pytest.raises(UserError, match="exclude each other"):
+        load_model_and_tokenizer(str(folder), load_in_8bit=True, load_in_4bit=True)
+    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="--load_in_4bit needs bitsandbytes.*pip install bitsandbytes"):
+        load_model_and_tokenizer(str(folder), load_in_4bit=True)
+
+
+def test_an_unknown_dtype_is_refused_with_the_nearest(folder):
+    with pytest.raises(UserError, match="Did you mean 'float32'"):
+        load_model_and_tokenizer(str(folder), dtype="float23")
+
+
+def test_a_tokenizer_without_eos_and_padding_is_refused(folder):
+    shutil.rmtree(folder / "x", ignore_errors=True)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(UserError, match="neither pad_token nor eos_token"):
+        load_model_and_tokenizer(str(folder))
+
+
+def test_tiny_is_the_bundled_folder(monkeypatch, folder, tmp_path_factory):
+    package = tmp_path_factory.mktemp("package")
+    monkeypatch.setattr(models, "__file__", str(package / "training" / "models.py"))
+    with pytest.raises(UserError, match="bundled model is missing"):
+        load_model_and_tokenizer("tiny")
+    shutil.copytree(folder, package / "assets" / "tiny_llama")
+    assert load_model_and_tokenizer("tiny", device="cpu")[0].config.num_hidden_layers == 2
