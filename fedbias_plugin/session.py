@@ -230,11 +230,18 @@ class BiasSession:
         self._last_weights = {int(client): weight for client, weight in state["last_weights"].items()}
         self._history = [RoundRecord.from_json(record) for record in state["rounds"]]
 
-    def close(self) -> None:
-        """Write ``summary.json`` and close every tracker; safe to call twice and before any round."""
+    def close(self, failure: str | None = None) -> None:
+        """Write ``summary.json`` and close every tracker; safe to call twice and before any round.
+
+        Args:
+            failure: one line that says why the run did not finish; trackers mark it failed and no summary is written.
+        """
         if self._opened:
             self._opened = False
-            self._trackers.finish(summarise(self._history, self._details))
+            if failure is None:
+                self._trackers.finish(summarise(self._history, self._details))
+            else:
+                self._trackers.abort(failure)
 
     def _probe_hashes(self) -> dict[str, str]:
         record = self._assessor.probe_record() if self._assessor else {}

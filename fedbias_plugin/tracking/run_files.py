@@ -67,6 +67,7 @@ def write_item_scores(output_dir: Path, round_number: int, benchmark: str, score
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"round_{round_number:03d}_{benchmark}.npz"
     partial = path.with_suffix(".partial.npz")
-    np.savez_compressed(partial, **{field.name: np.asarray(getattr(scores, field.name)) for field in fields(scores)})
+    arrays: dict[str, Any] = {field.name: np.asarray(getattr(scores, field.name)) for field in fields(scores)}
+    np.savez_compressed(partial, **arrays)
     os.replace(partial, path)
     return path

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -95,8 +96,6 @@ class WandbTracker(Tracker):
         if reason is not None:
             logger.warning("W&B goes offline: %s cannot be reached (%s).", url, reason)
             return False
-        # W&B's own telemetry would report a failing server a second time, through the root logger.
-        logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
         try:
             self._run = self._init(wandb, run, "online")
         except Exception as error:
@@ -183,6 +182,8 @@ def import_wandb() -> ModuleType:
         ImportError: the package is missing or does not import; the message says which in a few words. A folder named
             ``wandb``, which W&B itself makes, imports as an empty package: that counts as missing.
     """
+    # Reports of W&B's own errors to its makers: without a network their retries fill the console.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     try:
         module = importlib.import_module("wandb")
     except ModuleNotFoundError as error:

@@ -158,8 +158,10 @@ def test_a_stored_server_of_another_algorithm_or_variant_is_refused():
 
 def test_a_stored_server_of_another_model_is_refused_when_it_meets_the_model():
     optimizer = server("fedavgm")
-    optimizer.load_state_dict({"fed_alg": "fedavgm", "variant": "openfedllm", "slots": {"momentum": {"v": one(0)["w"]}}})
-    with pytest.raises(ValueError, match="momentum.*'v' is in only one"):
+    optimizer.load_state_dict(
+        {"fed_alg": "fedavgm", "variant": "openfedllm", "slots": {"momentum": {"v": one(0)["w"]}}}
+    )
+    with pytest.raises(ValueError, match=r"momentum.*'v' is in only one"):
         optimizer.aggregate(1, one(1.0), {0: one(2.0)}, {0: 1})
 
 

@@ -162,7 +162,9 @@ def test_local_epochs_take_every_row_and_the_partial_batch(make):
 def test_scaffold_with_epochs_divides_by_the_steps_really_done(make):
     model, rows = lora(make), make.features(5, 6, 7)
     start = read_state(model)
-    update = train(model, rows, dataclasses.replace(STEP, batch_size=2, local_epochs=2), fed_alg="scaffold", state=start)
+    update = train(
+        model, rows, dataclasses.replace(STEP, batch_size=2, local_epochs=2), fed_alg="scaffold", state=start
+    )
     assert update.steps == 4
     for name, theta in start.items():
         torch.testing.assert_close(update.new_local_control[name], (theta - update.state[name]) / (4 * 1e-2))

@@ -43,5 +43,5 @@ def test_a_schedule_seed_changes_the_draws_and_only_it_does():
 
 
 def test_no_step_is_refused_with_the_alternative():
-    with pytest.raises(UserError, match="--max_steps -1 must be at least 1.*--local_epochs"):
+    with pytest.raises(UserError, match=r"--max_steps -1 must be at least 1.*--local_epochs"):
         rows_this_round(30, 0, 2, 1, -1)

@@ -57,6 +57,7 @@ def test_a_frozen_parameter_is_no_part_of_the_state(make):
         read_state(model)
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 def test_an_adapter_loaded_for_inference_has_a_state(make, tmp_path):
     from peft import PeftModel
 

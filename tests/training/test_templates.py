@@ -14,8 +14,8 @@ def test_alpaca_is_stanfords_prompt_with_the_hosts_blank_after_the_instruction()
 
 def test_vicuna_is_the_v1_conversation_prompt():
     assert TEMPLATES["vicuna"].text("Say hi.", "Hi!", "</s>") == (
-        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
-        "and polite answers to the user's questions. USER: Say hi. ASSISTANT: Hi!</s>"
+        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+        "detailed, and polite answers to the user's questions. USER: Say hi. ASSISTANT: Hi!</s>"
     )
 
 

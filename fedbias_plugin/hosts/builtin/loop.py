@@ -49,8 +49,10 @@ def run(host: HostArguments, bias: BiasArguments) -> Path:
             federation = Federation(host, bias, session, progress)
             federation.train()
             federation.save()
-        finally:
-            session.close()
+        except BaseException as error:
+            session.close(failure=f"{type(error).__name__}: {error}")
+            raise
+        session.close()
     return output
 
 

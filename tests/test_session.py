@@ -1,0 +1,119 @@
+"""BiasSession by itself, with a model that nobody trains."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fedbias_plugin.arguments import BiasArguments
+from fedbias_plugin.errors import UserError
+from fedbias_plugin.session import BiasSession, HostRun
+
+
+@pytest.fixture
+def model(random_model):
+    from fedbias_plugin.training.models import add_lora, load_model_and_tokenizer
+
+    base, tokenizer = load_model_and_tokenizer(str(random_model))
+    return add_lora(base, r=2, alpha=4, seed=0), tokenizer
+
+
+@pytest.fixture
+def make_session(small_data, tmp_path, monkeypatch):
+    monkeypatch.delenv("FEDBIAS_DATA", raising=False)
+
+    def make(fed_alg="fedavg", seed=3, **arguments):
+        bias = BiasArguments(
+            data_dir=str(small_data), client_samples=8, heldout_samples=4, bama_crows_fraction=0.5, **arguments
+        )
+        run = HostRun(tmp_path / "run", fed_alg, num_clients=3, sample_clients=3, num_rounds=2, seed=seed)
+        return BiasSession(bias, run)
+
+    return make
+
+
+def perturbed(state, scale, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return {name: theta + scale * torch.randn(theta.shape, generator=generator) for name, theta in state.items()}
+
+
+def one_round(session, model, tokenizer, counts=None):
+    from fedbias_plugin.training.states import read_state
+
+    theta = read_state(model)
+    locals_ = {client: perturbed(theta, 0.5, client) for client in range(3)}
+    states = session.before_aggregation(
+        1,
+        model=model,
+        tokenizer=tokenizer,
+        global_state=theta,
+        local_states=locals_,
+        sample_counts=counts or {0: 8, 1: 8, 2: 8},
+    )
+    return theta, locals_, states
+
+
+def test_the_constructor_writes_nothing_and_closing_it_is_harmless(make_session, tmp_path):
+    session = make_session()
+    session.close()
+    session.close()
+    assert not (tmp_path / "run").exists()
+
+
+def test_host_weighting_hands_back_the_very_states_that_came_in(make_session, model):
+    _, locals_, states = one_round(make_session(), *model)
+    assert all(states[client] is locals_[client] for client in range(3))
+
+
+def test_bama_hands_every_client_the_state_of_equation_3(make_session, model):
+    session = make_session(aggregation="bama", bama_lambda=1.0)
+    counts = {0: 8, 1: 4, 2: 4}
+    theta, locals_, states = one_round(session, *model, counts)
+    record = session.after_aggregation(1, model=model[0], tokenizer=model[1])
+    weights = {client: found.weight for client, found in record.clients.items()}
+    assert len({round(weight, 6) for weight in weights.values()}) > 1
+    total = sum(weights[c] * counts[c] for c in range(3))
+    for name in theta:
+        update = sum(weights[c] * counts[c] / total * (locals_[c][name] - theta[name]) for c in range(3))
+        assert torch.allclose(states[1][name], theta[name] + update, atol=1e-6)
+    assert states[0] is states[2]
+
+
+def test_scoring_clients_leaves_the_live_model_as_it_was(make_session, model):
+    before = {name: value.clone() for name, value in model[0].state_dict().items()}
+    model[0].train()
+    one_round(make_session(), *model)
+    assert model[0].training
+    assert all(torch.equal(value, before[name]) for name, value in model[0].state_dict().items())
+
+
+def test_mu_is_the_hosts_without_bama_and_a_share_of_it_with_bama(make_session, model):
+    assert make_session().proximal_mu(0, 0.3) == 0.3
+    session = make_session(aggregation="bama")
+    assert session.proximal_mu(0, 0.3) == pytest.approx(0.1)
+    one_round(session, *model)
+    weights = {c: session.state_dict()["last_weights"][str(c)] for c in range(3)}
+    assert session.proximal_mu(1, 0.3) == pytest.approx(0.3 * weights[1])
+
+
+def test_a_session_continues_from_its_state(make_session, model):
+    session = make_session(aggregation="bama")
+    one_round(session, *model)
+    session.after_aggregation(1, model=model[0], tokenizer=model[1])
+    other = make_session(aggregation="bama")
+    other.load_state_dict(session.state_dict())
+    assert other.proximal_mu(2, 1.0) == session.proximal_mu(2, 1.0)
+    assert other.state_dict() == session.state_dict()
+
+
+def test_a_state_with_other_probe_items_or_of_another_version_is_refused(make_session):
+    state = make_session().state_dict()
+    with pytest.raises(UserError, match="other probe items"):
+        make_session(seed=4).load_state_dict(state)
+    with pytest.raises(UserError, match="version 99"):
+        make_session().load_state_dict({**state, "version": 99})
+
+
+def test_scenario_none_leaves_the_data_to_the_host(make_session):
+    assert make_session(scenario="none").client_datasets == []
+    assert [len(dataset.rows) for dataset in make_session().client_datasets] == [8, 8, 8]
