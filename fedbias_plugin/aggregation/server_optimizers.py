@@ -145,6 +145,8 @@ class ServerOptimizer:
         )
         with torch.no_grad():
             self._algorithm.prepare(global_state)
+            for slot, part in self._algorithm.slots.items():
+                _check_fits(f"The server's stored {slot}", part, global_state)
             new_state = {name: self._algorithm.new_value(name, server_round) for name in global_state}
             self._algorithm.finish(server_round)
         return new_state

@@ -84,7 +84,7 @@ class BiasAssessor:
         for name, benchmark in self.benchmarks.items():
             probe, _ = self.splits[name]
             if probe:
-                scores = benchmark.score(scorer, self.reductions[name], probe)  # type: ignore[arg-type]
+                scores = benchmark.score(scorer, self.reductions[name], probe)
                 measurement.results[name] = benchmark.result(scores, seed=self.seed).to_json()  # type: ignore[arg-type]
         measurement.bias_score = self._bias_score(measurement.results)
         return measurement
@@ -93,7 +93,7 @@ class BiasAssessor:
         """Bias on all items; the headline is the report half, ``full`` and ``probe`` stand beside it."""
         measurement = Measurement()
         for name, benchmark in self.benchmarks.items():
-            scores = benchmark.score(scorer, self.reductions[name])  # type: ignore[arg-type]
+            scores = benchmark.score(scorer, self.reductions[name])
             measurement.item_scores[name] = scores
             measurement.results[name] = self._headline(benchmark, scores, *self.splits[name])
         measurement.bias_score = self._bias_score(measurement.results)

@@ -26,6 +26,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             torch.random.fork_rng(sorted(device.index or 0 for device in devices)),
             torch.autocast("cuda" if kind == "cuda" else "cpu", enabled=False),
             torch.inference_mode(),
+            _unpacked_4bit_weights(model),
         ):
             yield
     finally:
@@ -33,6 +34,23 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
         torch.clear_autocast_cache()
         _release_inference_tensors(model)
+
+
+@contextlib.contextmanager
+def _unpacked_4bit_weights(model: nn.Module) -> Iterator[None]:
+    """Keep bitsandbytes from repacking 4-bit weights on the CPU, for good, at the first forward pass in ``eval()``.
+
+    Packed weights pass no gradient on: a model that was scored once would train without learning, and say nothing.
+    """
+    flag = "support_avx512bf16_for_cpu"
+    packing = [module for module in model.modules() if getattr(module, flag, False)]
+    for module in packing:
+        setattr(module, flag, False)
+    try:
+        yield
+    finally:
+        for module in packing:
+            setattr(module, flag, True)
 
 
 def embedding_device(model: Any) -> torch.device:

@@ -10,7 +10,7 @@ from fedbias_plugin.tracking.formatting import number, with_interval
 
 def evaluation_table(report: Mapping[str, Any]) -> str:
     """One line a benchmark and category, scores with 95% intervals and counts; SS never without LMS."""
-    lines = []
+    lines: list[str] = []
     if "crows_pairs" in report:
         lines += _crows_lines(report["crows_pairs"])
     if "stereoset" in report:

@@ -84,9 +84,3 @@ class ClientTrainer(Trainer):
         if self.proximal is not None:
             loss = self.proximal.add_to(loss)
         return (loss, outputs) if return_outputs else loss
-
-    def release(self) -> None:
-        """Let go of the optimizer now; the Trainer's reference cycles would keep its moments until some later time."""
-        self.optimizer = self.lr_scheduler = None
-        self.callback_handler.optimizer = self.callback_handler.lr_scheduler = None
-        self.accelerator.free_memory()

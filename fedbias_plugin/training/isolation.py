@@ -17,24 +17,18 @@ if TYPE_CHECKING:
 
 @contextmanager
 def training_mode(model: PreTrainedModel, gradient_checkpointing: bool) -> Iterator[None]:
-    """Restore the model's mode, ``use_cache``, hooks and ``forward``, and the random states, when training is over.
-
-    With gradient checkpointing the embeddings' output requires a gradient meanwhile: a frozen base would otherwise cut
-    the adapters off from the loss.
-    """
+    """Restore the model's mode, ``use_cache``, checkpointing and ``forward``, and the random states, after training."""
     base: Any = model.get_base_model() if hasattr(model, "peft_config") else model
     was_training, use_cache = model.training, base.config.use_cache
     forwards = {module: module.__dict__.get("forward") for module in {model, base}}
-    if gradient_checkpointing:
-        base.enable_input_require_grads()
     try:
         with preserved_random_states(), frozen_heap():
             yield
     finally:
         if gradient_checkpointing:
-            base.disable_input_require_grads()
             disable = getattr(base, "activation_checkpointing_disable", None) or base.gradient_checkpointing_disable
             disable()
+            base.disable_input_require_grads()  # Transformers' own hook for adapters outlives its checkpointing
         for module, forward in forwards.items():
             _restore_forward(module, forward)
         base.config.use_cache = use_cache

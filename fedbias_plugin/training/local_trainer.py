@@ -197,8 +197,12 @@ def training_arguments(
         disable_tqdm=settings.disable_tqdm,
         remove_unused_columns=False,
         dataloader_pin_memory=not use_cpu,
-        **{checkpointing: settings.gradient_checkpointing},
+        # Reentrant checkpointing would cut the adapters of a frozen base off from the loss.
+        **{checkpointing: settings.gradient_checkpointing, f"{checkpointing}_kwargs": {"use_reentrant": False}},
     )
+    # With several GPUs in sight the Trainer would copy the model to each and multiply the batch size by their number.
+    assert arguments.device is not None  # asking for the device is what counts the GPUs
+    arguments._n_gpu = 1
     return arguments
 
 
@@ -221,7 +225,6 @@ def _train(
     )
     trainer.remove_callback(PrinterCallback)
     result = trainer.train()
-    trainer.release()
     return int(result.global_step), float(result.training_loss)
 
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 TINY = "tiny"
 DTYPES: dict[str, Any] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": "auto"}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+# Kinds of model that peft makes no choice for: the queries and values, as in its choice for Llama.
+TARGET_MODULES = {"phi3": ["qkv_proj"]}
 PICKLED_WEIGHTS = ("*.bin", "*.pt", "*.pth")
 
 
@@ -67,7 +69,7 @@ def load_model_and_tokenizer(
         from peft import prepare_model_for_kbit_training
 
         # Checkpointing is switched on and off around each client's training instead.
-        with _without_renaming_warnings():
+        with _without_peft_notices():
             return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False), tokenizer
     return model.to(target), tokenizer
 
@@ -106,7 +108,8 @@ def add_lora(
         r: rank.
         alpha: scale numerator; the adapter's output is multiplied by alpha / r.
         dropout: on the adapter's input, while training.
-        target_modules: None for peft's choice for this kind of model, ``all-linear``, or module names.
+        target_modules: None for peft's choice for this kind of model (for Phi-3 ``qkv_proj``, as peft makes none),
+            ``all-linear``, or module names.
         seed: of the initialisation.
 
     Raises:
@@ -114,10 +117,12 @@ def add_lora(
     """
     from peft import LoraConfig, get_peft_model
 
+    if target_modules is None:
+        target_modules = TARGET_MODULES.get(model.config.model_type)
     config = LoraConfig(
         r=r, lora_alpha=alpha, lora_dropout=dropout, bias="none", task_type="CAUSAL_LM", target_modules=target_modules
     )
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), _without_renaming_warnings():
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), _without_peft_notices():
         torch.manual_seed(seed)
         try:
             return get_peft_model(model, config)
@@ -215,11 +220,12 @@ def _from_hub_or_folder(auto_class: str, path: str, **options: Any) -> Any:
         UserError: the files are unreadable, or the hub cannot be reached, does not know the name or refuses.
     """
     import transformers
+    from safetensors import SafetensorError
 
     try:
         with _bars_on_terminals_only():
             return getattr(transformers, auto_class).from_pretrained(path, **options)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if Path(path).is_dir():
             raise UserError(f"--model_name_or_path {path} cannot be loaded by {auto_class}: {reason}") from error
@@ -246,8 +252,9 @@ def _bars_on_terminals_only() -> Iterator[None]:
 
 
 @contextmanager
-def _without_renaming_warnings() -> Iterator[None]:
-    """peft asks transformers by a name that newer ones have renamed; a user cannot mend that."""
+def _without_peft_notices() -> Iterator[None]:
+    """peft says that it handles GPT-2's transposed weights, and asks transformers by a name that was renamed."""
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False", category=UserWarning)
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
         yield

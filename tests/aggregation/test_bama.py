@@ -1,5 +1,6 @@
 """Equations 2 to 5, against numbers worked out by hand."""
 
+import itertools
 import math
 
 import pytest
@@ -43,7 +44,7 @@ def test_weights_sum_to_one_and_order_against_bias(scores, lambda_):
     weights = softmax_weights(scores, lambda_)
     assert math.fsum(weights.values()) == pytest.approx(1)
     ordered = sorted(scores, key=scores.__getitem__)
-    assert all(weights[a] >= weights[b] for a, b in zip(ordered, ordered[1:], strict=False))
+    assert all(weights[a] >= weights[b] for a, b in itertools.pairwise(ordered))
 
 
 def test_eq_3_to_the_letter_shortens_the_step_by_the_number_of_clients():

@@ -64,7 +64,7 @@ def test_yaml_lists_and_scientific_numbers_are_understood():
 def test_an_unknown_name_in_a_file_gets_a_suggestion(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("round: 3\n")
-    with pytest.raises(UserError, match="unknown name 'round'. Did you mean 'rounds'"):
+    with pytest.raises(UserError, match=r"unknown name 'round'\. Did you mean 'rounds'"):
         read_config(str(path), [Example], {})
     path.write_text("dataset_name: x\n")
     with pytest.raises(UserError, match="OpenFedLLM's --dataset_name is not a flag here; give --clean"):

@@ -300,3 +300,21 @@ def test_nothing_to_score_gives_nothing(build_model, bos_tokenizer):
 def test_a_batch_of_no_tokens_is_refused(build_model, bos_tokenizer):
     with pytest.raises(UserError, match="at least 1 token"):
         SentenceScorer(build_model(), bos_tokenizer, max_batch_tokens=0)
+
+
+@pytest.mark.parametrize("bits", ["load_in_8bit", "load_in_4bit"])
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+def test_a_quantised_model_is_scored_as_it_is(bits, tmp_path, build_model, bos_tokenizer):
+    pytest.importorskip("bitsandbytes")
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    build_model().save_pretrained(tmp_path)
+    config = BitsAndBytesConfig(**{bits: True})
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=config, dtype=torch.float32)
+    device = model.get_input_embeddings().weight.device
+    result = SentenceScorer(model, bos_tokenizer).score([REQUESTS[0]])[0]
+    ids = torch.tensor([[0, *result.token_ids]], device=device)
+    with torch.no_grad():
+        log_probs = torch.log_softmax(model(ids).logits[0].float(), dim=-1).cpu()
+    expected = [log_probs[t - 1, ids[0, t]].item() for t in range(1, ids.shape[1])]
+    np.testing.assert_allclose(result.log_probs, expected, atol=1e-3)

@@ -199,9 +199,7 @@ def folder_is_untouched(folder: Path) -> bool:
         (("--num_rounds", "two"), "must be a whole number"),
     ],
 )
-def test_bad_input_ends_with_code_2_a_clear_sentence_and_nothing_written(
-    run_builtin, tmp_path, capsys, flags, message
-):
+def test_bad_input_ends_with_code_2_a_clear_sentence_and_nothing_written(run_builtin, tmp_path, capsys, flags, message):
     run_builtin(*flags, code=2)
     assert message in capsys.readouterr().err
     assert folder_is_untouched(tmp_path / "run")

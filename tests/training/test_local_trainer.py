@@ -199,13 +199,14 @@ def test_the_same_call_twice_gives_the_same_bytes_with_dropout(make, fed_alg):
     assert updates[0].train_loss == updates[1].train_loss
 
 
-def test_gradient_checkpointing_changes_no_number(model, rows):
-    start = read_state(model)
-    plain = train(model, rows, state=start)
+def test_gradient_checkpointing_computes_layers_twice_and_changes_no_number(model, rows):
+    start, calls = read_state(model), []
+    layer = next(module for name, module in model.named_modules() if name.endswith("layers.0.mlp"))
+    layer.register_forward_hook(lambda *_: calls.append(1))
+    plain, passes = train(model, rows, state=start), len(calls)
     checkpointed = train(model, rows, dataclasses.replace(STEP, gradient_checkpointing=True), state=start)
     assert_close(checkpointed.state, plain.state, tolerance=1e-6)
-    with torch.inference_mode():  # no hook is left that asks an inference tensor for a gradient
-        model(input_ids=torch.tensor([[3, 4]]))
+    assert (passes, len(calls)) == (3, 3 + 6)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -224,6 +225,8 @@ def test_nothing_but_the_weights_is_left_changed(make, checkpointing, bf16):
     assert model.config.use_cache is True
     assert (model.__dict__.get("forward"), model.get_base_model().__dict__.get("forward")) == forwards
     assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    assert not any(module._forward_hooks for module in model.modules())
     assert gc.get_freeze_count() == 0
 
 
