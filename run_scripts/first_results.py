@@ -93,7 +93,8 @@ def row(root: Path, scenario: str, algorithm: str, weighting: str) -> str:
 
 def tables(root: Path) -> str:
     """The Markdown table of docs/first-results.md."""
-    head = "| run | Delta CrowS (score per seed) | Delta SS (SS per seed) | LMS | w on poisoned, rounds 2-5 | mass | held-out loss |"
+    head = "| run | Delta CrowS (score per seed) | Delta SS (SS per seed) | LMS "
+    head += "| w on poisoned, rounds 2-5 | mass | held-out loss |"
     cells = list(dict.fromkeys(cell[:3] for cell in grid()))
     return "\n".join([head, "|---" * 7 + "|", *(row(root, *cell) for cell in cells)])
 

@@ -92,8 +92,7 @@ def _model_report(arguments: EvaluateArguments) -> dict[str, Any]:
     from fedbias_plugin.evaluation.standalone import measure
     from fedbias_plugin.inputs import load_benchmark
     from fedbias_plugin.tracking.progress import build_progress
-    from fedbias_plugin.training.adapters import load_adapter
-    from fedbias_plugin.training.models import load_model_and_tokenizer
+    from fedbias_plugin.training.models import load_adapter, load_model_and_tokenizer
 
     names = list(dict.fromkeys(split_list(arguments.bias_benchmarks)))
     benchmarks = {name: load_benchmark(name, arguments.data_dir) for name in names}

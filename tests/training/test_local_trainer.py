@@ -201,7 +201,7 @@ def test_the_same_call_twice_gives_the_same_bytes_with_dropout(make, fed_alg):
 
 def test_gradient_checkpointing_computes_layers_twice_and_changes_no_number(model, rows):
     start, calls = read_state(model), []
-    layer = next(module for name, module in model.named_modules() if name.endswith("layers.0.mlp"))
+    layer = next(module for name, module in model.named_modules() if name.endswith("layers.0.self_attn"))
     layer.register_forward_hook(lambda *_: calls.append(1))
     plain, passes = train(model, rows, state=start), len(calls)
     checkpointed = train(model, rows, dataclasses.replace(STEP, gradient_checkpointing=True), state=start)

@@ -67,6 +67,7 @@ class HostArguments:
     fedopt_variant: str = option(
         "openfedllm", "openfedllm (second moment of the momentum) or reddi (of the raw delta, as published)"
     )
+    fedopt_v0: float | None = option(None, "second moment before the first round; tau^2 when absent, 0 as published")
 
     # Local training
     learning_rate: float = option(2e-5, "learning rate of the first round; falls to 1e-6 by a cosine over the rounds")
@@ -97,6 +98,8 @@ class HostArguments:
         for flag in ("fedopt_beta1", "fedopt_beta2", "peft_lora_dropout"):
             check_range(flag, getattr(self, flag), 0, 1)
         check_range("prox_mu", self.prox_mu, 0)
+        if self.fedopt_v0 is not None:
+            check_range("fedopt_v0", self.fedopt_v0, 0)
         self._check_combinations()
 
     def _is_local(self) -> bool:

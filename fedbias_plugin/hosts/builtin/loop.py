@@ -117,6 +117,7 @@ class Federation:
             fedopt_beta1=host.fedopt_beta1,
             fedopt_beta2=host.fedopt_beta2,
             variant=host.fedopt_variant,
+            v_0=host.fedopt_v0,
             num_clients=host.num_clients,
         )
         self.settings = LocalTrainingSettings(
@@ -142,7 +143,7 @@ class Federation:
                 advance()
 
     def save(self, name: str | None = None) -> None:
-        """Write the global adapter to ``OUTPUT/adapter``, without LoRA the model to ``OUTPUT/model``, or to ``name``."""
+        """Write the global adapter to ``adapter`` (without LoRA the model to ``model``) or ``name`` in the output."""
         folder = Path(self.host.output_dir) / (name or ("adapter" if self.host.use_peft else "model"))
         save_global_model(self.model, self.tokenizer, folder)
 
