@@ -146,8 +146,8 @@ def noise_floor(n: int) -> float:
 
     Exact: the mean absolute deviation of a binomial(n, 1/2) is ``k C(n, k) / 2^n`` with ``k = n // 2 + 1`` (De Moivre).
 
-    >>> round(noise_floor(377), 2)
-    2.05
+    >>> round(noise_floor(377), 2)  # 2.05 by the approximation
+    2.06
 
     Raises:
         ValueError: ``n`` is below 1.

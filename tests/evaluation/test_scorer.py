@@ -314,8 +314,26 @@ def test_a_quantised_model_is_scored_as_it_is(bits, tmp_path, build_model, bos_t
     device = model.get_input_embeddings().weight.device
     result = SentenceScorer(model, bos_tokenizer).score([REQUESTS[0]])[0]
     ids = torch.tensor([[0, *result.token_ids]], device=device)
-    model.train()  # no dropout here; on the CPU an eval-mode pass would repack the 4-bit weights
+    model.train(bits == "load_in_4bit")  # on the CPU an eval-mode pass would repack the 4-bit weights; no dropout here
     with torch.no_grad():
         log_probs = torch.log_softmax(model(ids).logits[0].float(), dim=-1).cpu()
     expected = [log_probs[t - 1, ids[0, t]].item() for t in range(1, ids.shape[1])]
     np.testing.assert_allclose(result.log_probs, expected, atol=1e-3)
+
+
+def test_a_model_that_turns_autocast_on_by_itself_can_be_trained_with_afterwards(build_model, bos_tokenizer):
+    """As accelerate's mixed precision does; the outer context keeps autocast's cache alive."""
+    model = build_model()
+    plain_forward = model.forward
+
+    def forward(*args, **kwargs):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return plain_forward(*args, **kwargs)
+
+    model.forward = forward
+    ids = torch.tensor([bos_tokenizer.encode(REQUESTS[0].text)])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        SentenceScorer(model, bos_tokenizer).score(REQUESTS)
+        loss = model(input_ids=ids, labels=ids).loss
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
