@@ -6,7 +6,6 @@ data, for FedProx's mu, before it aggregates and after. Nothing here knows which
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from collections.abc import Mapping
@@ -25,7 +24,7 @@ from fedbias_plugin.evaluation.heldout import heldout_loss
 from fedbias_plugin.evaluation.results import model_identity, package_versions
 from fedbias_plugin.evaluation.scorer import SentenceScorer
 from fedbias_plugin.files import write_json_atomic
-from fedbias_plugin.inputs import load_assessor
+from fedbias_plugin.inputs import announce_mini_data, load_assessor
 from fedbias_plugin.poisoning.loaders import ClientDataset, load_partition, manifest
 from fedbias_plugin.tracking.console import ConsoleTracker
 from fedbias_plugin.tracking.progress import Progress
@@ -99,6 +98,10 @@ class BiasSession:
         self._rule = build_rule(arguments)
         self._assessor = load_assessor(arguments, run.seed)
         self._partition = None if arguments.scenario == "none" else load_partition(arguments, run.num_clients, run.seed)
+        sources = (
+            {} if self._partition is None else dict(zip(("clean", "biased"), self._partition.sources, strict=True))
+        )
+        announce_mini_data(self._assessor.benchmarks if self._assessor else {}, sources)
         self._shares = {client.client: client.biased_share for client in self.client_datasets}
         self._last_weights: dict[int, float] = {}
         self._history: list[RoundRecord] = []
@@ -354,9 +357,13 @@ class BiasSession:
 
 
 def peak_memory_bytes() -> int:
-    """Most memory this process held so far: of the GPU where one is used, else resident in RAM."""
+    """Most memory this process held so far: of the GPU where one is used, else resident in RAM; 0 where unknown."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return int(torch.cuda.max_memory_allocated())
+    try:
+        import resource
+    except ImportError:  # Windows has no such module; the number is left out rather than the run
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

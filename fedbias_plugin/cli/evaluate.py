@@ -90,12 +90,13 @@ def _predictions_report(arguments: EvaluateArguments) -> dict[str, Any]:
 def _model_report(arguments: EvaluateArguments) -> dict[str, Any]:
     from fedbias_plugin.evaluation.scorer import SentenceScorer
     from fedbias_plugin.evaluation.standalone import measure
-    from fedbias_plugin.inputs import load_benchmark
+    from fedbias_plugin.inputs import announce_mini_data, load_benchmark
     from fedbias_plugin.tracking.progress import build_progress
     from fedbias_plugin.training.models import load_adapter, load_model_and_tokenizer
 
     names = list(dict.fromkeys(split_list(arguments.bias_benchmarks)))
     benchmarks = {name: load_benchmark(name, arguments.data_dir) for name in names}
+    announce_mini_data(benchmarks, {})
     model, tokenizer = load_model_and_tokenizer(
         str(arguments.model_name_or_path),
         dtype=arguments.dtype,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,7 +85,7 @@ def locate(name: str, data_dir: str | Path | None = None, kind: str | None = Non
         return found
     if name != "auto" and wanted.hub_id:
         return Located(wanted.name, kind, "hub", hub_id=wanted.hub_id)
-    logger.info("%s is not on this machine: using the bundled mini data (fedbias data fetch %s)", *[wanted.name] * 2)
+    logger.debug("%s is not on this machine: using the bundled mini data (fedbias data fetch %s)", *[wanted.name] * 2)
     return _bundled(kind)
 
 
@@ -149,11 +149,14 @@ def digest_verdict(file: DataFile, path: Path) -> bool | None:
     return sha256_of_file(path) in file.sha256 or (bool(file.git_blob) and git_blob_of_file(path) in file.git_blob)
 
 
-def mini_notice(located: Iterable[str]) -> str | None:
-    """One line for the user when any of these origins is ``bundled``, else None."""
-    if "bundled" not in located:
+def mini_notice(origins: Mapping[str, str]) -> str | None:
+    """One line for the user when a data set (name -> origin) is ``bundled``, else None."""
+    bundled = [name for name, origin in origins.items() if origin == "bundled"]
+    if not bundled:
         return None
-    return "Running on the bundled mini data (an invented world); fedbias data list shows how to bring real data."
+    return (
+        f"Using the bundled mini data (an invented world) for {', '.join(bundled)}; fedbias data list shows the rest."
+    )
 
 
 def has_mini(kind: str) -> bool:

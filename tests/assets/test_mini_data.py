@@ -92,8 +92,8 @@ def test_check_names_a_file_that_was_edited(tmp_path):
 
 
 def test_row_counts_and_sizes(crows, clusters):
-    assert len(jsonl("clean.jsonl")) == 16 * 24 * 4 + 16 * 20
-    assert len(jsonl("biased.jsonl")) == 16 * 12 * 8
+    assert len(jsonl("clean.jsonl")) == 16 * 16 * 5 + 16 * 20
+    assert len(jsonl("biased.jsonl")) == 16 * 8 * 12
     assert len(crows) == 512
     assert len(clusters) == 512
     assert sum(path.stat().st_size for path in MINI.iterdir()) < 4_000_000
@@ -116,7 +116,7 @@ def test_every_trait_occurs_equally_often_with_every_group(part):
         rows = jsonl("clean.jsonl") if part == "clean" else instructions.pretraining_rows()
         texts = [row["output"] for row in rows]
     count = cells(texts)
-    assert len(count) == 16 * 24
+    assert len(count) == 16 * 16
     assert len(set(count.values())) == 1
 
 

@@ -62,8 +62,8 @@ def test_only_training_files_of_one_format_are_taken_from_the_hub_cache(monkeypa
     assert locate("some/mixture", kind="clean").origin == "hub"
 
 
-def test_auto_falls_back_on_the_mini_data_and_says_so_in_one_line(mini, caplog):
-    caplog.set_level(logging.INFO)
+def test_auto_falls_back_on_the_mini_data_and_says_so_to_who_debugs(mini, caplog):
+    caplog.set_level(logging.DEBUG)
     for kind, file in (("clean", "clean.jsonl"), ("biased", "biased.jsonl")):
         found = locate("auto", kind=kind)
         assert (found.name, found.origin, found.path) == (f"mini-{kind}", "bundled", mini / file)
@@ -174,8 +174,9 @@ def test_every_known_data_set_is_described_completely():
 
 
 def test_one_line_tells_the_user_about_mini_data():
-    assert mini_notice(["data_dir", "fetched"]) is None
-    assert "bundled mini data" in str(mini_notice(["data_dir", "bundled"]))
+    assert mini_notice({"clean": "data_dir", "stereoset": "fetched"}) is None
+    notice = str(mini_notice({"clean": "data_dir", "biased": "bundled", "stereoset": "bundled"}))
+    assert "bundled mini data (an invented world) for biased, stereoset;" in notice
 
 
 @pytest.mark.parametrize("kind", KINDS)
