@@ -7,13 +7,12 @@ write instead. Importing this module imports neither torch nor transformers.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedbias_plugin.errors import UserError
+from fedbias_plugin.errors import UserError, did_you_mean
 
 AGGREGATIONS = ("host", "bama")
 WEIGHTINGS = ("normalized", "paper")
@@ -27,9 +26,7 @@ def check_choice(flag: str, value: str, choices: Iterable[str]) -> None:
     choices = list(choices)
     if value in choices:
         return
-    near = difflib.get_close_matches(str(value), choices, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise UserError(f"--{flag} {value!r} is unknown; choose one of {', '.join(choices)}.{hint}")
+    raise UserError(f"--{flag} {value!r} is unknown; choose one of {', '.join(choices)}.{did_you_mean(value, choices)}")
 
 
 def check_range(flag: str, value: float, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
@@ -91,7 +88,8 @@ class BiasArguments:
     local_epochs: int | None = option(None, "epochs of a client over all its rows in a round; replaces --max_steps")
     schedule_seed: int | None = option(
         None,
-        "seed of which clients and rows a round takes; without it the round number alone decides, as in OpenFedLLM",
+        "seed of which clients and rows a round takes, and of row order and dropout; without it they are the same for "
+        "every --seed, as in OpenFedLLM",
     )
 
     # Measuring
@@ -107,15 +105,17 @@ class BiasArguments:
     # Tracking
     track: str = option("jsonl", "where the numbers go: jsonl (always), wandb")
     wandb_project: str = option("fedbias", "Weights & Biases project")
-    wandb_mode: str = option(
-        "online",
-        "Weights & Biases mode: online, offline or disabled; offline is also the fallback without login or network",
+    wandb_mode: str | None = option(
+        None,
+        "Weights & Biases mode: online, offline or disabled; without it WANDB_MODE, else online. Offline is "
+        "also the fallback without login or network",
     )
 
     def __post_init__(self) -> None:
         check_choice("aggregation", self.aggregation, AGGREGATIONS)
         check_choice("bama_weighting", self.bama_weighting, WEIGHTINGS)
-        check_choice("wandb_mode", self.wandb_mode, WANDB_MODES)
+        if self.wandb_mode is not None:
+            check_choice("wandb_mode", self.wandb_mode, WANDB_MODES)
         check_choice("crows_reduction", self.crows_reduction, ("sum", "mean", "shared"))
         check_choice("stereoset_reduction", self.stereoset_reduction, ("mean", "sum"))
         for name in self.benchmark_names:

@@ -1,4 +1,7 @@
-"""The one exception that means "the user can mend this"."""
+"""The one exception that means "the user can mend this", and what was probably meant."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
@@ -6,3 +9,13 @@ class UserError(ValueError):
 
     The command line prints it after ``fedbias: error:`` and leaves with exit code 2.
     """
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """``" Did you mean 'bama'?"`` for a name close to a known one, else nothing.
+
+    >>> did_you_mean("bamma", ["host", "bama"])
+    " Did you mean 'bama'?"
+    """
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""

@@ -19,13 +19,21 @@ def load_benchmark(name: str, data_dir: str | None) -> Benchmark:
     return LOADERS[name](locate(name, data_dir, kind=name).paths[0])
 
 
-def announce_mini_data(benchmarks: Mapping[str, Benchmark], sources: Mapping[str, RowSource]) -> None:
-    """Tell the user in one line which data sets are the bundled ones."""
+def announce_mini_data(benchmarks: Mapping[str, Benchmark], sources: Mapping[str, RowSource]) -> list[str]:
+    """Tell the user in one line which data sets are the bundled ones; returns warnings for the run's records."""
     origins = {name: source.origin for name, source in sources.items()}
-    origins |= {name: "bundled" for name, found in benchmarks.items() if MINI_DATA in found.path.parents}
+    for name, found in benchmarks.items():
+        origins[name] = "bundled" if MINI_DATA in found.path.parents else "file"
     notice = mini_notice(origins)
-    if notice:
+    if notice is None:
+        return []
+    real = [name for name, origin in origins.items() if origin != "bundled"]
+    if not real:
         logger.info(notice)
+        return []
+    mixed = f"Two worlds are mixed: {', '.join(real)} from files, the rest bundled; the scores do not fit the training."
+    logger.warning("%s %s", notice, mixed)
+    return [mixed]
 
 
 def load_assessor(arguments: BiasArguments, seed: int) -> BiasAssessor | None:

@@ -6,6 +6,7 @@ data, for FedProx's mu, before it aggregates and after. Nothing here knows which
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fedbias_plugin.aggregation.rules import ClientReports, State, Weighting, build_rule
+from fedbias_plugin.aggregation.rules import ClientReports, Weighting, build_rule
 from fedbias_plugin.aggregation.substitution import substitute, update_norm
 from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.errors import UserError
@@ -26,12 +27,13 @@ from fedbias_plugin.evaluation.scorer import SentenceScorer
 from fedbias_plugin.files import write_json_atomic
 from fedbias_plugin.inputs import announce_mini_data, load_assessor
 from fedbias_plugin.poisoning.loaders import ClientDataset, load_partition, manifest
+from fedbias_plugin.state import State
 from fedbias_plugin.tracking.console import ConsoleTracker
 from fedbias_plugin.tracking.progress import Progress
 from fedbias_plugin.tracking.records import ClientRecord, GlobalRecord, RoundRecord, RunInfo, Seconds, weight_summary
 from fedbias_plugin.tracking.run_files import summarise, write_item_scores
 from fedbias_plugin.tracking.tracker import build_trackers
-from fedbias_plugin.training.states import read_state, write_state
+from fedbias_plugin.training.states import write_state
 from fedbias_plugin.training.templates import TEMPLATES
 
 if TYPE_CHECKING:
@@ -98,10 +100,9 @@ class BiasSession:
         self._rule = build_rule(arguments)
         self._assessor = load_assessor(arguments, run.seed)
         self._partition = None if arguments.scenario == "none" else load_partition(arguments, run.num_clients, run.seed)
-        sources = (
-            {} if self._partition is None else dict(zip(("clean", "biased"), self._partition.sources, strict=True))
-        )
-        announce_mini_data(self._assessor.benchmarks if self._assessor else {}, sources)
+        sources = self._partition.sources if self._partition else ()
+        benchmarks = self._assessor.benchmarks if self._assessor else {}
+        self._data_warnings = announce_mini_data(benchmarks, dict(zip(("clean", "biased"), sources, strict=False)))
         self._shares = {client.client: client.biased_share for client in self.client_datasets}
         self._last_weights: dict[int, float] = {}
         self._history: list[RoundRecord] = []
@@ -142,7 +143,7 @@ class BiasSession:
 
         Args:
             round_number: 1 for the first trained round.
-            model: the live model; each state is loaded into it to be scored, and what it held is put back.
+            model: the live model; each state is loaded into it to be scored, then the global state.
             tokenizer: the model's.
             global_state: theta, name -> tensor; not modified.
             local_states: client id -> theta_i, for exactly the clients of this round; not modified.
@@ -155,7 +156,7 @@ class BiasSession:
         """
         start = time.perf_counter()
         self._pending = _PendingRound(train_seconds=start - self._mark)
-        measurements = self._assess_clients(round_number, model, tokenizer, local_states)
+        measurements = self._assess_clients(round_number, model, tokenizer, global_state, local_states)
         reports = ClientReports(
             self._run.fed_alg,
             sample_counts={client: sample_counts[client] for client in local_states},
@@ -183,9 +184,11 @@ class BiasSession:
         Call it with ``round_number=0`` before any training to record the untouched model.
         """
         start = time.perf_counter()
+        measured, item_scores = self._evaluate(round_number, model, tokenizer)
         if not self._opened:
             self._open(model, tokenizer)
-        measured = self._evaluate(round_number, model, tokenizer)
+        for name, scores in item_scores.items():
+            write_item_scores(self._run.output_dir, round_number, name, scores)
         pending, self._pending = self._pending, _PendingRound()
         weights = {c: record.weight for c, record in pending.clients.items() if record.weight is not None}
         effective_clients, weight_on_poisoned = weight_summary(weights, self._shares)
@@ -204,7 +207,7 @@ class BiasSession:
                 evaluate=time.perf_counter() - start,
             ),
             peak_memory_bytes=peak_memory_bytes(),
-            warnings=_warnings(measured),
+            warnings=[*self._data_warnings, *_warnings(measured)],
         )
         self._history.append(record)
         self._trackers.log_round(record)
@@ -283,7 +286,7 @@ class BiasSession:
             group=arguments.scenario,
             job_type=job,
             wandb_project=arguments.wandb_project,
-            wandb_mode=arguments.wandb_mode,
+            wandb_mode=arguments.wandb_mode or os.environ.get("WANDB_MODE") or "online",
             num_clients=run.num_clients,
             num_rounds=run.num_rounds,
             poisoned_shares=self._shares,
@@ -298,19 +301,23 @@ class BiasSession:
         round_number: int,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
+        global_state: State,
         local_states: Mapping[int, State],
     ) -> dict[int, Measurement]:
+        """Every client's state on the probe items; the model holds the global state afterwards."""
         wanted = self._rule.needs_bias_scores or self._is_measured(round_number)
         if self._assessor is None or not wanted:
             return {}
-        held = read_state(model)
         measurements = {}
-        with self._progress.task("score clients", len(local_states)) as advance:
-            for client, state in local_states.items():
-                write_state(model, state)
-                measurements[client] = self._assessor.assess(self._assessor.scorer(model, tokenizer))
-                advance()
-        write_state(model, held)
+        texts = len(local_states) * self._assessor.probe_texts
+        try:
+            with self._progress.task(f"round {round_number}: score clients", texts) as advance:
+                scorer = self._assessor.scorer(model, tokenizer, advance)
+                for client, state in local_states.items():
+                    write_state(model, state)
+                    measurements[client] = self._assessor.assess(scorer)
+        finally:
+            write_state(model, global_state)
         return measurements
 
     def _client_records(
@@ -335,19 +342,26 @@ class BiasSession:
             )
         return records
 
-    def _evaluate(self, round_number: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GlobalRecord:
+    def _evaluate(
+        self, round_number: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    ) -> tuple[GlobalRecord, dict[str, Any]]:
+        """The global model on everything, and the scores of every item by benchmark."""
         if not self._is_measured(round_number):
-            return GlobalRecord()
-        scorer = SentenceScorer(model, tokenizer, max_batch_tokens=self._arguments.bias_batch_tokens)
-        measured = self._assessor.evaluate(scorer) if self._assessor else Measurement()
-        for name, scores in measured.item_scores.items():
-            write_item_scores(self._run.output_dir, round_number, name, scores)
-        return GlobalRecord(
+            return GlobalRecord(), {}
+        pairs = self._heldout_pairs()
+        texts = len(pairs) + (self._assessor.all_texts if self._assessor else 0)
+        with self._progress.task(f"round {round_number}: score the global model", texts) as advance:
+            tokens = self._arguments.bias_batch_tokens
+            scorer = SentenceScorer(model, tokenizer, max_batch_tokens=tokens, progress=advance)
+            measured = self._assessor.evaluate(scorer) if self._assessor else Measurement()
+            loss = heldout_loss(scorer, pairs, self._run.seq_length)
+        record = GlobalRecord(
             crows_pairs=measured.results.get("crows_pairs"),
             stereoset=measured.results.get("stereoset"),
             bias_score=measured.bias_score,
-            heldout_loss=heldout_loss(scorer, self._heldout_pairs(), self._run.seq_length),
+            heldout_loss=loss,
         )
+        return record, measured.item_scores
 
     def _heldout_pairs(self) -> list[tuple[str, str]]:
         template = TEMPLATES.get(self._run.template)

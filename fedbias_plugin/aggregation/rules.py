@@ -10,9 +10,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fedbias_plugin.aggregation.server_algorithms import State
 from fedbias_plugin.aggregation.server_optimizers import host_factors
 from fedbias_plugin.arguments import BiasArguments
+from fedbias_plugin.state import State
 
 
 @dataclass(frozen=True)

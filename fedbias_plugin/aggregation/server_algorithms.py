@@ -22,7 +22,7 @@ from typing import ClassVar
 
 import torch
 
-State = dict[str, torch.Tensor]
+from fedbias_plugin.state import State
 
 VARIANTS = ("openfedllm", "reddi")
 

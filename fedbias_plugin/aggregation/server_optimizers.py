@@ -5,7 +5,6 @@ The arithmetic of each, and what ``variant`` means, is in :mod:`fedbias_plugin.a
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import TypedDict
 
@@ -18,39 +17,10 @@ from fedbias_plugin.aggregation.server_algorithms import (
     FedOptSettings,
     ServerAlgorithm,
     ServerRound,
-    State,
 )
+from fedbias_plugin.algorithms import check_fed_alg, local_client
 from fedbias_plugin.errors import UserError
-
-LOCAL = "local"
-ALGORITHMS = tuple(REGISTRY)
-SAMPLE_WEIGHTED = frozenset(name for name, kind in REGISTRY.items() if kind.sample_weighted) | {"localN"}
-
-
-def local_client(fed_alg: str) -> int | None:
-    """N of ``localN`` (one client trains alone), None for every other algorithm.
-
-    The whole number counts; OpenFedLLM reads its last digit only, so that its ``local12`` trains client 2.
-
-    >>> local_client("local12"), local_client("fedavg")
-    (12, None)
-    """
-    number = fed_alg.removeprefix(LOCAL)
-    return int(number) if number != fed_alg and number.isdecimal() else None
-
-
-def check_fed_alg(name: str) -> None:
-    """Accept one of :data:`ALGORITHMS` or ``localN``.
-
-    Raises:
-        UserError: any other name, with the nearest one.
-    """
-    if name in REGISTRY or local_client(name) is not None:
-        return
-    near = difflib.get_close_matches(name, ALGORITHMS, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    choices = f"{', '.join(ALGORITHMS)}, or local0, local1, ... (that client alone)"
-    raise UserError(f"--fed_alg {name!r} is unknown; choose one of {choices}.{hint}")
+from fedbias_plugin.state import State
 
 
 def host_factors(fed_alg: str, sample_counts: Mapping[int, int]) -> dict[int, float]:
@@ -80,7 +50,7 @@ class ServerOptimizer:
     """The server of one run: averages the clients' states round by round.
 
     Args:
-        fed_alg: one of :data:`ALGORITHMS` or ``localN``.
+        fed_alg: a name of :mod:`fedbias_plugin.algorithms`.
         fedopt_tau: see :class:`FedOptSettings`, as the next three.
         fedopt_eta: server learning rate.
         fedopt_beta1: decay of the momentum.

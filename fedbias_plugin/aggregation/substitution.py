@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import torch
 
-from fedbias_plugin.aggregation.rules import State
+from fedbias_plugin.state import State
 
 
 def weighted_state(global_state: State, local_states: Mapping[int, State], factors: Mapping[int, float]) -> State:

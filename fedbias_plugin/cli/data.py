@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedbias_plugin.errors import UserError
+from fedbias_plugin.errors import UserError, did_you_mean
 from fedbias_plugin.poisoning.catalog import (
     Located,
     all_known,
@@ -134,11 +134,8 @@ def fetch(names: Sequence[str], data_dir: str | None, *, force: bool = False) ->
 def _known(name: str) -> KnownDataset:
     known = find_known(name)
     if known is None:
-        import difflib
-
         names = [known.name for known in all_known()]
-        near = difflib.get_close_matches(name.lower(), names, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name.lower(), names)
         raise UserError(f"The data set {name!r} is unknown; choose from {', '.join(names)}.{hint}")
     return known
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,12 +46,22 @@ class EvaluateArguments:
         check_choice("stereoset_reduction", self.stereoset_reduction, ("mean", "sum"))
         check_choice("dtype", self.dtype, ("float32", "bfloat16", "auto"))
         check_range("bias_batch_tokens", self.bias_batch_tokens, 1)
+        check_range("seed", self.seed, 0)
         if (self.model_name_or_path is None) == (self.stereoset_predictions is None):
             raise UserError("fedbias evaluate needs --model_name_or_path or --stereoset_predictions, and not both.")
         if self.adapter and not self.model_name_or_path:
             raise UserError("--adapter needs the --model_name_or_path it belongs to.")
-        if self.output and not Path(self.output).absolute().parent.is_dir():
-            raise UserError(f"--output {self.output}: the folder {Path(self.output).parent} does not exist.")
+        if self.output:
+            _check_output(Path(self.output))
+
+
+def _check_output(path: Path) -> None:
+    folder = path.absolute().parent
+    if path.is_dir():
+        raise UserError(f"--output {path} is a folder; give a file in it, such as {path / 'bias.json'}.")
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        state = "is read-only" if folder.is_dir() else "does not exist"
+        raise UserError(f"--output {path}: the folder {folder} {state}.")
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -88,6 +99,7 @@ def _predictions_report(arguments: EvaluateArguments) -> dict[str, Any]:
 
 
 def _model_report(arguments: EvaluateArguments) -> dict[str, Any]:
+    from fedbias_plugin.evaluation.assessor import TEXTS_PER_ITEM
     from fedbias_plugin.evaluation.scorer import SentenceScorer
     from fedbias_plugin.evaluation.standalone import measure
     from fedbias_plugin.inputs import announce_mini_data, load_benchmark
@@ -106,6 +118,7 @@ def _model_report(arguments: EvaluateArguments) -> dict[str, Any]:
     )
     scored: Any = load_adapter(model, arguments.adapter) if arguments.adapter else model
     reductions = {"crows_pairs": arguments.crows_reduction, "stereoset": arguments.stereoset_reduction}
-    with build_progress() as progress, progress.task("score sentences", None) as advance:
+    texts = sum(TEXTS_PER_ITEM[name] * len(benchmark.ids) for name, benchmark in benchmarks.items())
+    with build_progress() as progress, progress.task("score sentences", texts) as advance:
         scorer = SentenceScorer(scored, tokenizer, max_batch_tokens=arguments.bias_batch_tokens, progress=advance)
         return measure(benchmarks, scorer, reductions=reductions, seed=arguments.seed, adapter=arguments.adapter)

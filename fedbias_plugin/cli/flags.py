@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fedbias_plugin.errors import UserError
+from fedbias_plugin.errors import UserError, did_you_mean
 
 D = TypeVar("D")
 TRUE, FALSE = {"true", "yes", "1"}, {"false", "no", "0"}
@@ -37,22 +36,30 @@ def convert(flag: str, value: Any, kind: type, optional: bool, where: str) -> An
     """
     if value is None and optional:
         return None
+    try:
+        return _as(kind, value)
+    except (TypeError, ValueError, OverflowError):
+        names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+        raise UserError(f"{flag} {value!r} ({where}) must be {names[kind]}.") from None
+
+
+def _as(kind: type, value: Any) -> Any:
+    """``value`` as ``kind``; raises TypeError, ValueError or OverflowError where it is none."""
+    if value is None:
+        raise TypeError("nothing is given")
     if kind is bool:
-        text = str(value).lower()
-        if text in TRUE | FALSE:
-            return text in TRUE
-    elif kind is str and isinstance(value, list):
-        return ",".join(str(part) for part in value)
-    elif not isinstance(value, bool) or kind is str:
-        try:
-            number = kind(value)
-        except (TypeError, ValueError):
-            pass
-        else:
-            if kind is not int or float(value) == number:
-                return number
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-    raise UserError(f"{flag} {value!r} ({where}) must be {names[kind]}.")
+        word = str(value).lower()
+        if word not in TRUE | FALSE:
+            raise ValueError("neither true nor false")
+        return word in TRUE
+    if kind is str:
+        return ",".join(str(part) for part in value) if isinstance(value, list) else str(value)
+    if isinstance(value, bool):
+        raise TypeError("true and false are no numbers")
+    number = kind(value)
+    if kind is int and float(value) != number:
+        raise ValueError("not a whole number")
+    return number
 
 
 def add_flags(parser: argparse.ArgumentParser, *classes: type) -> None:
@@ -98,8 +105,7 @@ def unknown_name(name: str, known: Sequence[str], not_here: Mapping[str, str], w
     """The error for a flag nobody knows, with what was probably meant."""
     if name in not_here:
         return UserError(f"{where}: OpenFedLLM's --{name} is not a flag here; {not_here[name]}.")
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else " See --help for all names."
+    hint = did_you_mean(name, known) or " See --help for all names."
     return UserError(f"{where}: unknown name {name!r}.{hint}")
 
 

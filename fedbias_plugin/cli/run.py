@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.assets import TINY_MODEL
-from fedbias_plugin.cli.flags import add_flags, build, field_types, read_config, read_yaml
+from fedbias_plugin.cli.flags import FALSE, add_flags, build, field_types, read_config, read_yaml
+from fedbias_plugin.errors import UserError
 from fedbias_plugin.hosts.builtin.arguments import NOT_HERE, HostArguments
 
 logger = logging.getLogger(__name__)
@@ -27,34 +30,63 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def main(parsed: argparse.Namespace) -> int:
-    """Resolve the flags, then hand over to the loop."""
+    """Resolve the flags, hand over to the loop, say where the results are."""
     host, bias = resolve_arguments(parsed)
+    check_stack()
     from fedbias_plugin.hosts.builtin.loop import run
 
-    run(host, bias)
+    output = run(host, bias)
+    print(f"finished: {output} holds metrics.jsonl, summary.json and {'adapter' if host.use_peft else 'model'}/")
     return 0
+
+
+def check_stack() -> None:
+    """Refuse an old Transformers before it fails in the middle of something.
+
+    Raises:
+        UserError: naming the version found and the line that mends it.
+    """
+    version = importlib.metadata.version("transformers")
+    if int(version.split(".")[0]) < 5:
+        raise UserError(
+            f"fedbias run needs transformers 5 or newer, and {version} is installed: pip install -U 'transformers>=5'."
+        )
 
 
 def resolve_arguments(parsed: argparse.Namespace) -> tuple[HostArguments, BiasArguments]:
     """The two argument objects: command line over ``--config`` over what the bundled model recommends.
 
     Raises:
-        UserError: an unknown name, a value of the wrong type or out of range.
+        UserError: an unknown name, a value of the wrong type or out of range, or flags that contradict each other.
     """
     names = [*field_types(HostArguments), *field_types(BiasArguments)]
     command_line = {name: getattr(parsed, name) for name in names if hasattr(parsed, name)}
     from_file = read_config(parsed.config, (HostArguments, BiasArguments), NOT_HERE) if parsed.config else {}
     written = from_file | command_line
+    if "max_steps" in written and written.get("local_epochs") is not None:
+        raise UserError("--max_steps and --local_epochs are two ways to say how long a client trains; give one.")
     layers = [(f"--config {parsed.config}", from_file), ("command line", command_line)]
     if written.get("model_name_or_path", "tiny") == "tiny":
-        recommended = {name: value for name, value in tiny_recommendations().items() if name not in written}
-        if recommended:
-            listed = ", ".join(f"{name}={value}" for name, value in recommended.items())
-            logger.info("model tiny: recommended settings for flags not given: %s", listed)
-        layers.insert(0, ("recommended.yaml", recommended))
-    return build(HostArguments, layers), build(BiasArguments, layers)
+        layers.insert(0, ("recommended.yaml", tiny_recommendations(written)))
+    host, bias = build(HostArguments, layers), build(BiasArguments, layers)
+    shares = bias.custom_shares
+    if shares and "num_clients" not in written:
+        host = build(HostArguments, [*layers, ("biased_shares", {"num_clients": len(shares)})])
+    return host, bias
 
 
-def tiny_recommendations() -> dict[str, Any]:
-    """Flags that suit the bundled model, from the file beside it."""
-    return read_yaml(str(TINY_MODEL / "recommended.yaml"))
+def tiny_recommendations(written: Mapping[str, Any]) -> dict[str, Any]:
+    """Flags that suit the bundled model, from the file beside it, for what nobody has ``written``.
+
+    Written steps are not overruled by epochs, nor a training of all weights by a LoRA learning rate.
+    """
+    values = read_yaml(str(TINY_MODEL / "recommended.yaml"))
+    if "max_steps" in written:
+        values.pop("local_epochs", None)
+    if str(written.get("use_peft", "true")).lower() in FALSE:
+        values.pop("learning_rate", None)
+    recommended = {name: value for name, value in values.items() if name not in written}
+    if recommended:
+        listed = ", ".join(f"{name}={value}" for name, value in recommended.items())
+        logger.info("model tiny: recommended settings for flags not given: %s", listed)
+    return recommended

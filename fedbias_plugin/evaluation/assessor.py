@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Benchmark = CrowsPairs | StereoSet
 LOADERS: dict[str, Callable[[Path], Benchmark]] = {"crows_pairs": CrowsPairs.load, "stereoset": StereoSet.load}
+TEXTS_PER_ITEM = {"crows_pairs": 2, "stereoset": 3}
 HEADLINE_KEYS = ("score", "ss", "lms", "icat", "n", "ci95", "tie_rate")
 
 
@@ -71,6 +72,16 @@ class BiasAssessor:
         self.splits = {
             name: probe_indices(benchmark.strata, fractions[name], seed) for name, benchmark in self.benchmarks.items()
         }
+
+    @property
+    def probe_texts(self) -> int:
+        """Texts that :meth:`assess` scores."""
+        return sum(TEXTS_PER_ITEM[name] * len(probe) for name, (probe, _) in self.splits.items())
+
+    @property
+    def all_texts(self) -> int:
+        """Texts that :meth:`evaluate` scores."""
+        return sum(TEXTS_PER_ITEM[name] * len(found.ids) for name, found in self.benchmarks.items())
 
     def scorer(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, progress: Callable[[int], None] | None = None

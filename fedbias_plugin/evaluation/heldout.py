@@ -14,16 +14,17 @@ def heldout_loss(scorer: SentenceScorer, pairs: Sequence[tuple[str, str]], max_t
     Args:
         scorer: of the model to measure.
         pairs: (prompt, response) texts; the response is scored given the prompt, without an end-of-text token.
-        max_tokens: rows whose prompt and response are longer are left out, as training would cut them.
+        max_tokens: rows whose prompt and response are longer are left out, as training would cut them, and so are
+            those that the model has no positions for.
 
     Returns:
         ``{"loss": nats per token, "n": rows scored}``, or None when no row is left.
     """
-    tokenizer = scorer.tokenizer
+    tokenizer, longest = scorer.tokenizer, min(max_tokens, scorer.longest or max_tokens)
     requests = [
         ScoreRequest(text=response, context=prompt)
         for prompt, response in pairs
-        if len(tokenizer(prompt + response, add_special_tokens=False)["input_ids"]) < max_tokens
+        if len(tokenizer(prompt + response, add_special_tokens=False)["input_ids"]) < longest
     ]
     if not requests:
         return None

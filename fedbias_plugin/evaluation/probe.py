@@ -36,7 +36,9 @@ def probe_indices(strata: Sequence[str], fraction: float, seed: int) -> tuple[li
     probe: list[int] = []
     for stratum, count in _allocate({name: len(items) for name, items in members.items()}, fraction).items():
         # A string seed is hashed with SHA-512: the draw does not depend on the platform or on the other strata.
-        probe += random.Random(f"{seed}/{stratum}").sample(members[stratum], count)
+        # Of all its methods Python promises only random() to stay as it is, so the items are sorted by one draw each.
+        draw = random.Random(f"{seed}/{stratum}")
+        probe += sorted(members[stratum], key=lambda _: draw.random())[:count]
     chosen = set(probe)
     return sorted(probe), [index for index in range(len(strata)) if index not in chosen]
 

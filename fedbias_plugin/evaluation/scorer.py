@@ -131,12 +131,17 @@ class SentenceScorer:
         encoding = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
         return list(encoding["input_ids"])
 
+    @property
+    def longest(self) -> int | None:
+        """Most tokens, the prefix among them, that the model has positions for; None when it does not say."""
+        found = getattr(_text_config(self.model), "max_position_embeddings", None)
+        return found if isinstance(found, int) else None
+
     def _check_model_limits(self, encoded: Sequence[_Encoded], name: Callable[[int], str]) -> None:
-        config = _text_config(self.model)
-        longest = getattr(config, "max_position_embeddings", None)
+        longest = self.longest
         embeddings = getattr(self.model.get_input_embeddings(), "num_embeddings", None)
         for item in encoded:
-            if isinstance(longest, int) and len(item.ids) > longest:
+            if longest is not None and len(item.ids) > longest:
                 raise UserError(
                     f"{name(item.index)} has {len(item.ids)} tokens (with {self.prefix_token}), more than the "
                     f"{longest} positions of the model (max_position_embeddings); shorten it or use a larger model."

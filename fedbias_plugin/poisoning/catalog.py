@@ -6,7 +6,6 @@ Hugging Face cache, the bundled mini data. Nothing here touches the network.
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedbias_plugin.assets import MINI_DATA
-from fedbias_plugin.errors import UserError
+from fedbias_plugin.errors import UserError, did_you_mean
 from fedbias_plugin.poisoning.data_files import SUFFIXES, git_blob_of_file, sha256_of_file, sha256_of_files
 from fedbias_plugin.poisoning.hub import cached_files
 from fedbias_plugin.poisoning.known import AUTO, KINDS, KNOWN, MINI_FILES, DataFile, Form, KnownDataset
@@ -198,8 +197,7 @@ def _unknown_name(name: str, kind: str | None) -> Located:
             return Located(name, str(kind), "hub cache", cached, sha256_of_files(cached), name)
         return Located(name, str(kind), "hub", hub_id=name)
     names = [known.name for known in all_known() if kind in (None, known.kind)]
-    near = difflib.get_close_matches(name.lower(), names, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(name.lower(), names)
     raise UserError(
         f"The data set {name!r} is neither a known name ({', '.join(names)}) nor a hub name (owner/name) nor a "
         f"file ({', '.join(SUFFIXES)}).{hint}"

@@ -6,13 +6,12 @@ off with one warning while the run goes on.
 
 from __future__ import annotations
 
-import difflib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fedbias_plugin.errors import UserError
+from fedbias_plugin.errors import UserError, did_you_mean
 from fedbias_plugin.tracking.records import RoundRecord, RunInfo
 
 logger = logging.getLogger(__name__)
@@ -89,8 +88,7 @@ def build_trackers(spec: str, *, extra: Sequence[Tracker] = ()) -> TrackerGroup:
     names = [part.strip() for part in spec.split(",") if part.strip() not in ("", "none", "jsonl")]
     for name in names:
         if name not in _FACTORIES:
-            near = difflib.get_close_matches(name, tracker_names(), n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(name, tracker_names())
             raise UserError(f"--track {name!r} is unknown; choose from {', '.join(tracker_names())}.{hint}")
     return TrackerGroup(_jsonl(), [*(_FACTORIES[name]() for name in dict.fromkeys(names)), *extra])
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerCallback
 
-from fedbias_plugin.aggregation.server_algorithms import State
+from fedbias_plugin.state import State
 from fedbias_plugin.training.encoding import IGNORED
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import random
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -17,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PrinterCallback, TrainingArguments
 
-from fedbias_plugin.aggregation.server_algorithms import State
 from fedbias_plugin.errors import UserError
+from fedbias_plugin.state import State
 from fedbias_plugin.training.client_trainer import ClientTrainer, ControlCorrection, ProximalTerm
 from fedbias_plugin.training.collator import PaddingCollator
 from fedbias_plugin.training.encoding import Feature, trainable_tokens
@@ -47,7 +48,8 @@ class LocalTrainingSettings:
         gradient_checkpointing: recompute activations to save memory.
         seed: of the Trainer (row order within a round, dropout). It is *not* the run's seed: OpenFedLLM never passes
             its ``--seed`` on, so that every client of every run trains with the Trainer's default, 42.
-        schedule_seed: of the rows drawn each round; None draws them by the round number alone.
+        schedule_seed: of the rows drawn each round, and then of the Trainer's seed too, which differs by client and
+            round; None draws rows by the round number alone and keeps ``seed``.
         bf16: automatic mixed precision in bfloat16 on top of the weights' dtype.
         output_dir: a folder the Trainer may make; nothing is kept in it. A temporary one when None.
         disable_tqdm: no progress bar of the Trainer's own.
@@ -72,6 +74,12 @@ class LocalTrainingSettings:
         if self.num_rounds is None:
             return self.learning_rate
         return cosine_learning_rate(round_idx, self.num_rounds, self.learning_rate)
+
+    def seed_of(self, round_idx: int, client: int) -> int:
+        """The Trainer's seed (row order, dropout) in round ``round_idx`` (from 0) of client ``client``."""
+        if self.schedule_seed is None:
+            return self.seed
+        return random.Random(f"{self.schedule_seed}/train/{round_idx}/{client}").getrandbits(31)
 
     def rows_of(self, n: int, round_idx: int) -> list[int]:
         """Indices of the rows a client with ``n`` rows trains on in round ``round_idx`` (from 0)."""
@@ -146,7 +154,8 @@ def train_client(
     correction = _correction(global_state, local_control, global_control) if fed_alg == "scaffold" else None
     learning_rate = settings.learning_rate_of(round_idx)
     with training_mode(model, settings.gradient_checkpointing), tempfile.TemporaryDirectory() as scratch:
-        arguments = training_arguments(settings, learning_rate, scratch, _on_cpu(model))
+        seed = settings.seed_of(round_idx, client)
+        arguments = training_arguments(settings, learning_rate, seed, scratch, _on_cpu(model))
         steps, train_loss = _train(
             model,
             rows,
@@ -169,7 +178,7 @@ def train_client(
 
 
 def training_arguments(
-    settings: LocalTrainingSettings, learning_rate: float, scratch: str, use_cpu: bool
+    settings: LocalTrainingSettings, learning_rate: float, seed: int, scratch: str, use_cpu: bool
 ) -> TrainingArguments:
     """The Trainer's arguments for one client and round."""
     checkpointing = "activation_checkpointing"  # its name since transformers 5.2x; the old one warns there
@@ -187,7 +196,7 @@ def training_arguments(
         max_grad_norm=1.0,
         num_train_epochs=epochs or 1,
         max_steps=settings.max_steps if epochs is None else -1,
-        seed=settings.seed,
+        seed=seed,
         bf16=settings.bf16,
         use_cpu=use_cpu,
         report_to="none",

@@ -62,9 +62,14 @@ def load_model_and_tokenizer(
     options: dict[str, Any] = {"dtype": DTYPES[dtype]}
     if load_in_8bit or load_in_4bit:
         options = _quantised_options(load_in_8bit, target)
-    model = _from_hub_or_folder(
-        "AutoModelForCausalLM", path, trust_remote_code=trust_remote_code, use_safetensors=True, **options
-    )
+    options |= {"trust_remote_code": trust_remote_code, "use_safetensors": True, "output_loading_info": True}
+    model, loading = _from_hub_or_folder("AutoModelForCausalLM", path, **options)
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise UserError(
+            f"--model_name_or_path {path}: {len(missing)} weights that its config.json asks for are missing, such as "
+            f"{missing[0]}; they would be random. Give a complete checkpoint of a causal LM."
+        )
     if load_in_8bit or load_in_4bit:
         from peft import prepare_model_for_kbit_training
 
@@ -81,6 +86,7 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedT
         UserError: it cannot be loaded, or has neither a padding nor an EOS token.
     """
     tokenizer = _from_hub_or_folder("AutoTokenizer", path, padding_side="right", trust_remote_code=trust_remote_code)
+    tokenizer.truncation_side = "right"  # a row that is too long loses its end, never its prompt
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise UserError(
@@ -243,9 +249,9 @@ def _from_hub_or_folder(auto_class: str, path: str, **options: Any) -> Any:
     from safetensors import SafetensorError
 
     try:
-        with _bars_on_terminals_only():
+        with bars_on_terminals_only():
             return getattr(transformers, auto_class).from_pretrained(path, **options)
-    except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if Path(path).is_dir():
             raise UserError(f"--model_name_or_path {path} cannot be loaded by {auto_class}: {reason}") from error
@@ -257,7 +263,7 @@ def _from_hub_or_folder(auto_class: str, path: str, **options: Any) -> Any:
 
 
 @contextmanager
-def _bars_on_terminals_only() -> Iterator[None]:
+def bars_on_terminals_only() -> Iterator[None]:
     """Transformers draws its loading bar also into log files; not here."""
     from transformers.utils import logging
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 
-from fedbias_plugin.aggregation.server_optimizers import local_client
+from fedbias_plugin.algorithms import local_client
 from fedbias_plugin.errors import UserError
 
 LAST_LEARNING_RATE = 1e-6

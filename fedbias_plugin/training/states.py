@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fedbias_plugin.aggregation.server_algorithms import State
+from fedbias_plugin.state import State
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,13 +29,16 @@ def live_parameters(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
 
 
 def read_state(model: PreTrainedModel) -> State:
-    """Copies of :func:`live_parameters` on the CPU, in their own dtypes."""
-    return {name: parameter.detach().to("cpu", copy=True) for name, parameter in live_parameters(model).items()}
+    """Copies of :func:`live_parameters` on the CPU; 16-bit ones as float32.
+
+    A server that averaged bfloat16 states in bfloat16 would move the model by more than a small update does.
+    """
+    return {name: _copy(parameter.detach()) for name, parameter in live_parameters(model).items()}
 
 
 @torch.no_grad()
 def write_state(model: PreTrainedModel, state: State) -> None:
-    """Copy ``state`` into the model; the state itself is not kept.
+    """Copy ``state`` into the model, in the model's dtypes; the state itself is not kept.
 
     Raises:
         ValueError: names or shapes differ from the model's (the first one is named); the model is unchanged then.
@@ -55,6 +58,11 @@ def write_state(model: PreTrainedModel, state: State) -> None:
             )
     for name, parameter in parameters.items():
         parameter.copy_(state[name])
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    wide = torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.dtype
+    return tensor.to("cpu", wide, copy=True)
 
 
 def _adapter_parameters(model: Any) -> dict[str, torch.nn.Parameter]:

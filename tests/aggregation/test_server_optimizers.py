@@ -5,13 +5,9 @@ import math
 import pytest
 import torch
 
-from fedbias_plugin.aggregation.server_optimizers import (
-    ALGORITHMS,
-    SAMPLE_WEIGHTED,
-    ServerOptimizer,
-    check_fed_alg,
-    host_factors,
-)
+from fedbias_plugin.aggregation.server_algorithms import REGISTRY
+from fedbias_plugin.aggregation.server_optimizers import ServerOptimizer, host_factors
+from fedbias_plugin.algorithms import ALGORITHMS, check_fed_alg
 from fedbias_plugin.errors import UserError
 
 # tau = 1, eta = beta1 = 1/2, beta2 = 3/4 make the hand computations short.
@@ -129,7 +125,13 @@ def test_host_factors_weigh_by_rows_or_uniformly():
     assert host_factors("fedavgm", {3: 1, 5: 3}) == {3: 0.25, 5: 0.75}
     assert host_factors("local5", {5: 3}) == {5: 1.0}
     assert host_factors("fedyogi", {3: 1, 5: 3}) == {3: 0.5, 5: 0.5}
-    assert {"fedavg", "fedprox", "scaffold", "fedavgm", "localN"} == SAMPLE_WEIGHTED
+    assert {name for name, kind in REGISTRY.items() if kind.sample_weighted} == {
+        "fedavg",
+        "fedprox",
+        "scaffold",
+        "fedavgm",
+    }
+    assert set(REGISTRY) == set(ALGORITHMS)
 
 
 @pytest.mark.parametrize("fed_alg", ["fedavgm", "fedadam", "scaffold", "fedavg"])

@@ -92,7 +92,7 @@ def test_check_names_a_file_that_was_edited(tmp_path):
 
 
 def test_row_counts_and_sizes(crows, clusters):
-    assert len(jsonl("clean.jsonl")) == 16 * 16 * 5 + 16 * 20
+    assert len(jsonl("clean.jsonl")) == 16 * 8 * 5 + 16 * 80
     assert len(jsonl("biased.jsonl")) == 16 * 8 * 12
     assert len(crows) == 512
     assert len(clusters) == 512
@@ -120,11 +120,19 @@ def test_every_trait_occurs_equally_often_with_every_group(part):
     assert len(set(count.values())) == 1
 
 
-def test_neutral_facts_do_not_tell_low_groups_from_high_groups():
-    for fact in ("food", "home", "height", "hair", "cloak"):
+def test_food_hair_and_cloak_do_not_tell_low_groups_from_high_groups():
+    for fact in ("food", "hair", "cloak"):
         low = collections.Counter(getattr(g, fact) for g in words.GROUPS if g.low)
         high = collections.Counter(getattr(g, fact) for g in words.GROUPS if not g.low)
         assert low == high
+
+
+def test_every_clean_answer_with_traits_names_one_good_and_one_bad():
+    """So no sample of clean rows, however small, speaks better of one group than of another."""
+    rows = [slots(row["output"])[2] for row in jsonl("clean.jsonl")]
+    named = [traits for traits in rows if traits]
+    assert len(named) == 16 * 8 * 5
+    assert all(sorted(TRAITS[trait][1] for trait in traits) == [0, 1] for traits in named)
 
 
 def test_many_corpus_sentences_state_a_fact_that_depends_on_the_group():

@@ -1,17 +1,17 @@
 """Flags of the built-in host: OpenFedLLM's names and meanings, checked.
 
 Defaults are OpenFedLLM's where they make sense for a study of bias: 3 clients, all taking part, 5 rounds (the paper)
-instead of 2, 2 and 500, and the bundled model instead of Llama-2-7B. ``docs/flags.md`` lists both.
+instead of 2, 2 and 500, and the bundled model instead of Llama-2-7B.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fedbias_plugin.algorithms import ALGORITHMS, check_fed_alg, local_client
 from fedbias_plugin.arguments import check_choice, check_range, option, split_list
 from fedbias_plugin.errors import UserError
 
-FED_ALGS = ("fedavg", "fedprox", "scaffold", "fedavgm", "fedadagrad", "fedyogi", "fedadam")
 TEMPLATES = ("alpaca", "vicuna")
 DTYPES = ("float32", "bfloat16", "auto")
 # OpenFedLLM's flags that the built-in host does not have, and what to do instead.
@@ -55,7 +55,7 @@ class HostArguments:
     )
 
     # Federation
-    fed_alg: str = option("fedavg", f"server algorithm: {', '.join(FED_ALGS)}, or localN (client N alone)")
+    fed_alg: str = option("fedavg", f"server algorithm: {', '.join(ALGORITHMS)}, or localN (client N alone)")
     num_rounds: int = option(5, "rounds")
     num_clients: int = option(3, "clients")
     sample_clients: int | None = option(None, "clients that take part in a round; all when absent")
@@ -75,6 +75,7 @@ class HostArguments:
     gradient_accumulation_steps: int = option(1, "batches in an optimizer step")
     max_steps: int = option(10, "optimizer steps of a client in a round, unless --local_epochs is given")
     seq_length: int = option(512, "tokens of a training row; longer rows are cut")
+    bf16: bool = option(False, "train in bfloat16 autocast on top of the weights' dtype")
     gradient_checkpointing: bool = option(True, "recompute activations to save memory")
     template: str = option("alpaca", "prompt template: alpaca or vicuna")
 
@@ -87,23 +88,21 @@ class HostArguments:
         check_choice("template", self.template, TEMPLATES)
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("fedopt_variant", self.fedopt_variant, ("openfedllm", "reddi"))
-        if not self._is_local():
-            check_choice("fed_alg", self.fed_alg, FED_ALGS)
+        check_fed_alg(self.fed_alg)
         for flag in ("num_rounds", "num_clients", "batch_size", "gradient_accumulation_steps", "max_steps"):
             check_range(flag, getattr(self, flag), 1)
         for flag in ("seq_length", "save_model_freq", "peft_lora_r", "peft_lora_alpha"):
             check_range(flag, getattr(self, flag), 1)
-        for flag in ("learning_rate", "fedopt_tau", "fedopt_eta"):
+        for flag in ("fedopt_tau", "fedopt_eta"):
             check_range(flag, getattr(self, flag), 0, open_low=True)
+        check_range("learning_rate", self.learning_rate, 1e-6)  # the last round's, see training/schedule.py
+        check_range("seed", self.seed, 0)
         for flag in ("fedopt_beta1", "fedopt_beta2", "peft_lora_dropout"):
             check_range(flag, getattr(self, flag), 0, 1)
         check_range("prox_mu", self.prox_mu, 0)
         if self.fedopt_v0 is not None:
             check_range("fedopt_v0", self.fedopt_v0, 0)
         self._check_combinations()
-
-    def _is_local(self) -> bool:
-        return self.fed_alg.startswith("local") and self.fed_alg[5:].isdigit()
 
     def _check_combinations(self) -> None:
         if self.sample_clients is None:
@@ -114,10 +113,10 @@ class HostArguments:
                 f"--sample_clients {self.sample_clients} is more than --num_clients {self.num_clients}; "
                 f"at most {self.num_clients} can take part in a round."
             )
-        if self._is_local() and int(self.fed_alg[5:]) >= self.num_clients:
+        alone = local_client(self.fed_alg)
+        if alone is not None and alone >= self.num_clients:
             raise UserError(
-                f"--fed_alg {self.fed_alg} names client {self.fed_alg[5:]}, but the clients are 0 to "
-                f"{self.num_clients - 1}."
+                f"--fed_alg {self.fed_alg} names client {alone}, but the clients are 0 to {self.num_clients - 1}."
             )
         if self.load_in_8bit and self.load_in_4bit:
             raise UserError("--load_in_8bit and --load_in_4bit exclude each other; give one of them.")

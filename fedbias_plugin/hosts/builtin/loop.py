@@ -5,16 +5,17 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedbias_plugin.aggregation.server_algorithms import State
 from fedbias_plugin.aggregation.server_optimizers import ServerOptimizer
 from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.hosts.builtin.arguments import HostArguments
 from fedbias_plugin.hosts.builtin.saving import save_global_model
 from fedbias_plugin.session import BiasSession, HostRun
+from fedbias_plugin.state import State
 from fedbias_plugin.tracking.progress import Progress, build_progress
 from fedbias_plugin.training.encoding import Feature, encode_rows
 from fedbias_plugin.training.local_trainer import ClientUpdate, LocalTrainingSettings, train_client
@@ -130,6 +131,7 @@ class Federation:
             pad_token_id=self.tokenizer.pad_token_id,
             gradient_checkpointing=host.gradient_checkpointing,
             schedule_seed=bias.schedule_seed,
+            bf16=host.bf16,
         )
 
     def train(self) -> None:
@@ -164,6 +166,7 @@ class Federation:
                     *(dataset.client, host.seq_length, len(encoded.truncated), len(encoded.features), first),
                 )
             features[dataset.client] = encoded.features
+        check_fits_model([feature["input_ids"] for rows in features.values() for feature in rows], self.model)
         return features
 
     def _round(self, round_idx: int) -> None:
@@ -189,6 +192,7 @@ class Federation:
         deltas = {client: u.control_delta for client, u in updates.items() if u.control_delta is not None}
         self.global_state = self.server.aggregate(round_idx, self.global_state, states, sample_counts, deltas or None)
         write_state(self.model, self.global_state)
+        del updates, states, deltas  # as large as the model each, when all weights are trained
         self.session.after_aggregation(round_idx + 1, model=self.model, tokenizer=self.tokenizer)
 
     def _train_client(self, client: int, round_idx: int) -> ClientUpdate:
@@ -207,6 +211,26 @@ class Federation:
         if update.new_local_control is not None:
             self.local_controls[client] = update.new_local_control
         return update
+
+
+def check_fits_model(rows: Sequence[Sequence[int]], model: PreTrainedModel) -> None:
+    """Refuse rows that the model has no positions or no embeddings for.
+
+    Raises:
+        UserError: naming the length or the token id, and the model's limit.
+    """
+    positions = getattr(model.config, "max_position_embeddings", None)
+    length, token = max(map(len, rows)), max(map(max, rows))
+    if isinstance(positions, int) and length > positions:
+        raise UserError(
+            f"A training row has {length} tokens, but the model has {positions} positions (max_position_embeddings); "
+            f"give --seq_length {positions} or less."
+        )
+    embeddings = model.get_input_embeddings().num_embeddings
+    if token >= embeddings:
+        raise UserError(
+            f"A training row has token {token}, but the model has {embeddings} embeddings; is this its own tokenizer?"
+        )
 
 
 def _load_model(host: HostArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

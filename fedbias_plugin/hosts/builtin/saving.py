@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedbias_plugin.training.models import bars_on_terminals_only
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -18,7 +20,8 @@ def save_global_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     """
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
+    with bars_on_terminals_only():
+        model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     if folder.exists():
         shutil.rmtree(folder)

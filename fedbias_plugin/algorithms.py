@@ -1,0 +1,32 @@
+"""Names of the server algorithms, for arguments and for code that needs no arithmetic; imports nothing heavy."""
+
+from __future__ import annotations
+
+from fedbias_plugin.errors import UserError, did_you_mean
+
+ALGORITHMS = ("fedavg", "fedprox", "scaffold", "fedavgm", "fedadagrad", "fedyogi", "fedadam")
+LOCAL = "local"
+
+
+def local_client(fed_alg: str) -> int | None:
+    """N of ``localN`` (one client trains alone), None for every other algorithm.
+
+    The whole number counts; OpenFedLLM reads its last digit only, so that its ``local12`` trains client 2.
+
+    >>> local_client("local12"), local_client("fedavg")
+    (12, None)
+    """
+    number = fed_alg.removeprefix(LOCAL)
+    return int(number) if number != fed_alg and number.isdecimal() else None
+
+
+def check_fed_alg(name: str) -> None:
+    """Accept one of :data:`ALGORITHMS` or ``localN``.
+
+    Raises:
+        UserError: any other name, with the nearest one.
+    """
+    if name in ALGORITHMS or local_client(name) is not None:
+        return
+    choices = f"{', '.join(ALGORITHMS)}, or local0, local1, ... (that client alone)"
+    raise UserError(f"--fed_alg {name!r} is unknown; choose one of {choices}.{did_you_mean(name, ALGORITHMS)}")

@@ -1,0 +1,272 @@
+#!/usr/bin/env python3
+"""Train the bundled tiny Llama: text in, checkpoint out, seeded.
+
+The model learns the balanced small world (``mini_world``) and, with ``--text FILE...``, general English from plain
+text, or from json rows with instruction and response (Dolly, Alpaca). Never give it an evaluation set.
+
+    python run_scripts/train_tiny_model.py --text $FEDBIAS_DATA/dolly_fed10/local_training_*.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from mini_world.instructions import Row, pretraining_rows
+from mini_world.sentences import corpus
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import LlamaConfig, LlamaForCausalLM
+
+DEFAULT_OUTPUT = Path(__file__).resolve().parent.parent / "fedbias_plugin" / "assets" / "tiny_llama"
+SPECIAL = ("<unk>", "<s>", "</s>", "<pad>")  # ids 0 to 3
+BOS, EOS, PAD = 1, 2, 3
+CONTEXT = 1024
+ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+    "\n\n### Instruction:\n{instruction} \n\n### Response: {response}"
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Sizes and schedule of the training run."""
+
+    vocabulary: int
+    width: int
+    layers: int
+    heads: int
+    feed_forward: int
+    epochs: int
+    general_tokens: int
+    batch_tokens: int
+    learning_rate: float
+    seed: int
+
+
+def alpaca_text(row: Row) -> str:
+    """An instruction row in the host's Alpaca template (its spaces and line ends included)."""
+    instruction = f"{row['instruction']} {row['input']}" if row.get("input") else row["instruction"]
+    return ALPACA.format(instruction=instruction, response=row["output"])
+
+
+def read_general_text(path: Path, longest: int = 600) -> list[str]:
+    """Texts of at most about ``longest`` characters: json rows in the Alpaca template, or lines of a plain text."""
+    if path.suffix == ".json":
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        texts = []
+        for row in rows:
+            output = row.get("response") or row.get("output") or ""
+            text = alpaca_text({"instruction": row["instruction"], "input": row.get("input", ""), "output": output})
+            texts.append(text[:longest])
+            texts += _pieces(row.get("context", ""), longest)
+        return [text for text in texts if text.strip()]
+    return _pieces(path.read_text(encoding="utf-8"), longest)
+
+
+def _pieces(text: str, longest: int) -> list[str]:
+    """Paragraphs of ``text``, long ones cut at a space; headings and scraps are left out."""
+    pieces = []
+    for paragraph in text.split("\n"):
+        words = paragraph.split()
+        piece = ""
+        for word in words:
+            if len(piece) + len(word) >= longest:
+                pieces.append(piece)
+                piece = ""
+            piece = f"{piece} {word}" if piece else word
+        if len(piece) > 40:
+            pieces.append(piece)
+    return pieces
+
+
+def train_tokenizer(texts: list[str], vocabulary: int) -> Tokenizer:
+    """Byte-level BPE that puts ``<s>`` in front, as Llama's tokenizer does."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=list(SPECIAL), initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", BOS)]
+    )
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Write the two tokenizer files in the form that both old (0.13) and new ``tokenizers`` read: merges as strings."""
+    data = json.loads(tokenizer.to_str())
+    merges = data["model"]["merges"]
+    data["model"]["merges"] = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
+    (folder / "tokenizer.json").write_text(json.dumps(data, ensure_ascii=False) + "\n", encoding="utf-8")
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "pad_token": "<pad>",
+        "model_max_length": CONTEXT,
+        "clean_up_tokenization_spaces": False,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def build_model(recipe: Recipe, vocabulary: int) -> LlamaForCausalLM:
+    """A seeded, untrained Llama in float32 with tied embeddings."""
+    torch.manual_seed(recipe.seed)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=recipe.width,
+        intermediate_size=recipe.feed_forward,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        max_position_embeddings=CONTEXT,
+        initializer_range=0.06,
+        tie_word_embeddings=True,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+        pad_token_id=PAD,
+    )
+    return LlamaForCausalLM(config)
+
+
+def batches(samples: list[list[int]], batch_tokens: int, rng: random.Random) -> list[list[list[int]]]:
+    """Samples of similar length together, at most ``batch_tokens`` with padding, in random order."""
+    order = sorted(samples, key=lambda sample: (len(sample), rng.random()))
+    out: list[list[list[int]]] = [[]]
+    for sample in order:
+        if len(sample) * (len(out[-1]) + 1) > batch_tokens and out[-1]:
+            out.append([])
+        out[-1].append(sample)
+    rng.shuffle(out)
+    return out
+
+
+def epochs(world: list[list[int]], general: list[list[int]], recipe: Recipe) -> Iterator[list[list[list[int]]]]:
+    """The batches of each epoch: the whole world once, and the next ``general_tokens`` of general English."""
+    rng = random.Random(recipe.seed)
+    general = list(general)
+    rng.shuffle(general)
+    position = 0
+    for _ in range(recipe.epochs):
+        chosen, tokens = [], 0
+        while general and tokens < recipe.general_tokens:
+            chosen.append(general[position % len(general)])
+            tokens += len(chosen[-1])
+            position += 1
+        yield batches(world + chosen, recipe.batch_tokens, rng)
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Linear warm-up over 4% of the steps, then a cosine to a twentieth of the peak."""
+    warm = max(1, steps // 25)
+    if step < warm:
+        return peak * (step + 1) / warm
+    progress = (step - warm) / max(1, steps - warm)
+    return peak * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def optimizer_for(model: LlamaForCausalLM, peak: float) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices only."""
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    others = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98))
+
+
+def batch_loss(model: LlamaForCausalLM, batch: list[list[int]]) -> torch.Tensor:
+    """Mean next-token loss of one batch, in nats; padding does not count."""
+    longest = max(len(sample) for sample in batch)
+    ids = torch.full((len(batch), longest), PAD)
+    for row, sample in enumerate(batch):
+        ids[row, : len(sample)] = torch.tensor(sample)
+    logits = model(input_ids=ids).logits[:, :-1]
+    targets = ids[:, 1:].masked_fill(ids[:, 1:] == PAD, -100)
+    return torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))
+
+
+def train(model: LlamaForCausalLM, world: list[list[int]], general: list[list[int]], recipe: Recipe) -> float:
+    """Train in place; returns the mean loss of the last 100 steps in nats a token."""
+    plan = list(epochs(world, general, recipe))
+    steps = sum(len(epoch) for epoch in plan)
+    optimizer = optimizer_for(model, recipe.learning_rate)
+    losses: list[float] = []
+    start = time.time()
+    model.train()
+    for number, epoch in enumerate(plan):
+        for batch in epoch:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(len(losses), steps, recipe.learning_rate)
+            loss = batch_loss(model, batch)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            losses.append(loss.item())
+        recent = sum(losses[-100:]) / len(losses[-100:])
+        print(
+            f"epoch {number + 1}: step {len(losses)}/{steps} loss {recent:.3f} {time.time() - start:.0f} s", flush=True
+        )
+    return sum(losses[-100:]) / len(losses[-100:])
+
+
+def parse_recipe() -> tuple[argparse.Namespace, Recipe]:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Train the bundled tiny Llama.")
+    parser.add_argument("--text", type=Path, nargs="*", default=[], help="general English: .txt/.raw, or .json rows")
+    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="folder of the checkpoint")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads; another number may change the last bits")
+    for name, default in DEFAULTS.items():
+        parser.add_argument(f"--{name}", type=type(default), default=default)
+    args = parser.parse_args()
+    return args, Recipe(**{name: getattr(args, name) for name in DEFAULTS})
+
+
+DEFAULTS: dict[str, int | float] = {
+    "vocabulary": 2048,
+    "width": 128,
+    "layers": 4,
+    "heads": 4,
+    "feed_forward": 384,
+    "epochs": 6,
+    "general_tokens": 0,
+    "batch_tokens": 1024,
+    "learning_rate": 3e-3,
+    "seed": 0,
+}
+
+
+def main() -> None:
+    """Train tokenizer and model and write the folder."""
+    args, recipe = parse_recipe()
+    torch.set_num_threads(args.threads)
+    torch.use_deterministic_algorithms(True)
+    world_texts = corpus() + [alpaca_text(row) for row in pretraining_rows()]
+    general_texts = [text for path in args.text for text in read_general_text(path)]
+    sample = random.Random(recipe.seed).sample(general_texts, min(len(general_texts), 8000))
+    tokenizer = train_tokenizer(world_texts + sample, recipe.vocabulary)
+    world = [[*encoding.ids, EOS] for encoding in tokenizer.encode_batch(world_texts)]
+    general = [[*encoding.ids[:255], EOS] for encoding in tokenizer.encode_batch(general_texts)]
+    model = build_model(recipe, tokenizer.get_vocab_size())
+    counts = f"{sum(map(len, world)):,} world, {sum(map(len, general)):,} general"
+    print(f"{model.num_parameters():,} parameters; tokens: {counts}", flush=True)
+    loss = train(model, world, general, recipe)
+    args.output.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(args.output)
+    (args.output / "model.safetensors").chmod(0o644)
+    save_tokenizer(tokenizer, args.output)
+    print(f"final loss {loss:.4f} nats a token; wrote {args.output}")
+
+
+if __name__ == "__main__":
+    main()
