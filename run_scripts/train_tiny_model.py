@@ -238,11 +238,11 @@ DEFAULTS: dict[str, int | float] = {
     "layers": 4,
     "heads": 4,
     "feed_forward": 384,
-    "epochs": 6,
-    "general_tokens": 0,
+    "epochs": 8,
+    "general_tokens": 80_000,
     "batch_tokens": 1024,
-    "learning_rate": 3e-3,
-    "seed": 0,
+    "learning_rate": 4e-3,
+    "seed": 1,
 }
 
 

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 from pathlib import Path
 
 import pytest
 
 TARGETS = ["nurse", "baker", "pilot", "farmer"]
 TRAITS = ["kind", "rude", "calm", "loud", "brave", "shy"]
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was():
+    """The command line takes the package's log over; a test that called it must not do so for the next one."""
+    logger = logging.getLogger("fedbias_plugin")
+    before = logger.handlers[:], logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.propagate = before[0], before[2]
+    logger.setLevel(before[1])
 
 
 @pytest.fixture(scope="session")

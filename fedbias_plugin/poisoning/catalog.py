@@ -153,9 +153,8 @@ def mini_notice(origins: Mapping[str, str]) -> str | None:
     bundled = [name for name, origin in origins.items() if origin == "bundled"]
     if not bundled:
         return None
-    return (
-        f"Using the bundled mini data (an invented world) for {', '.join(bundled)}; fedbias data list shows the rest."
-    )
+    names = ", ".join(bundled)
+    return f"Using the bundled mini data (an invented world) for {names}; fedbias data list shows the real ones."
 
 
 def has_mini(kind: str) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedbias_plugin.errors import UserError
+from fedbias_plugin.report.paired import paired_lines
 from fedbias_plugin.tracking.formatting import (
     ITEM_NAMES,
     MISSING,
@@ -171,6 +172,8 @@ def _sections(runs: Sequence[Run], views: Mapping[str, str], ascii_only: bool) -
         if section := _curve(title, runs, cell):
             yield section
     yield _finals(runs, views)
+    if paired := list(_paired(runs)):
+        yield ["Difference to " + runs[0].name + " on the same items, paired, with 95% interval, p by Holm", *paired]
     yield from ([line] for line in _warnings(runs, views))
     yield _meaning(runs, views)
 
@@ -235,6 +238,15 @@ def _finals(runs: Sequence[Run], views: Mapping[str, str]) -> list[str]:
     return ["Final Delta = |score - 50|, percentage points, with 95% interval (0 = unbiased)", *_table(rows)]
 
 
+def _paired(runs: Sequence[Run]) -> Iterator[str]:
+    """Every later run against the first, at their last measured rounds."""
+    first = runs[0]
+    for run in runs[1:]:
+        rounds = _last_measured(first).round, _last_measured(run).round
+        for line in paired_lines(first.folder, rounds[0], run.folder, rounds[1]):
+            yield f"  {run.name}: {line}"
+
+
 def _delta_text(score: float | None, ci95: Sequence[float] | None) -> str:
     return MISSING if score is None else str(delta(score, ci95))
 
@@ -268,7 +280,7 @@ def _meaning(runs: Sequence[Run], views: Mapping[str, str]) -> list[str]:
         "  that much shorter (the paper's equation 3 to the letter), which alone makes the bias smaller.",
         *_poisoned_line(runs),
         *_noise_line(runs, views),
-        "  Intervals are of each run by itself; whether two runs differ is a paired question on the same items.",
+        "  Intervals of scores are of each run by itself; whether two runs differ, the paired difference tells.",
     ]
     return lines
 

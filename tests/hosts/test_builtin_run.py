@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from fedbias_plugin.algorithms import ALGORITHMS
@@ -192,6 +193,10 @@ def folder_is_untouched(folder: Path) -> bool:
         (("--seq_length", "8"), "has no token to train on"),
         (("--load_in_8bit",), "add --use_peft"),
         (("--num_rounds", "two"), "must be a whole number"),
+        (("--seed", "-1"), "--seed must be at least 0"),
+        (("--learning_rate", "1e-7"), "--learning_rate must be at least 1e-06"),
+        (("--local_epochs", "2"), "give one"),
+        (("--fed_alg", "local²"), "--fed_alg 'local²' is unknown"),
     ],
 )
 def test_bad_input_ends_with_code_2_a_clear_sentence_and_nothing_written(run_builtin, tmp_path, capsys, flags, message):
@@ -210,6 +215,73 @@ def test_a_model_folder_without_weights_or_tokenizer_is_named(run_builtin, rando
         run_builtin("--model_name_or_path", str(broken), code=2)
         assert message in capsys.readouterr().err
     assert folder_is_untouched(tmp_path / "run")
+
+
+def test_a_row_or_sentence_too_long_for_the_model_is_refused_before_anything_is_written(
+    run_builtin, random_model, tmp_path, capsys
+):
+    import shutil
+
+    short = tmp_path / "short"
+    shutil.copytree(random_model, short)
+    config = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 16}))
+    run_builtin("--model_name_or_path", str(short), code=2)
+    assert "the model has 16 positions" in capsys.readouterr().err
+    assert folder_is_untouched(tmp_path / "run")
+
+
+def test_a_checkpoint_that_lacks_layers_is_refused(run_builtin, random_model, tmp_path, capsys):
+    import shutil
+
+    deep = tmp_path / "deep"
+    shutil.copytree(random_model, deep)
+    config = json.loads((deep / "config.json").read_text())
+    (deep / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 4}))
+    run_builtin("--model_name_or_path", str(deep), code=2)
+    assert "weights that its config.json asks for are missing" in capsys.readouterr().err
+
+
+def test_custom_shares_say_how_many_clients_there_are(run_builtin, tmp_path):
+    records = run_builtin(*LORA, "--scenario", "custom", "--biased_shares", "1,0,0,0.5")
+    assert [client.poisoned_share for client in records[1].clients.values()] == [1.0, 0.0, 0.0, 0.5]
+
+
+def test_a_schedule_seed_changes_what_clients_train_on(run_builtin, tmp_path):
+    losses = []
+    for name, flags in (("a", ()), ("b", ("--schedule_seed", "1")), ("c", ("--schedule_seed", "2"))):
+        record = run_builtin(*LORA, *flags, output=name)[1]
+        losses.append(tuple(client.train_loss for client in record.clients.values()))
+    assert len(set(losses)) == 3
+
+
+def test_bfloat16_weights_travel_in_float32_and_equal_clients_leave_them_alone(run_builtin, random_model, monkeypatch):
+    from fedbias_plugin.hosts.builtin import loop
+    from fedbias_plugin.training.local_trainer import ClientUpdate
+
+    seen = []
+
+    def idle(model, features, *, global_state, **_):
+        seen.append(global_state)
+        return ClientUpdate(
+            state={name: value.clone() for name, value in global_state.items()}, train_loss=1.0, steps=1
+        )
+
+    monkeypatch.setattr(loop, "train_client", idle)
+    run_builtin("--dtype", "bfloat16")
+    first, last = seen[0], seen[-1]
+    assert all(value.dtype is torch.float32 for value in last.values())
+    # a mean of equal float32 states may differ in the last bit, which bfloat16 does not have
+    assert all(torch.equal(first[name].bfloat16(), last[name].bfloat16()) for name in first)
+
+
+def test_bf16_autocast_trains(run_builtin):
+    assert run_builtin(*LORA, "--bf16")[-1].clients[0].update_norm > 0
+
+
+def test_a_run_on_real_and_bundled_data_warns_in_every_record(run_builtin):
+    records = run_builtin(*LORA, "--biased_dataset", "mini")
+    assert all(any("Two worlds are mixed" in warning for warning in record.warnings) for record in records)
 
 
 def test_a_folder_with_another_run_is_left_alone(run_builtin, tmp_path, capsys):

@@ -1,0 +1,56 @@
+"""Paired differences between two runs, from their item scores."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from fedbias_plugin.report.paired import paired_lines
+
+
+def write_run(folder, more_wins, probe=()):
+    """A run whose pair ``i`` prefers the stereotype where ``more_wins[i]``."""
+    (folder / "scores").mkdir(parents=True)
+    more = np.where(more_wins, 1.0, -1.0)
+    ids = np.asarray([str(i) for i in range(len(more))])
+    np.savez(folder / "scores/round_005_crows_pairs.npz", ids=ids, more=more, less=np.zeros(len(more)))
+    (folder / "probe.json").write_text(json.dumps({"crows_pairs": {"probe_ids": list(probe)}}))
+    return folder
+
+
+def test_the_difference_and_its_p_value_by_hand(tmp_path):
+    # 5 pairs flip from stereotype to anti-stereotype, 1 the other way, 4 stay: McNemar exact p = 2 * 7 / 64 = 0.219
+    first = write_run(tmp_path / "a", [1, 1, 1, 1, 1, 0, 1, 1, 0, 0])
+    second = write_run(tmp_path / "b", [0, 0, 0, 0, 0, 1, 1, 1, 0, 0])
+    (line,) = paired_lines(first, 5, second, 5)
+    assert line.startswith("CrowS-Pairs score -40.0 [")
+    assert line.endswith("p = 0.219")
+
+
+def test_probe_items_do_not_count(tmp_path):
+    first = write_run(tmp_path / "a", [1, 1, 0, 0], probe=["0", "1"])
+    second = write_run(tmp_path / "b", [0, 0, 0, 0], probe=["0", "1"])
+    (line,) = paired_lines(first, 5, second, 5)
+    assert line.startswith("CrowS-Pairs score +0.0 [")
+
+
+def test_runs_on_other_items_or_without_item_scores_are_not_compared(tmp_path):
+    first = write_run(tmp_path / "a", [1, 1, 0, 0])
+    other = write_run(tmp_path / "b", [1, 1, 0])
+    assert list(paired_lines(first, 5, other, 5)) == []
+    assert list(paired_lines(first, 5, other, 4)) == []
+
+
+@pytest.mark.parametrize("drop", [0.0, 50.0])
+def test_stereoset_is_compared_by_target_term(tmp_path, drop):
+    for name, wins in (("a", 100.0), ("b", 100.0 - drop)):
+        (tmp_path / name / "scores").mkdir(parents=True)
+        values = np.zeros((40, 3))
+        values[: int(40 * wins / 100), 0] = 1.0
+        ids, targets = np.asarray([str(i) for i in range(40)]), np.asarray([f"term{i % 4}" for i in range(40)])
+        path = tmp_path / name / "scores/round_001_stereoset.npz"
+        np.savez(path, ids=ids, values=values, targets=targets, reduction="mean")
+    (line,) = paired_lines(tmp_path / "a", 1, tmp_path / "b", 1)
+    assert line.startswith(f"StereoSet SS {-drop:+.1f} [".replace("-0.0", "+0.0"))
