@@ -4,14 +4,14 @@
 # the package index.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source run_scripts/environment.sh
-make_venv .venv
-
 out=${1:-runs/quickstart}
 if [ -e "$out" ]; then
   echo "$out is there already; remove it or give another folder: run_scripts/quickstart.sh FOLDER" >&2
   exit 2
 fi
+source run_scripts/environment.sh
+make_venv .venv
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # a model this small gains nothing from a second thread
 fedbias run --config configs/quickstart.yaml --aggregation host --output_dir "$out/fedavg"
 fedbias run --config configs/quickstart.yaml --aggregation bama --output_dir "$out/fedavg_bama"
 fedbias compare "$out/fedavg" "$out/fedavg_bama"
