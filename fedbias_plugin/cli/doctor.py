@@ -34,9 +34,9 @@ class Package:
 
 PACKAGES = (
     Package("torch", "2.0", "models"),
-    Package("transformers", "4.31", "models"),
-    Package("peft", "0.4", "LoRA adapters"),
-    Package("accelerate", "0.21", "training"),
+    Package("transformers", "5.0", "models"),
+    Package("peft", "0.18", "LoRA adapters"),
+    Package("accelerate", "1.1", "training"),
     Package("datasets", "2.13", "data sets of the hub"),
     Package("safetensors", "0.3.3", "weights"),
     Package("numpy", "1.25", "statistics"),
