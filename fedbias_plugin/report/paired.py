@@ -24,13 +24,14 @@ def paired_lines(first: Path, first_round: int, second: Path, second_round: int)
 
     found: list[tuple[str, PairedDifference, float]] = []
     for benchmark in TITLES:
-        pair = [_report_scores(*run, benchmark) for run in ((first, first_round), (second, second_round))]
-        if pair[0] is None or pair[1] is None or list(pair[0]["ids"]) != list(pair[1]["ids"]):
+        before = _report_scores(first, first_round, benchmark)
+        after = _report_scores(second, second_round, benchmark)
+        if before is None or after is None or list(before["ids"]) != list(after["ids"]):
             continue
-        difference = _difference(benchmark, *pair)
+        difference = _difference(benchmark, before, after)
         p_value = difference.p_value
         if benchmark == "crows_pairs":
-            p_value = mcnemar(*(scores["more"] > scores["less"] for scores in pair)).p_value
+            p_value = mcnemar(before["more"] > before["less"], after["more"] > after["less"]).p_value
         found.append((benchmark, difference, p_value))
     for (benchmark, difference, _), p_value in zip(found, holm([p for *_, p in found]), strict=True):
         low, high = difference.ci95 or (float("nan"), float("nan"))
