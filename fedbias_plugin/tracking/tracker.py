@@ -59,17 +59,6 @@ def _console() -> Tracker:
 _FACTORIES: dict[str, Callable[[], Tracker]] = {"jsonl": _jsonl, "wandb": _wandb, "console": _console}
 
 
-def register_tracker(name: str, factory: Callable[[], Tracker]) -> None:
-    """Make a tracker available to ``--track`` under ``name``.
-
-    Raises:
-        ValueError: the name is taken.
-    """
-    if name in _FACTORIES:
-        raise ValueError(f"a tracker named {name!r} is registered already")
-    _FACTORIES[name] = factory
-
-
 def tracker_names() -> list[str]:
     """Names that :func:`build_trackers` knows."""
     return sorted(_FACTORIES)

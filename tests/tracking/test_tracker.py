@@ -9,7 +9,7 @@ import pytest
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.tracking.jsonl import JsonlTracker, read_rounds
 from fedbias_plugin.tracking.records import RoundRecord, RunInfo
-from fedbias_plugin.tracking.tracker import Tracker, TrackerGroup, build_trackers, register_tracker, tracker_names
+from fedbias_plugin.tracking.tracker import Tracker, TrackerGroup, build_trackers
 
 Make = Callable[[int], RoundRecord]
 MakeRun = Callable[..., RunInfo]
@@ -91,14 +91,3 @@ def test_jsonl_is_always_there_and_first(spec: str) -> None:
 def test_an_unknown_tracker_is_answered_with_the_nearest_name() -> None:
     with pytest.raises(UserError, match=r"'wanbd' is unknown.*Did you mean 'wandb'\?"):
         build_trackers("jsonl,wanbd")
-
-
-def test_a_registered_tracker_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fedbias_plugin.tracking import tracker
-
-    monkeypatch.setattr(tracker, "_FACTORIES", dict(tracker._FACTORIES))
-    register_tracker("mine", lambda: Recorder([]))
-    assert "mine" in tracker_names()
-    assert [part.name for part in build_trackers("mine").others] == ["recorder"]
-    with pytest.raises(ValueError, match="registered already"):
-        register_tracker("mine", lambda: Recorder([]))
