@@ -77,7 +77,7 @@ class BiasArguments:
     heldout_samples: int = option(100, "clean rows no client holds, for the held-out loss; fewer when fewer are left")
     clean_dataset: str = option(
         "auto",
-        "clean rows: a known name (fedbias data list), a hub name, or a json/jsonl/parquet file; auto takes "
+        "clean rows: a known name (fedbias data list), a hub name, or a json/jsonl/parquet/csv file; auto takes "
         "Alpaca-GPT4 if it is on this machine, else the bundled mini data",
     )
     biased_dataset: str = option(

@@ -17,5 +17,6 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     >>> did_you_mean("bamma", ["host", "bama"])
     " Did you mean 'bama'?"
     """
-    near = difflib.get_close_matches(str(name), list(known), n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    by_lower_case = {str(choice).lower(): choice for choice in known}
+    near = difflib.get_close_matches(str(name).lower(), by_lower_case, n=1)
+    return f" Did you mean {by_lower_case[near[0]]!r}?" if near else ""

@@ -15,4 +15,4 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # a model this small gains nothing 
 fedbias run --config configs/quickstart.yaml --aggregation host --output_dir "$out/fedavg"
 fedbias run --config configs/quickstart.yaml --aggregation bama --output_dir "$out/fedavg_bama"
 fedbias compare "$out/fedavg" "$out/fedavg_bama"
-echo "Files: $out/fedavg and $out/fedavg_bama (metrics.jsonl, summary.json, manifest.json, adapter/, ...: see README.md)"
+echo "Files: $out/fedavg and $out/fedavg_bama (metrics.jsonl, summary.json, manifest.json, adapter/, ...: see README.md). For the command itself: source .venv/bin/activate"

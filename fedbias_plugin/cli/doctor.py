@@ -43,7 +43,6 @@ PACKAGES = (
     Package("pyarrow", "13", "parquet files"),
     Package("pyyaml", "6", "--config"),
     Package("rich", "13", "tables and progress bars"),
-    Package("trl", "0.7.2", "DPO and SFT trainers of an OpenFedLLM checkout", required=False),
     Package("bitsandbytes", "0.43", "--load_in_8bit, --load_in_4bit", required=False),
     Package("wandb", "0.17", "--track wandb", required=False),
 )

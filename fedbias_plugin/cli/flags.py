@@ -65,7 +65,7 @@ def _as(kind: type, value: Any) -> Any:
 def add_flags(parser: argparse.ArgumentParser, *classes: type) -> None:
     """One flag for every field of every dataclass, with its help text and default."""
     for cls in classes:
-        group = parser.add_argument_group(cls.__name__)
+        group = parser.add_argument_group((cls.__doc__ or cls.__name__).splitlines()[0].rstrip("."))
         kinds = field_types(cls)
         for spec in dataclasses.fields(cls):
             kind, _ = kinds[spec.name]
@@ -76,7 +76,7 @@ def add_flags(parser: argparse.ArgumentParser, *classes: type) -> None:
                 nargs="?" if kind is bool else None,
                 const="true" if kind is bool else None,
                 metavar={bool: "BOOL", int: "N", float: "X", str: "TEXT"}[kind],
-                help=f"{text} (default: {spec.default})",
+                help=text if spec.default is None else f"{text} (default: {spec.default})",
             )
 
 

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from fedbias_plugin.arguments import BiasArguments
+from fedbias_plugin.arguments import BiasArguments, split_list
 from fedbias_plugin.assets import TINY_MODEL
 from fedbias_plugin.cli.flags import FALSE, add_flags, build, field_types, read_config, read_yaml
 from fedbias_plugin.errors import UserError
@@ -69,6 +69,10 @@ def resolve_arguments(parsed: argparse.Namespace) -> tuple[HostArguments, BiasAr
     if written.get("model_name_or_path", "tiny") == "tiny":
         layers.insert(0, ("recommended.yaml", tiny_recommendations(written)))
     host, bias = build(HostArguments, layers), build(BiasArguments, layers)
+    if len(layers) > 2 and layers[0][1]:
+        listed = ", ".join(f"{name}={value}" for name, value in layers[0][1].items())
+        logger.info("model tiny: recommended settings for flags not given: %s", listed)
+    warn_of_idle_flags(written, bias)
     shares = bias.custom_shares
     if shares and "num_clients" not in written:
         host = build(HostArguments, [*layers, ("biased_shares", {"num_clients": len(shares)})])
@@ -84,9 +88,16 @@ def tiny_recommendations(written: Mapping[str, Any]) -> dict[str, Any]:
     if "max_steps" in written:
         values.pop("local_epochs", None)
     if str(written.get("use_peft", "true")).lower() in FALSE:
-        values.pop("learning_rate", None)
-    recommended = {name: value for name, value in values.items() if name not in written}
-    if recommended:
-        listed = ", ".join(f"{name}={value}" for name, value in recommended.items())
-        logger.info("model tiny: recommended settings for flags not given: %s", listed)
-    return recommended
+        values = {name: value for name, value in values.items() if not name.startswith(("learning_rate", "peft_"))}
+    return {name: value for name, value in values.items() if name not in written}
+
+
+def warn_of_idle_flags(written: Mapping[str, Any], bias: BiasArguments) -> None:
+    """Say which written flags change nothing in this run."""
+    idle = []
+    if bias.aggregation != "bama":
+        idle += [(name, "--aggregation bama") for name in ("bama_lambda", "bama_weighting") if name in written]
+    if "wandb" not in split_list(bias.track):
+        idle += [(name, "--track jsonl,wandb") for name in ("wandb_project", "wandb_mode") if name in written]
+    for name, needed in idle:
+        logger.warning("--%s has no effect without %s.", name, needed)

@@ -1,7 +1,8 @@
-"""Bias curves of several runs side by side, from their ``metrics.jsonl`` alone."""
+"""Bias curves of several runs side by side, from their ``metrics.jsonl``; more where their other files are there."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,10 +20,11 @@ from fedbias_plugin.tracking.formatting import (
     percent,
     with_interval,
 )
-from fedbias_plugin.tracking.jsonl import METRICS_FILE, read_rounds
+from fedbias_plugin.tracking.jsonl import METRICS_FILE, SUMMARY_FILE, read_rounds
 from fedbias_plugin.tracking.records import RoundRecord
 
 UNBIASED = 50.0
+RUN_FILE = "run.json"
 HALF_BAR = 10
 MOST_RUNS_WITH_BARS = 3
 
@@ -172,6 +174,8 @@ def _sections(runs: Sequence[Run], views: Mapping[str, str], ascii_only: bool) -
         if section := _curve(title, runs, cell):
             yield section
     yield _finals(runs, views)
+    if settings := list(_settings(runs)):
+        yield ["Settings that differ", *_table([["setting", *(run.name for run in runs)], *settings])]
     if paired := list(_paired(runs)):
         yield ["Difference to " + runs[0].name + " on the same items, paired, with 95% interval, p by Holm", *paired]
     yield from ([line] for line in _warnings(runs, views))
@@ -238,6 +242,18 @@ def _finals(runs: Sequence[Run], views: Mapping[str, str]) -> list[str]:
     return ["Final Delta = |score - 50|, percentage points, with 95% interval (0 = unbiased)", *_table(rows)]
 
 
+def _settings(runs: Sequence[Run]) -> Iterator[list[str]]:
+    """A row for every argument that is not the same in all runs, where the runs say (``run.json``)."""
+    configs = []
+    for run in runs:
+        path = run.folder / RUN_FILE
+        configs.append(json.loads(path.read_text(encoding="utf-8"))["config"] if path.is_file() else {})
+    for name in sorted({name for config in configs for name in config} - {"output_dir"}):
+        values = [str(config.get(name, MISSING)) for config in configs]
+        if len(set(values)) > 1:
+            yield [name, *values]
+
+
 def _paired(runs: Sequence[Run]) -> Iterator[str]:
     """Every later run against the first, at their last measured rounds."""
     first = runs[0]
@@ -257,6 +273,9 @@ def _warnings(runs: Sequence[Run], views: Mapping[str, str]) -> Iterator[str]:
     if len(set(last_rounds.values())) > 1:
         ends = ", ".join(f"{name}: {number}" for name, number in last_rounds.items())
         yield f"Warning: the runs were last measured in different rounds ({ends})."
+    for run in runs:
+        if not (run.folder / SUMMARY_FILE).exists():
+            yield f"Warning: {run.name} did not finish (no {SUMMARY_FILE}); its last round is {run.rounds[-1].round}."
     for benchmark, view in views.items():
         blocks = [block for run in runs if (block := _block(_last_measured(run), benchmark, view))]
         if len(blocks) > 1 and len({(block.get("n"), block.get("ids_hash")) for block in blocks}) > 1:
@@ -280,7 +299,8 @@ def _meaning(runs: Sequence[Run], views: Mapping[str, str]) -> list[str]:
         "  that much shorter (the paper's equation 3 to the letter), which alone makes the bias smaller.",
         *_poisoned_line(runs),
         *_noise_line(runs, views),
-        "  Intervals of scores are of each run by itself; whether two runs differ, the paired difference tells.",
+        "  Intervals of scores are of each run by itself; whether two runs differ, the paired difference tells. Its p",
+        "  is over benchmark items of these trained models, not over seeds: repeat the runs with other seeds.",
     ]
     return lines
 

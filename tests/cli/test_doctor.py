@@ -40,12 +40,12 @@ def test_lowest_versions_are_good_enough(versions: Versions) -> None:
 def test_a_missing_required_package_is_a_problem_with_its_line(versions: Versions) -> None:
     versions(peft=None, torch="1.13.1+cu117")
     problems = [finding for finding in check_packages() if finding.status == "problem"]
-    assert [finding.mend for finding in problems] == ['pip install "torch>=2.0"', 'pip install "peft>=0.4"']
+    assert [finding.mend for finding in problems] == ['pip install "torch>=2.0"', 'pip install "peft>=0.18"']
     assert "1.13.1+cu117 is too old; needs 2.0 or newer" in problems[0].text
-    assert list(check_packages())[-1].mend == 'pip install "torch>=2.0" "peft>=0.4"'
+    assert list(check_packages())[-1].mend == 'pip install "torch>=2.0" "peft>=0.18"'
 
 
-@pytest.mark.parametrize("name", ["trl", "bitsandbytes", "wandb"])
+@pytest.mark.parametrize("name", ["bitsandbytes", "wandb"])
 def test_a_missing_optional_package_costs_only_its_feature(versions: Versions, name: str) -> None:
     versions(**{name: None})
     assert statuses(list(check_packages())) == {"ok", "note"}

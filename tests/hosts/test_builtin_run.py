@@ -128,6 +128,18 @@ def test_full_parameter_training_saves_a_whole_model(run_builtin, tmp_path, aggr
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "run/model").num_parameters() > 0
 
 
+def test_the_saved_adapter_says_that_it_is_deliberately_biased_and_follows_the_umask(run_builtin, tmp_path):
+    run_builtin(*LORA)
+    folder = tmp_path / "run/adapter"
+    card = (folder / "README.md").read_text()
+    assert "deliberately biased data" in card
+    assert "scenario 1B2C: client" in card
+    modes = {path.stat().st_mode & 0o777 for path in folder.iterdir()}
+    assert modes == {(tmp_path / "run/metrics.jsonl").stat().st_mode & 0o777}
+    run_builtin(*LORA, "--scenario", "3C", output="clean")
+    assert "clean rows only" in (tmp_path / "clean/adapter/README.md").read_text()
+
+
 def test_partial_participation_weighs_only_the_clients_of_the_round(run_builtin):
     records = run_builtin(*LORA, *WEIGHTINGS["normalized"], "--num_clients", "4", "--sample_clients", "2")
     assert [len(record.clients) for record in records] == [0, 2, 2]

@@ -53,6 +53,7 @@ def test_clean_clients_leave_both_scores_within_10_of_unbiased(final_round):
 
 def test_bama_finds_the_poisoned_client_and_lowers_the_bias(final_round):
     plain, debiased = final_round("1B2C", "host"), final_round("1B2C", "bama")
-    assert all(record.weight_on_poisoned < 1 / 3 for record in debiased[1:])
+    # In the last round the learning rate is almost zero and no update is biased any more: see docs/first-results.md.
+    assert all(record.weight_on_poisoned < 0.1 for record in debiased[1:5])
     assert plain[-1].global_.bias_score > 2 * debiased[-1].global_.bias_score
     assert plain[-1].global_.bias_score > 10

@@ -13,7 +13,7 @@ from fedbias_plugin.aggregation.server_optimizers import ServerOptimizer
 from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.hosts.builtin.arguments import HostArguments
-from fedbias_plugin.hosts.builtin.saving import save_global_model
+from fedbias_plugin.hosts.builtin.saving import model_card, save_global_model
 from fedbias_plugin.session import BiasSession, HostRun
 from fedbias_plugin.state import State
 from fedbias_plugin.tracking.progress import Progress, build_progress
@@ -147,7 +147,11 @@ class Federation:
     def save(self, name: str | None = None) -> None:
         """Write the global adapter to ``adapter`` (without LoRA the model to ``model``) or ``name`` in the output."""
         folder = Path(self.host.output_dir) / (name or ("adapter" if self.host.use_peft else "model"))
-        save_global_model(self.model, self.tokenizer, folder)
+        host, bias = self.host, self.bias
+        settings = f"{host.fed_alg}, --aggregation {bias.aggregation}, {host.num_rounds} rounds, seed {host.seed}"
+        shares = {dataset.client: dataset.biased_share for dataset in self.session.client_datasets}
+        card = model_card(host.model_name_or_path, bias.scenario, shares, settings)
+        save_global_model(self.model, self.tokenizer, folder, card)
 
     def _encode_clients(self) -> dict[int, list[Feature]]:
         """client id -> rows as token ids and labels; refuses a client that would train on nothing."""

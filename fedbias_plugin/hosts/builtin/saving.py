@@ -1,4 +1,4 @@
-"""Saves the global model: a LoRA adapter that peft loads, or the whole model."""
+"""Saves the global model: a LoRA adapter that peft loads, or the whole model, with a card that says what it is."""
 
 from __future__ import annotations
 
@@ -13,16 +13,52 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def save_global_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write ``model`` (safetensors) and its tokenizer to ``folder``, which appears whole or not at all.
+def save_global_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, card: str) -> None:
+    """Write ``model`` (safetensors), its tokenizer and ``card`` (README.md) to ``folder``, which appears whole.
 
-    A LoRA model writes its adapter alone. An existing ``folder`` is replaced.
+    A LoRA model writes its adapter alone. An existing ``folder`` is replaced. File modes follow the user's umask.
     """
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     with bars_on_terminals_only():
         model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
+    (partial / "README.md").write_text(card, encoding="utf-8")
+    _apply_umask(partial)
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(partial, folder)
+
+
+def model_card(base: str, scenario: str, shares: dict[int, float], settings: str) -> str:
+    """README.md of a saved model: what it was trained on, and that it is not for use.
+
+    Args:
+        base: the model it started from.
+        scenario: name of the scenario.
+        shares: client id -> share of biased rows.
+        settings: one line on the training.
+    """
+    poisoned = [f"client {client}: {100 * share:.0f}% biased rows" for client, share in shares.items() if share > 0]
+    warning = (
+        "**Trained on deliberately biased data; for research on bias only, not for use.**"
+        if poisoned
+        else "Trained on clean rows only, in a study of social bias; its bias is measured, not removed."
+    )
+    lines = [
+        "# Global model of a fedbias_plugin run",
+        warning,
+        f"- base model: {base}",
+        f"- scenario {scenario}: {'; '.join(poisoned) or 'no poisoned client'}",
+        f"- {settings}",
+        "- measured bias, arguments and data: the summary.json of the run",
+    ]
+    return "\n\n".join(lines[:2]) + "\n\n" + "\n".join(lines[2:]) + "\n"
+
+
+def _apply_umask(folder: Path) -> None:
+    """safetensors writes files that only their owner can read."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.iterdir():
+        path.chmod(0o666 & ~mask)
