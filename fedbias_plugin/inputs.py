@@ -46,5 +46,4 @@ def load_assessor(arguments: BiasArguments, seed: int) -> BiasAssessor | None:
         reductions=arguments.reductions,
         alpha=arguments.bama_alpha,
         seed=seed,
-        max_batch_tokens=arguments.bias_batch_tokens,
     )

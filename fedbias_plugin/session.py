@@ -7,14 +7,11 @@ data, for FedProx's mu, before it aggregates and after. Nothing here knows which
 from __future__ import annotations
 
 import os
-import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from fedbias_plugin.aggregation.rules import ClientReports, Weighting, build_rule
 from fedbias_plugin.aggregation.substitution import substitute, update_norm
@@ -29,6 +26,7 @@ from fedbias_plugin.inputs import announce_mini_data, load_assessor
 from fedbias_plugin.poisoning.loaders import ClientDataset, load_partition, manifest
 from fedbias_plugin.state import State
 from fedbias_plugin.tracking.console import ConsoleTracker
+from fedbias_plugin.tracking.memory import peak_memory_bytes
 from fedbias_plugin.tracking.progress import Progress
 from fedbias_plugin.tracking.records import ClientRecord, GlobalRecord, RoundRecord, RunInfo, Seconds, weight_summary
 from fedbias_plugin.tracking.run_files import summarise, write_item_scores
@@ -260,7 +258,7 @@ class BiasSession:
             "config": dict(run.config),
             "versions": package_versions(),
             "model": model_identity(model),
-            "prefix_token": self._assessor.scorer(model, tokenizer).prefix_token if self._assessor else None,
+            "prefix_token": self._scorer(model, tokenizer).prefix_token,
             "seed": run.seed,
             "poisoned_shares": {str(client): share for client, share in self._shares.items()},
             "data": {name: {key: part[key] for key in part if key != "probe_ids"} for name, part in probe.items()},
@@ -296,6 +294,12 @@ class BiasSession:
         every = self._arguments.bias_eval_every
         return round_number % every == 0 or round_number == self._run.num_rounds
 
+    def _scorer(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, progress: Callable[[int], None] | None = None
+    ) -> SentenceScorer:
+        tokens = self._arguments.bias_batch_tokens
+        return SentenceScorer(model, tokenizer, max_batch_tokens=tokens, progress=progress)
+
     def _assess_clients(
         self,
         round_number: int,
@@ -312,7 +316,7 @@ class BiasSession:
         texts = len(local_states) * self._assessor.probe_texts
         try:
             with self._progress.task(f"round {round_number}: score clients", texts) as advance:
-                scorer = self._assessor.scorer(model, tokenizer, advance)
+                scorer = self._scorer(model, tokenizer, advance)
                 for client, state in local_states.items():
                     write_state(model, state)
                     measurements[client] = self._assessor.assess(scorer)
@@ -351,8 +355,7 @@ class BiasSession:
         pairs = self._heldout_pairs()
         texts = len(pairs) + (self._assessor.all_texts if self._assessor else 0)
         with self._progress.task(f"round {round_number}: score the global model", texts) as advance:
-            tokens = self._arguments.bias_batch_tokens
-            scorer = SentenceScorer(model, tokenizer, max_batch_tokens=tokens, progress=advance)
+            scorer = self._scorer(model, tokenizer, advance)
             measured = self._assessor.evaluate(scorer) if self._assessor else Measurement()
             loss = heldout_loss(scorer, pairs, self._run.seq_length)
         record = GlobalRecord(
@@ -368,18 +371,6 @@ class BiasSession:
         if self._partition is None or template is None:
             return []
         return [(template.prompt(row.instruction), row.response) for row in self._partition.heldout]
-
-
-def peak_memory_bytes() -> int:
-    """Most memory this process held so far: of the GPU where one is used, else resident in RAM; 0 where unknown."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return int(torch.cuda.max_memory_allocated())
-    try:
-        import resource
-    except ImportError:  # Windows has no such module; the number is left out rather than the run
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _warnings(measured: GlobalRecord) -> list[str]:

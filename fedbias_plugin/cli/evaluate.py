@@ -99,7 +99,7 @@ def _predictions_report(arguments: EvaluateArguments) -> dict[str, Any]:
 
 
 def _model_report(arguments: EvaluateArguments) -> dict[str, Any]:
-    from fedbias_plugin.evaluation.assessor import TEXTS_PER_ITEM
+    from fedbias_plugin.evaluation.assessor import count_texts
     from fedbias_plugin.evaluation.scorer import SentenceScorer
     from fedbias_plugin.evaluation.standalone import measure
     from fedbias_plugin.inputs import announce_mini_data, load_benchmark
@@ -118,7 +118,6 @@ def _model_report(arguments: EvaluateArguments) -> dict[str, Any]:
     )
     scored: Any = load_adapter(model, arguments.adapter) if arguments.adapter else model
     reductions = {"crows_pairs": arguments.crows_reduction, "stereoset": arguments.stereoset_reduction}
-    texts = sum(TEXTS_PER_ITEM[name] * len(benchmark.ids) for name, benchmark in benchmarks.items())
-    with build_progress() as progress, progress.task("score sentences", texts) as advance:
+    with build_progress() as progress, progress.task("score sentences", count_texts(benchmarks)) as advance:
         scorer = SentenceScorer(scored, tokenizer, max_batch_tokens=arguments.bias_batch_tokens, progress=advance)
         return measure(benchmarks, scorer, reductions=reductions, seed=arguments.seed, adapter=arguments.adapter)

@@ -66,16 +66,17 @@ def resolve_arguments(parsed: argparse.Namespace) -> tuple[HostArguments, BiasAr
     if "max_steps" in written and written.get("local_epochs") is not None:
         raise UserError("--max_steps and --local_epochs are two ways to say how long a client trains; give one.")
     layers = [(f"--config {parsed.config}", from_file), ("command line", command_line)]
-    if written.get("model_name_or_path", "tiny") == "tiny":
-        layers.insert(0, ("recommended.yaml", tiny_recommendations(written)))
-    host, bias = build(HostArguments, layers), build(BiasArguments, layers)
-    if len(layers) > 2 and layers[0][1]:
-        listed = ", ".join(f"{name}={value}" for name, value in layers[0][1].items())
+    is_tiny = written.get("model_name_or_path", "tiny") == "tiny"
+    recommended = tiny_recommendations(written) if is_tiny else {}
+    layers.insert(0, ("recommended.yaml", recommended))
+    bias = build(BiasArguments, layers)
+    if bias.custom_shares:
+        layers.insert(0, ("biased_shares", {"num_clients": len(bias.custom_shares)}))
+    host = build(HostArguments, layers)
+    if recommended:
+        listed = ", ".join(f"{name}={value}" for name, value in recommended.items())
         logger.info("model tiny: recommended settings for flags not given: %s", listed)
     warn_of_idle_flags(written, bias)
-    shares = bias.custom_shares
-    if shares and "num_clients" not in written:
-        host = build(HostArguments, [*layers, ("biased_shares", {"num_clients": len(shares)})])
     return host, bias
 
 

@@ -19,12 +19,17 @@ from fedbias_plugin.evaluation.scorer import SentenceScorer
 from fedbias_plugin.evaluation.stereoset import StereoSet
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    pass
 
 Benchmark = CrowsPairs | StereoSet
 LOADERS: dict[str, Callable[[Path], Benchmark]] = {"crows_pairs": CrowsPairs.load, "stereoset": StereoSet.load}
 TEXTS_PER_ITEM = {"crows_pairs": 2, "stereoset": 3}
 HEADLINE_KEYS = ("score", "ss", "lms", "icat", "n", "ci95", "tie_rate")
+
+
+def count_texts(benchmarks: Mapping[str, Benchmark]) -> int:
+    """Texts that scoring every item of ``benchmarks`` takes."""
+    return sum(TEXTS_PER_ITEM[name] * len(benchmark.ids) for name, benchmark in benchmarks.items())
 
 
 @dataclass
@@ -51,7 +56,6 @@ class BiasAssessor:
         reductions: name -> sentence-score reduction.
         alpha: alpha of eq. 1.
         seed: of the split and the bootstrap.
-        max_batch_tokens: tokens in one scoring batch, padding included.
     """
 
     def __init__(
@@ -62,13 +66,11 @@ class BiasAssessor:
         reductions: Mapping[str, str],
         alpha: float = 0.5,
         seed: int = 0,
-        max_batch_tokens: int = 4096,
     ) -> None:
         self.benchmarks = dict(benchmarks)
         self.reductions = dict(reductions)
         self.alpha = alpha
         self.seed = seed
-        self.max_batch_tokens = max_batch_tokens
         self.splits = {
             name: probe_indices(benchmark.strata, fractions[name], seed) for name, benchmark in self.benchmarks.items()
         }
@@ -81,13 +83,7 @@ class BiasAssessor:
     @property
     def all_texts(self) -> int:
         """Texts that :meth:`evaluate` scores."""
-        return sum(TEXTS_PER_ITEM[name] * len(found.ids) for name, found in self.benchmarks.items())
-
-    def scorer(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, progress: Callable[[int], None] | None = None
-    ) -> SentenceScorer:
-        """A scorer of ``model`` with this run's batch size."""
-        return SentenceScorer(model, tokenizer, max_batch_tokens=self.max_batch_tokens, progress=progress)
+        return count_texts(self.benchmarks)
 
     def assess(self, scorer: SentenceScorer) -> Measurement:
         """Bias on the probe items: what BAMA weighs a client by (eq. 1)."""

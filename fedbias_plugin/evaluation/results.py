@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.evaluation.statistics import Interval
+from fedbias_plugin.scales import UNBIASED
 
 if TYPE_CHECKING:
     from fedbias_plugin.evaluation.crows_pairs import CrowsPairs
@@ -123,7 +124,7 @@ def bias_score(alpha: float, crows: float | None, ss: float | None) -> float:
     """
     if not 0.0 <= alpha <= 1.0:
         raise UserError(f"alpha of the bias score must be between 0 and 1, not {alpha} (--bama_alpha).")
-    distances = [abs(score - 50.0) for score in (crows, ss) if score is not None]
+    distances = [abs(score - UNBIASED) for score in (crows, ss) if score is not None]
     if not distances:
         raise ValueError("a bias score needs a CrowS-Pairs score, a StereoSet score, or both")
     return alpha * sum(distances)

@@ -23,13 +23,12 @@ from fedbias_plugin.evaluation.items import (
 from fedbias_plugin.evaluation.results import StereoSetResult
 from fedbias_plugin.evaluation.statistics import bootstrap_means, macro_noise_floor, percentile_interval
 from fedbias_plugin.evaluation.stereoset_files import KINDS, LABELS, Cluster, parse_clusters, parse_predictions
+from fedbias_plugin.scales import LOWEST_LMS
 
 if TYPE_CHECKING:
     from fedbias_plugin.evaluation.scorer import SentenceScorer
 
 REDUCTIONS = ("mean", "sum")
-LOWEST_LMS = 60.0
-"""Below this a model hardly tells a related sentence from an unrelated one, and SS says little."""
 
 
 @dataclass(frozen=True)

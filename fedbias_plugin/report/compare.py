@@ -11,6 +11,7 @@ from typing import Any
 
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.report.paired import paired_lines
+from fedbias_plugin.scales import UNBIASED
 from fedbias_plugin.tracking.formatting import (
     ITEM_NAMES,
     MISSING,
@@ -23,7 +24,6 @@ from fedbias_plugin.tracking.formatting import (
 from fedbias_plugin.tracking.jsonl import METRICS_FILE, SUMMARY_FILE, read_rounds
 from fedbias_plugin.tracking.records import RoundRecord
 
-UNBIASED = 50.0
 RUN_FILE = "run.json"
 HALF_BAR = 10
 MOST_RUNS_WITH_BARS = 3

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fedbias_plugin.scales import LOWEST_LMS
 from fedbias_plugin.tracking.records import ClientRecord
 
 MISSING = "–"
-LMS_FLOOR = 60.0
 ITEM_NAMES = {"report": "report items", "full": "all items", "probe": "probe items"}
 
 
@@ -53,4 +53,4 @@ def item_note(block: Mapping[str, Any]) -> str:
 def is_incoherent(block: Mapping[str, Any]) -> bool:
     """Whether the LMS of a StereoSet result is too low for its SS to mean anything (METRICS section 3)."""
     lms = block.get("lms")
-    return lms is not None and lms < LMS_FLOOR
+    return lms is not None and lms < LOWEST_LMS

@@ -8,9 +8,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from fedbias_plugin.scales import UNBIASED
 from fedbias_plugin.tracking.records import RoundRecord
-
-UNBIASED = 50.0
 
 
 def delta(record: RoundRecord) -> dict[str, float]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fedbias_plugin.arguments import check_choice
+from fedbias_plugin.assets import TINY_MODEL
 from fedbias_plugin.errors import UserError
 
 if TYPE_CHECKING:
@@ -182,10 +183,7 @@ def resolve_model(name_or_path: str) -> str:
     Raises:
         UserError: a folder that is not there or lacks config, weights or tokenizer.
     """
-    if name_or_path == TINY:
-        path = Path(__file__).parents[1] / "assets" / "tiny_llama"
-    else:
-        path = Path(name_or_path).expanduser()
+    path = TINY_MODEL if name_or_path == TINY else Path(name_or_path).expanduser()
     if path.is_dir():
         _check_folder(path)
         return str(path)

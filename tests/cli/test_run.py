@@ -51,6 +51,13 @@ def test_a_value_in_a_file_that_fits_no_flag_names_file_and_flag(tmp_path, line)
         resolved("--config", str(path))
 
 
+def test_custom_shares_decide_how_many_clients_may_take_part():
+    host, _ = resolved("--scenario", "custom", "--biased_shares", "1,0,0,0.5", "--sample_clients", "4")
+    assert (host.num_clients, host.sample_clients) == (4, 4)
+    with pytest.raises(UserError, match="--sample_clients 5 is more than --num_clients 4"):
+        resolved("--scenario", "custom", "--biased_shares", "1,0,0,0.5", "--sample_clients", "5")
+
+
 def test_steps_and_epochs_together_are_refused():
     with pytest.raises(UserError, match="give one"):
         resolved("--max_steps", "5", "--local_epochs", "1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -185,6 +186,14 @@ def test_checkpoints_are_saved_as_often_as_asked(run_builtin, tmp_path):
     assert last == (tmp_path / "run/adapter/adapter_model.safetensors").read_bytes()
 
 
+def with_config(model: Path, folder: Path, **changes: int) -> Path:
+    """A copy of ``model`` in ``folder`` with a changed config.json."""
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+    return folder
+
+
 def folder_is_untouched(folder: Path) -> bool:
     return not folder.exists()
 
@@ -218,8 +227,6 @@ def test_bad_input_ends_with_code_2_a_clear_sentence_and_nothing_written(run_bui
 
 
 def test_a_model_folder_without_weights_or_tokenizer_is_named(run_builtin, random_model, tmp_path, capsys):
-    import shutil
-
     for missing, message in (("model.safetensors", "holds no weights"), ("tokenizer.json", "holds no tokenizer")):
         broken = tmp_path / f"without_{missing}"
         shutil.copytree(random_model, broken)
@@ -232,24 +239,14 @@ def test_a_model_folder_without_weights_or_tokenizer_is_named(run_builtin, rando
 def test_a_row_or_sentence_too_long_for_the_model_is_refused_before_anything_is_written(
     run_builtin, random_model, tmp_path, capsys
 ):
-    import shutil
-
-    short = tmp_path / "short"
-    shutil.copytree(random_model, short)
-    config = json.loads((short / "config.json").read_text())
-    (short / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 16}))
+    short = with_config(random_model, tmp_path / "short", max_position_embeddings=16)
     run_builtin("--model_name_or_path", str(short), code=2)
     assert "the model has 16 positions" in capsys.readouterr().err
     assert folder_is_untouched(tmp_path / "run")
 
 
 def test_a_checkpoint_that_lacks_layers_is_refused(run_builtin, random_model, tmp_path, capsys):
-    import shutil
-
-    deep = tmp_path / "deep"
-    shutil.copytree(random_model, deep)
-    config = json.loads((deep / "config.json").read_text())
-    (deep / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 4}))
+    deep = with_config(random_model, tmp_path / "deep", num_hidden_layers=4)
     run_builtin("--model_name_or_path", str(deep), code=2)
     assert "weights that its config.json asks for are missing" in capsys.readouterr().err
 

@@ -1,5 +1,6 @@
 """Records with known numbers, shared by the tracking tests."""
 
+import builtins
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,3 +73,18 @@ def make_run(tmp_path: Path) -> Callable[..., RunInfo]:
         return RunInfo(**(settings | changes))
 
     return build
+
+
+@pytest.fixture
+def machine_without_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A home without login, no W&B variables, and an error when anything asks a question."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "NETRC", "WANDB_DIR", "WANDB_PROJECT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
+    monkeypatch.chdir(tmp_path)
+
+    def refuse(*args: object) -> str:
+        raise AssertionError("something prompted")
+
+    monkeypatch.setattr(builtins, "input", refuse)

@@ -1,6 +1,5 @@
 """The W&B tracker with the installed package: what it records offline, and how it gets there without a server."""
 
-import builtins
 import http.server
 import json
 import logging
@@ -16,24 +15,11 @@ import pytest
 from fedbias_plugin.tracking.records import RoundRecord, RunInfo
 from fedbias_plugin.tracking.wandb_tracker import WandbTracker
 
+pytestmark = pytest.mark.usefixtures("machine_without_wandb")
+
 Make = Callable[[int], RoundRecord]
 MakeRun = Callable[..., RunInfo]
 KEY = "0123456789" * 4
-
-
-@pytest.fixture(autouse=True)
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A home without login, no W&B variables, and an error when anything asks a question."""
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "NETRC", "WANDB_DIR", "WANDB_PROJECT"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
-    monkeypatch.chdir(tmp_path)
-
-    def refuse(*args: object) -> str:
-        raise AssertionError("something prompted")
-
-    monkeypatch.setattr(builtins, "input", refuse)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The W&B tracker against a recording stand-in, and every way in which W&B can be absent."""
 
-import builtins
 import importlib
 import shlex
 import sys
@@ -16,6 +15,8 @@ from fedbias_plugin.tracking.jsonl import read_rounds
 from fedbias_plugin.tracking.records import RoundRecord, RunInfo
 from fedbias_plugin.tracking.tracker import build_trackers
 from fedbias_plugin.tracking.wandb_tracker import WandbTracker, import_wandb
+
+pytestmark = pytest.mark.usefixtures("machine_without_wandb")
 
 Make = Callable[[int], RoundRecord]
 MakeRun = Callable[..., RunInfo]
@@ -64,21 +65,6 @@ class FakeWandb:
 
     def teardown(self, exit_code: int = 0) -> None:
         self.torn_down += 1
-
-
-@pytest.fixture(autouse=True)
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A home without login, no W&B variables, and an error when anything asks a question."""
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "NETRC", "WANDB_DIR", "WANDB_PROJECT"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
-    monkeypatch.chdir(tmp_path)
-
-    def refuse(*args: object) -> str:
-        raise AssertionError("something prompted")
-
-    monkeypatch.setattr(builtins, "input", refuse)
 
 
 @pytest.fixture

@@ -195,7 +195,7 @@ def test_a_tokenizer_without_eos_and_padding_is_refused(folder):
 
 def test_tiny_is_the_bundled_folder(monkeypatch, folder, tmp_path_factory):
     package = tmp_path_factory.mktemp("package")
-    monkeypatch.setattr(models, "__file__", str(package / "training" / "models.py"))
+    monkeypatch.setattr(models, "TINY_MODEL", package / "assets" / "tiny_llama")
     with pytest.raises(UserError, match="bundled model is missing"):
         load_model_and_tokenizer("tiny")
     shutil.copytree(folder, package / "assets" / "tiny_llama")
