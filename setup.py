@@ -16,8 +16,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=find_packages(include=["fedbias_plugin", "fedbias_plugin.*"]),
-    package_data={"fedbias_plugin.assets": ["mini/*", "tiny_llama/*"]},
+    packages=[*find_packages(include=["fedbias_plugin", "fedbias_plugin.*"]), "fedbias_plugin.patches"],
+    package_dir={"fedbias_plugin.patches": "patches"},
+    package_data={"fedbias_plugin.assets": ["mini/*", "tiny_llama/*"], "fedbias_plugin.patches": ["*.yaml"]},
     install_requires=[
         "torch>=2.0",
         "transformers>=4.31",
@@ -31,6 +32,7 @@ setup(
         "rich>=13",
     ],
     extras_require={
+        "openfedllm": ["trl>=0.7.2", "tqdm", "sentencepiece", "scipy"],
         "wandb": ["wandb>=0.17"],
         "quantization": ["bitsandbytes>=0.43"],
         "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.8", "mypy>=1.11", "types-PyYAML"],

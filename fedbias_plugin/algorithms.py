@@ -20,13 +20,18 @@ def local_client(fed_alg: str) -> int | None:
     return int(number) if number != fed_alg and number.isdecimal() else None
 
 
+def is_known(name: str) -> bool:
+    """Whether ``name`` is one of :data:`ALGORITHMS` or ``localN``."""
+    return name in ALGORITHMS or local_client(name) is not None
+
+
 def check_fed_alg(name: str) -> None:
     """Accept one of :data:`ALGORITHMS` or ``localN``.
 
     Raises:
         UserError: any other name, with the nearest one.
     """
-    if name in ALGORITHMS or local_client(name) is not None:
+    if is_known(name):
         return
     choices = f"{', '.join(ALGORITHMS)}, or local0, local1, ... (that client alone)"
     raise UserError(f"--fed_alg {name!r} is unknown; choose one of {choices}.{did_you_mean(name, ALGORITHMS)}")

@@ -23,7 +23,7 @@ from fedbias_plugin.evaluation.results import model_identity, package_versions
 from fedbias_plugin.evaluation.scorer import SentenceScorer
 from fedbias_plugin.files import write_json_atomic
 from fedbias_plugin.inputs import announce_mini_data, load_assessor
-from fedbias_plugin.poisoning.loaders import ClientDataset, load_partition, manifest
+from fedbias_plugin.poisoning.loaders import ClientDataset, Partition, load_partition, manifest
 from fedbias_plugin.state import State
 from fedbias_plugin.tracking.console import ConsoleTracker
 from fedbias_plugin.tracking.memory import peak_memory_bytes
@@ -87,20 +87,29 @@ class BiasSession:
         arguments: the plugin's flags.
         run: what the host does.
         progress: the host's progress bars; none are drawn without it.
+        partition: every client's rows, where they are not the clean and biased rows that ``arguments`` ask for.
 
     Raises:
         UserError: a data set is missing, damaged or too small, or an argument does not fit the host's run.
     """
 
-    def __init__(self, arguments: BiasArguments, run: HostRun, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        arguments: BiasArguments,
+        run: HostRun,
+        progress: Progress | None = None,
+        partition: Partition | None = None,
+    ) -> None:
         self._arguments = arguments
         self._run = run
         self._rule = build_rule(arguments)
         self._assessor = load_assessor(arguments, run.seed)
-        self._partition = None if arguments.scenario == "none" else load_partition(arguments, run.num_clients, run.seed)
-        sources = self._partition.sources if self._partition else ()
+        if partition is None and arguments.scenario != "none":
+            partition = load_partition(arguments, run.num_clients, run.seed)
+        self._partition = partition
+        sources = partition.sources if partition else {}
         benchmarks = self._assessor.benchmarks if self._assessor else {}
-        self._data_warnings = announce_mini_data(benchmarks, dict(zip(("clean", "biased"), sources, strict=False)))
+        self._data_warnings = announce_mini_data(benchmarks, sources)
         self._shares = {client.client: client.biased_share for client in self.client_datasets}
         self._last_weights: dict[int, float] = {}
         self._history: list[RoundRecord] = []
@@ -342,7 +351,7 @@ class BiasSession:
                 crows_pairs=measured.results.get("crows_pairs"),
                 stereoset=measured.results.get("stereoset"),
                 bias_score=measured.bias_score,
-                weight=weighting.weights[client],
+                weight=weighting.weights.get(client),
             )
         return records
 

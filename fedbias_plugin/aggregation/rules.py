@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedbias_plugin.aggregation.server_optimizers import host_factors
+from fedbias_plugin.algorithms import is_known
 from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.state import State
 
@@ -42,12 +43,13 @@ class Weighting:
         weights: client id -> w_i; they sum to 1 and say how much each client counts.
         factors: client id -> g_i with theta' = theta + sum_i g_i (theta_i - theta), or None when the host's own
             average is to stand untouched, bit for bit.
-        mass: sum of the factors in effect; below 1 the server step is shorter than a mean of the updates.
+        mass: sum of the factors in effect; below 1 the server step is shorter than a mean of the updates. None when
+            the server algorithm is one this package does not know.
     """
 
     weights: dict[int, float]
     factors: dict[int, float] | None
-    mass: float
+    mass: float | None
 
 
 class AggregationRule(ABC):
@@ -64,7 +66,9 @@ class HostRule(AggregationRule):
     """The server algorithm's own weighting: n_i/n, or 1/C for FedAdagrad, FedYogi and FedAdam."""
 
     def weigh(self, reports: ClientReports) -> Weighting:
-        """The host's factors as weights; nothing is substituted."""
+        """The host's factors as weights; nothing is substituted. An algorithm of the host's own has no weights here."""
+        if not is_known(reports.fed_alg):
+            return Weighting({}, factors=None, mass=None)
         return Weighting(host_factors(reports.fed_alg, reports.sample_counts), factors=None, mass=1.0)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import logging
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -16,8 +15,9 @@ from fedbias_plugin import __version__
 from fedbias_plugin.cli.flags import unknown_name
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.hosts.builtin.arguments import NOT_HERE
+from fedbias_plugin.logs import log_to_stderr
 
-COMMANDS = ("run", "evaluate", "compare", "data", "doctor")
+COMMANDS = ("run", "patch", "unpatch", "evaluate", "compare", "data", "doctor")
 
 
 class Parser(argparse.ArgumentParser):
@@ -53,26 +53,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-class _Lines(logging.Formatter):
-    """Information as plain lines, anything worse with its level in front."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        text = record.getMessage()
-        return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"
-
-
-def _log_to_stderr() -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Lines())
-    logger = logging.getLogger("fedbias_plugin")
-    logger.handlers[:] = [handler]
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0 on success, 2 on wrong input, 130 on Ctrl-C."""
-    _log_to_stderr()
+    log_to_stderr()
     try:
         parsed = build_parser().parse_args(arguments)
         return parsed.main(parsed)

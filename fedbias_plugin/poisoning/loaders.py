@@ -38,11 +38,14 @@ class ClientDataset:
 
 @dataclass(frozen=True)
 class Partition:
-    """Every client's rows, and clean rows that no client holds. ``sources`` are the clean and the biased source."""
+    """Every client's rows, and clean rows that no client holds.
+
+    ``sources`` has the keys ``clean`` and ``biased``, or ``preference`` alone.
+    """
 
     clients: list[ClientDataset]
     heldout: tuple[Row, ...]
-    sources: tuple[RowSource, RowSource]
+    sources: dict[str, RowSource]
     seed: int
     scenario: str | None = None
 
@@ -93,14 +96,14 @@ def partition(
     _check_arguments(clean, biased, shares, rows_per_client, heldout)
     counts = [biased_row_count(share, rows_per_client) for share in shares]
     _check_sizes(clean, biased, shares, rows_per_client, scenario)
-    poison, _ = _deal(permuted(biased.rows, generator("biased", seed)), counts)
-    healthy, left = _deal(permuted(clean.rows, generator("clean", seed)), [rows_per_client - n for n in counts])
+    poison, _ = deal(permuted(biased.rows, generator("biased", seed)), counts)
+    healthy, left = deal(permuted(clean.rows, generator("clean", seed)), [rows_per_client - n for n in counts])
     clients = [
         ClientDataset(client, tuple(_training_order(healthy[client], poison[client], client, seed)), share)
         for client, share in enumerate(shares)
     ]
     kept = left[len(left) - min(heldout, len(left)) :]
-    return Partition(clients, tuple(kept), (clean, biased), seed, scenario)
+    return Partition(clients, tuple(kept), {"clean": clean, "biased": biased}, seed, scenario)
 
 
 def largest_rows_per_client(clean_rows: int, biased_rows: int, shares: Sequence[float]) -> int:
@@ -120,7 +123,7 @@ def manifest(partition: Partition) -> dict[str, Any]:
     """What every client holds, as plain JSON without any text of a row.
 
     Per client: ``client``, ``rows``, ``biased_rows``, ``biased_share`` (asked for), ``biased_share_exact``,
-    ``sources`` (rows by source) and ``row_ids_sha256``; ``heldout`` likewise; the two ``sources`` with file names,
+    ``sources`` (rows by source) and ``row_ids_sha256``; ``heldout`` likewise; the ``sources`` with file names,
     sha256, origin and row counts; ``seed`` and ``scenario``. ``row_ids_sha256`` is the SHA-256 of the row ids in
     training order, each followed by a line feed.
     """
@@ -149,7 +152,7 @@ def manifest(partition: Partition) -> dict[str, Any]:
                 "dropped_repeated": source.duplicates,
                 "dropped_empty": source.empty,
             }
-            for kind, source in zip(("clean", "biased"), partition.sources, strict=True)
+            for kind, source in partition.sources.items()
         },
     }
 
@@ -159,8 +162,8 @@ def _summary(rows: Sequence[Row]) -> dict[str, Any]:
     return {"rows": len(rows), "sources": dict(Counter(row.source for row in rows)), "row_ids_sha256": digest}
 
 
-def _deal(rows: Sequence[Row], counts: Sequence[int]) -> tuple[list[list[Row]], list[Row]]:
-    """``counts[client]`` rows for each client, and the rows nobody took in their order."""
+def deal(rows: Sequence[Row], counts: Sequence[int]) -> tuple[list[list[Row]], list[Row]]:
+    """``counts[client]`` rows for each client, round-robin, and the rows nobody took in their order."""
     clients = len(counts)
     hands = [list(rows[client::clients][:count]) for client, count in enumerate(counts)]
     taken = {row.id for hand in hands for row in hand}

@@ -10,6 +10,9 @@ from pathlib import Path
 class Row:
     """One instruction and the response a client is trained on.
 
+    A row of a preference set (DPO) has a ``rejected`` response too; ``response`` is the one to be preferred, and
+    ``biased`` says that the two were exchanged.
+
     ``id`` is ``<source>:<index>``, the index counted from 0 over the rows of the source's files before any row is
     dropped, so that an id keeps its meaning when the clean-up rules change.
     """
@@ -19,6 +22,7 @@ class Row:
     response: str
     biased: bool
     source: str
+    rejected: str | None = None
 
 
 @dataclass(frozen=True)

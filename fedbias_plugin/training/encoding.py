@@ -7,7 +7,7 @@ characters reach beyond the template's response marker.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -62,7 +62,11 @@ def trainable_tokens(feature: Feature) -> int:
 
 def _encode(row: Row, tokenizer: PreTrainedTokenizerBase, template: Template, seq_length: int) -> Feature:
     text = template.text(row.instruction, row.response, tokenizer.eos_token)
-    start = template.response_start(row.instruction)
+    return encode_text(text, template.response_start(row.instruction), tokenizer, seq_length)
+
+
+def encode_text(text: str, start: int, tokenizer: PreTrainedTokenizerBase, seq_length: int) -> Feature:
+    """``text`` cut to ``seq_length`` tokens; trained are the tokens that reach beyond character ``start``."""
     if tokenizer.is_fast:
         encoding = tokenizer(text, truncation=True, max_length=seq_length, return_offsets_mapping=True, verbose=False)
         ids = list(encoding["input_ids"])
@@ -70,7 +74,7 @@ def _encode(row: Row, tokenizer: PreTrainedTokenizerBase, template: Template, se
     else:
         ids = list(tokenizer(text, truncation=True, max_length=seq_length, verbose=False)["input_ids"])
         prompt_ids = tokenizer(text[:start], verbose=False)["input_ids"]
-        shared = _common_prefix(ids, prompt_ids)
+        shared = common_prefix(ids, prompt_ids)
         trained = [position >= shared for position in range(len(ids))]
     if _starts_with_two_bos(ids, tokenizer.bos_token_id):
         ids, trained = ids[1:], trained[1:]
@@ -78,8 +82,8 @@ def _encode(row: Row, tokenizer: PreTrainedTokenizerBase, template: Template, se
     return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
 
 
-def _common_prefix(first: Iterable[int], second: Iterable[int]) -> int:
-    """How many tokens two sequences begin with in common."""
+def common_prefix(first: Sequence[object], second: Sequence[object]) -> int:
+    """How many tokens (or characters) two sequences begin with in common."""
     length = 0
     for one, other in zip(first, second, strict=False):
         if one != other:

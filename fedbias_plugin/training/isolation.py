@@ -20,28 +20,33 @@ def training_mode(model: PreTrainedModel, gradient_checkpointing: bool) -> Itera
     """Restore the model's mode, ``use_cache``, checkpointing and ``forward``, and the random states, after training."""
     base: Any = model.get_base_model() if hasattr(model, "peft_config") else model
     was_training, use_cache = model.training, base.config.use_cache
-    forwards = {module: module.__dict__.get("forward") for module in {model, base}}
     try:
-        with preserved_random_states(), frozen_heap():
+        with preserved_random_states(), frozen_heap(), preserved_forward(model, base):
             yield
     finally:
         if gradient_checkpointing:
             disable = getattr(base, "activation_checkpointing_disable", None) or base.gradient_checkpointing_disable
             disable()
             base.disable_input_require_grads()  # Transformers' own hook for adapters outlives its checkpointing
-        for module, forward in forwards.items():
-            _restore_forward(module, forward)
         base.config.use_cache = use_cache
         model.zero_grad(set_to_none=True)
         model.train(was_training)
 
 
-def _restore_forward(module: torch.nn.Module, forward: Any) -> None:
-    """Mixed precision wraps ``forward`` once more for every Trainer; a thousand clients would overflow the stack."""
-    if forward is None:
-        module.__dict__.pop("forward", None)
-    else:
-        module.__dict__["forward"] = forward
+@contextmanager
+def preserved_forward(*modules: torch.nn.Module) -> Iterator[None]:
+    """Put the modules' ``forward`` back.
+
+    Mixed precision and trl wrap it once more for every Trainer; a thousand clients would overflow the stack.
+    """
+    forwards = {module: module.__dict__.get("forward") for module in modules}
+    try:
+        yield
+    finally:
+        for module, forward in forwards.items():
+            module.__dict__.pop("forward", None)
+            if forward is not None:
+                module.__dict__["forward"] = forward
 
 
 @contextmanager

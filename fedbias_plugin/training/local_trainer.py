@@ -77,9 +77,7 @@ class LocalTrainingSettings:
 
     def seed_of(self, round_idx: int, client: int) -> int:
         """The Trainer's seed (row order, dropout) in round ``round_idx`` (from 0) of client ``client``."""
-        if self.schedule_seed is None:
-            return self.seed
-        return random.Random(f"{self.schedule_seed}/train/{round_idx}/{client}").getrandbits(31)
+        return self.seed if self.schedule_seed is None else seed_of_client(self.schedule_seed, round_idx, client)
 
     def rows_of(self, n: int, round_idx: int) -> list[int]:
         """Indices of the rows a client with ``n`` rows trains on in round ``round_idx`` (from 0)."""
@@ -88,6 +86,11 @@ class LocalTrainingSettings:
         return rows_this_round(
             n, round_idx, self.batch_size, self.gradient_accumulation_steps, self.max_steps, self.schedule_seed
         )
+
+
+def seed_of_client(schedule_seed: int, round_idx: int, client: int) -> int:
+    """The Trainer's seed under ``--schedule_seed``, another one for every client and round (from 0); 31 bits."""
+    return random.Random(f"{schedule_seed}/train/{round_idx}/{client}").getrandbits(31)
 
 
 @dataclass(frozen=True)

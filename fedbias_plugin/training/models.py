@@ -1,11 +1,11 @@
-"""Loads a causal language model and its tokenizer, and wraps the model with LoRA."""
+"""Loads a causal language model and its tokenizer, wraps the model with LoRA, and checks rows against it."""
 
 from __future__ import annotations
 
 import importlib.util
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -159,6 +159,26 @@ def load_adapter(model: PreTrainedModel, folder: str) -> PeftModel:
     except (RuntimeError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"--adapter {folder} does not fit --model_name_or_path: {reason}") from error
+
+
+def check_fits_model(rows: Sequence[Sequence[int]], model: PreTrainedModel) -> None:
+    """Refuse rows that the model has no positions or no embeddings for.
+
+    Raises:
+        UserError: naming the length or the token id, and the model's limit.
+    """
+    positions = getattr(model.config, "max_position_embeddings", None)
+    length, token = max(map(len, rows)), max(map(max, rows))
+    if isinstance(positions, int) and length > positions:
+        raise UserError(
+            f"A training row has {length} tokens, but the model has {positions} positions (max_position_embeddings); "
+            f"give --seq_length {positions} or less."
+        )
+    embeddings = model.get_input_embeddings().num_embeddings
+    if token >= embeddings:
+        raise UserError(
+            f"A training row has token {token}, but the model has {embeddings} embeddings; is this its own tokenizer?"
+        )
 
 
 def linear_module_names(model: torch.nn.Module) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -70,10 +71,11 @@ def _adapter_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
 
     adapter = model.active_adapter if isinstance(model.active_adapter, str) else model.active_adapter[0]
     # Given its parameters, peft only filters and renames. Left to itself it copies the state of the whole base model,
-    # and asks the hub whether the vocabulary has grown.
-    return get_peft_model_state_dict(
-        model, state_dict=dict(model.named_parameters()), adapter_name=adapter, save_embedding_layers=False
-    )
+    # and (where it has the option) asks the hub whether the vocabulary has grown.
+    has_option = "save_embedding_layers" in inspect.signature(get_peft_model_state_dict).parameters
+    options = {"save_embedding_layers": False} if has_option else {}
+    named = dict(model.named_parameters())
+    return get_peft_model_state_dict(model, state_dict=named, adapter_name=adapter, **options)
 
 
 def _trainable_parameters(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:

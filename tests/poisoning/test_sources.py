@@ -83,7 +83,7 @@ def test_files_of_the_same_name_give_different_row_ids_to_clean_and_biased_rows(
         (
             "clean",
             [{"instruction": "q", "output": " "}],
-            "every one of its 1 rows has an empty instruction or response",
+            "every one of its 1 rows has an empty text",
         ),
         ("neither", [{"instruction": "q", "output": "a"}], "Rows are clean or biased, not 'neither'"),
     ],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,13 +12,13 @@ from fedbias_plugin.aggregation.server_optimizers import ServerOptimizer
 from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.hosts.builtin.arguments import HostArguments
-from fedbias_plugin.hosts.builtin.saving import model_card, save_global_model
+from fedbias_plugin.hosts.saving import model_card, save_global_model
 from fedbias_plugin.session import BiasSession, HostRun
 from fedbias_plugin.state import State
 from fedbias_plugin.tracking.progress import Progress, build_progress
 from fedbias_plugin.training.encoding import Feature, encode_rows
 from fedbias_plugin.training.local_trainer import ClientUpdate, LocalTrainingSettings, train_client
-from fedbias_plugin.training.models import add_lora, load_model_and_tokenizer
+from fedbias_plugin.training.models import add_lora, check_fits_model, load_model_and_tokenizer
 from fedbias_plugin.training.schedule import clients_this_round
 from fedbias_plugin.training.states import read_state, write_state
 from fedbias_plugin.training.templates import TEMPLATES
@@ -215,26 +214,6 @@ class Federation:
         if update.new_local_control is not None:
             self.local_controls[client] = update.new_local_control
         return update
-
-
-def check_fits_model(rows: Sequence[Sequence[int]], model: PreTrainedModel) -> None:
-    """Refuse rows that the model has no positions or no embeddings for.
-
-    Raises:
-        UserError: naming the length or the token id, and the model's limit.
-    """
-    positions = getattr(model.config, "max_position_embeddings", None)
-    length, token = max(map(len, rows)), max(map(max, rows))
-    if isinstance(positions, int) and length > positions:
-        raise UserError(
-            f"A training row has {length} tokens, but the model has {positions} positions (max_position_embeddings); "
-            f"give --seq_length {positions} or less."
-        )
-    embeddings = model.get_input_embeddings().num_embeddings
-    if token >= embeddings:
-        raise UserError(
-            f"A training row has token {token}, but the model has {embeddings} embeddings; is this its own tokenizer?"
-        )
 
 
 def _load_model(host: HostArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

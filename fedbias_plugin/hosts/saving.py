@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 from pathlib import Path
@@ -21,7 +22,7 @@ def save_global_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     with bars_on_terminals_only():
-        model.save_pretrained(partial)
+        model.save_pretrained(partial, **_safetensors_option(model))
     tokenizer.save_pretrained(partial)
     (partial / "README.md").write_text(card, encoding="utf-8")
     _apply_umask(partial)
@@ -54,6 +55,12 @@ def model_card(base: str, scenario: str, shares: dict[int, float], settings: str
         "- measured bias, arguments and data: the summary.json of the run",
     ]
     return "\n\n".join(lines[:2]) + "\n\n" + "\n".join(lines[2:]) + "\n"
+
+
+def _safetensors_option(model: PreTrainedModel) -> dict[str, bool]:
+    """Older peft and Transformers write pickled weights unless told otherwise; newer ones have no choice to make."""
+    known = inspect.signature(model.save_pretrained).parameters
+    return {"safe_serialization": True} if "safe_serialization" in known else {}
 
 
 def _apply_umask(folder: Path) -> None:

@@ -1,0 +1,155 @@
+"""What ``config.py`` of a patched checkout calls: the host's flags and the plugin's in one parser, checked together."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from fedbias_plugin.algorithms import ALGORITHMS, is_known
+from fedbias_plugin.arguments import BiasArguments, check_range, option
+from fedbias_plugin.errors import UserError
+from fedbias_plugin.poisoning.scenarios import SCENARIOS, biased_shares
+
+logger = logging.getLogger(__name__)
+
+HOOKS = "fedbias_plugin.hosts.openfedllm.hooks"
+
+
+@dataclass
+class AttachedArguments(BiasArguments):
+    """The plugin's flags in a patched OpenFedLLM: no scenario unless asked for, and preference sets for DPO."""
+
+    scenario: str = option(
+        "none", f"who holds biased rows: {', '.join(SCENARIOS)}; none leaves the host's own data and split alone"
+    )
+    preference_dataset: str = option(
+        "auto",
+        "main_dpo.py with a scenario: the preference rows (prompt, chosen, rejected), which poisoned clients hold with "
+        "chosen and rejected exchanged: a known name, a hub name or a file; auto takes BiasDPO if it is on this "
+        "machine, else the bundled mini data; host takes what --dataset_name gives",
+    )
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the plugin neither poisons nor measures nor weighs, so that the host's run must not change at all."""
+        return self.aggregation == "host" and self.scenario == "none" and not self.benchmark_names
+
+
+def extend_arguments(host_arguments: type, host_parser: type) -> tuple[type, type]:
+    """``FedArguments`` with the plugin's fields, and a parser that checks all flags together as soon as it has them.
+
+    Args:
+        host_arguments: the host's ``FedArguments``.
+        host_parser: ``transformers.HfArgumentParser``.
+
+    Raises:
+        SystemExit: the host has a flag of the same name (said on standard error).
+    """
+    ours = set(AttachedArguments.__dataclass_fields__)
+    taken = sorted(ours & set(getattr(host_arguments, "__dataclass_fields__", {})))
+    if taken:
+        _leave(
+            UserError(f"This host has flags of the same name: --{', --'.join(taken)}; the plugin cannot add its own.")
+        )
+
+    @dataclass
+    class FedArguments(AttachedArguments, host_arguments):
+        """The host's federated arguments and the plugin's."""
+
+        def __post_init__(self) -> None:
+            AttachedArguments.__post_init__(self)
+            checks = getattr(host_arguments, "__post_init__", None)
+            if checks is not None:
+                checks(self)
+
+    FedArguments.__qualname__ = host_arguments.__qualname__  # what the host prints
+
+    class Parser(host_parser):
+        """Leaves with one line and exit code 2 where a flag of the plugin is wrong."""
+
+        def parse_args_into_dataclasses(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+            try:
+                parsed = super().parse_args_into_dataclasses(*args, **kwargs)
+                script_args, fed_args = parsed[0], parsed[1]
+                check_arguments(script_args, fed_args)
+                make_output_dir(script_args)
+            except UserError as error:
+                _leave(error)
+            return parsed
+
+    return FedArguments, Parser
+
+
+def check_arguments(script_args: Any, fed_args: Any) -> None:
+    """Refuse what would fail, or do nothing, after the model has been loaded.
+
+    Raises:
+        UserError: naming the flags and what to give instead.
+    """
+    if HOOKS not in sys.modules:
+        _check_unhooked(fed_args)
+        return
+    _check_federation(script_args, fed_args)
+    check_range("seed", script_args.seed, 0)
+    if script_args.max_steps < 1 and fed_args.local_epochs is None:
+        raise UserError(
+            f"--max_steps {script_args.max_steps} is no number of steps in OpenFedLLM; give --local_epochs N to train "
+            "over all rows of a client."
+        )
+    if (script_args.load_in_8bit or script_args.load_in_4bit) and not script_args.use_peft:
+        raise UserError("A quantised model cannot be trained whole; add --use_peft, or drop --load_in_8bit/4bit.")
+    if any(argument.split("=")[0] == "--num_train_epochs" for argument in sys.argv[1:]):
+        logger.warning("--num_train_epochs has no effect in OpenFedLLM (--max_steps wins); give --local_epochs.")
+
+
+def make_output_dir(script_args: Any) -> None:
+    """Create ``--output_dir``; the host makes only the run's own folder inside it and fails when it is absent.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        os.makedirs(script_args.output_dir, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output_dir {script_args.output_dir} cannot be made: {error.strerror}.") from None
+
+
+def _check_federation(script_args: Any, fed_args: Any) -> None:
+    for flag in ("num_clients", "sample_clients", "num_rounds"):
+        check_range(flag, getattr(fed_args, flag), 1)
+    if fed_args.aggregation != "host" and not is_known(fed_args.fed_alg):
+        raise UserError(
+            f"--aggregation {fed_args.aggregation} works with --fed_alg {', '.join(ALGORITHMS)} and localN, not with "
+            f"{fed_args.fed_alg!r}; give one of them, or --aggregation host."
+        )
+    if fed_args.fed_alg.startswith("local"):
+        last = fed_args.fed_alg[-1]
+        if not last.isdigit() or int(last) >= fed_args.num_clients:
+            raise UserError(
+                f"--fed_alg {fed_args.fed_alg}: OpenFedLLM reads the last digit as the client, and the clients are 0 "
+                f"to {fed_args.num_clients - 1}."
+            )
+    if fed_args.scenario != "none":
+        biased_shares(fed_args.scenario, fed_args.num_clients, script_args.seed, fed_args.custom_shares)
+        if getattr(script_args, "multi_turn_task", False):
+            raise UserError("--scenario deals single-turn rows; leave out --multi_turn_task, or give --scenario none.")
+
+
+def _check_unhooked(fed_args: Any) -> None:
+    """A script that holds no hooks would take every flag of the plugin and obey none."""
+    spec = AttachedArguments.__dataclass_fields__
+    given = [name for name, field in spec.items() if getattr(fed_args, name) != field.default]
+    if given:
+        script = os.path.basename(sys.argv[0])
+        raise UserError(
+            f"{script} does not hold the plugin's lines, so --{', --'.join(given)} would do nothing; run main_sft.py "
+            "or main_dpo.py, after `fedbias patch`."
+        )
+
+
+def _leave(error: UserError) -> None:
+    print(f"fedbias: error: {error}", file=sys.stderr)
+    raise SystemExit(2)

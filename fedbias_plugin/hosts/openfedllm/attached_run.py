@@ -1,0 +1,209 @@
+"""One run of a patched OpenFedLLM: the session, and what the hooks hand to it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from inspect import BoundArguments
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedbias_plugin.errors import UserError
+from fedbias_plugin.hosts.openfedllm.attach import AttachedArguments
+from fedbias_plugin.hosts.openfedllm.client_data import ClientData
+from fedbias_plugin.hosts.openfedllm.client_training import ClientTraining, preserved, watch_training
+from fedbias_plugin.hosts.saving import model_card, save_global_model
+from fedbias_plugin.poisoning.loaders import Partition
+from fedbias_plugin.session import BiasSession, HostRun
+from fedbias_plugin.tracking.jsonl import METRICS_FILE
+from fedbias_plugin.training.isolation import preserved_random_states
+from fedbias_plugin.training.states import write_state
+
+logger = logging.getLogger(__name__)
+
+
+class AttachedRun:
+    """What happens at each hook, in the order of the host's script.
+
+    Args:
+        script_args: the host's.
+        fed_args: the host's, with the plugin's fields.
+        is_dpo: whether the script trains on preferences.
+        pinned: whether this is the pinned stack.
+    """
+
+    def __init__(self, script_args: Any, fed_args: AttachedArguments, *, is_dpo: bool, pinned: bool) -> None:
+        self.script_args, self.fed_args = script_args, fed_args
+        self.data = ClientData(script_args, fed_args, is_dpo)
+        self.training = ClientTraining(self.data, pinned)
+        self.session: BiasSession | None = None
+        self.model: Any = None
+        self.tokenizer: Any = None
+        self._clients: list[int] = []
+        self._calls = 0
+        self._client = 0
+        self._round_idx = 0
+        self._losses: dict[int, float] = {}
+
+    def open_session(self, partition: Partition | None = None) -> BiasSession:
+        """The session, made at the first call; all data of the plugin is read and checked then.
+
+        Raises:
+            UserError: a data set is missing, damaged or too small, or the output folder holds another run.
+        """
+        if self.session is None:
+            if (Path(self.script_args.output_dir) / METRICS_FILE).exists():
+                raise UserError(
+                    f"{self.script_args.output_dir} holds the metrics.jsonl of another run; give another --output_dir."
+                )
+            if partition is None and self.data.from_scenario and self.data.is_dpo:
+                partition = self.data.preference_partition()
+            self.session = BiasSession(self.fed_args, self._host_run(), partition=partition)
+            self._log_plan()
+        return self.session
+
+    def scenario_datasets(self, host_dataset: Any = None) -> list[Any]:
+        """Every client's rows under ``--scenario``; ``host_dataset`` is what the host loaded, if it did."""
+        partition = self.data.preference_partition(host_dataset) if self.session is None and self.data.is_dpo else None
+        return self.data.deal(self.open_session(partition).client_datasets)
+
+    def clients_chosen(self, clients: list[int]) -> None:
+        """A round begins; ``clients`` take part."""
+        self._clients, self._calls = list(clients), 0
+
+    def client_comes(self, dataset: Any, round_idx: int) -> None:
+        """The client that holds ``dataset`` is next to train in round ``round_idx`` (from 0)."""
+        self._round_idx = round_idx
+        self._client = self.data.client_of(dataset, self._calls, self._clients or [0])
+        self._calls += 1
+
+    def build_trainer(self, factory: Callable[..., Any], call: BoundArguments) -> Any:
+        """The host's trainer for the client at hand; before the first one the untouched model is measured."""
+        arguments, client = call.arguments, self._client
+        model, tokenizer, training_args = arguments["model"], arguments["tokenizer"], arguments["training_args"]
+        self.training.set_pad_token(tokenizer)
+        if self.model is None:
+            self._begin(model, tokenizer, training_args)
+        rows = arguments["local_dataset"]
+        self.training.set_length_and_seed(training_args, len(rows), client, self._round_idx)
+        if self.training.finds_responses:
+            self.training.give_rows(arguments, self.training.encode(rows, model, tokenizer, client))
+        mu = getattr(self.fed_args, "prox_mu", None)
+        mu = None if mu is None else self.open_session().proximal_mu(client, mu)
+        arguments["fed_args"] = self.training.arguments_of_client(mu)
+        forwards = preserved(model)
+        trainer = factory(*call.args, **call.kwargs)
+        watch_training(trainer, model, forwards, lambda result: self._trained(client, result))
+        return trainer
+
+    def aggregate(self, host_aggregate: Callable[..., Any], call: BoundArguments) -> Any:
+        """Score and weigh the clients' states, let the host average, measure the global model, write the round."""
+        arguments, session = call.arguments, self.open_session()
+        clients, round_number = list(arguments["clients_this_round"]), arguments["round_idx"] + 1
+        host_states, counts = arguments["local_dict_list"], arguments["sample_num_list"]
+        with self._undisturbed():
+            states = session.before_aggregation(
+                round_number,
+                model=self.model,
+                tokenizer=self.tokenizer,
+                global_state=arguments["global_dict"],
+                local_states={client: host_states[client] for client in clients},
+                sample_counts={client: counts[client] for client in clients},
+                train_losses={client: self._losses[client] for client in clients if client in self._losses},
+            )
+        arguments["local_dict_list"] = _with_states(host_states, states)
+        result = host_aggregate(*call.args, **call.kwargs)
+        with self._undisturbed():
+            write_state(self.model, dict(result[0]))
+            session.after_aggregation(round_number, model=self.model, tokenizer=self.tokenizer)
+        self._losses = {}
+        if round_number == self.fed_args.num_rounds:  # type: ignore[attr-defined]  # a field of the host's
+            self._finish()
+        return result
+
+    def close(self, failure: str) -> None:
+        """The script ends; a run that has not finished is marked failed. Safe to call twice."""
+        if self.session is not None:
+            self.session.close(failure=failure)
+
+    def _begin(self, model: Any, tokenizer: Any, training_args: Any) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.training.check_clients(tokenizer)
+        placed = getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False)
+        if not placed:
+            model.to(training_args.device)  # where the first trainer would put it
+        with self._undisturbed():
+            self.open_session().after_aggregation(0, model=model, tokenizer=tokenizer)
+
+    def _trained(self, client: int, result: Any) -> None:
+        self._losses[client] = float(result.training_loss)
+
+    def _finish(self) -> None:
+        """Save the final global model, whatever ``save_model_freq`` says, and write the summary."""
+        with_adapter = hasattr(self.model, "peft_config")
+        folder = Path(self.script_args.output_dir) / ("adapter" if with_adapter else "model")
+        fed_args: Any = self.fed_args
+        settings = (
+            f"{fed_args.fed_alg}, --aggregation {fed_args.aggregation}, {fed_args.num_rounds} rounds, seed "
+            f"{self.script_args.seed}, {'DPO' if self.data.is_dpo else 'SFT'} in OpenFedLLM"
+        )
+        session = self.open_session()
+        shares = {dataset.client: dataset.biased_share for dataset in session.client_datasets}
+        card = model_card(self.script_args.model_name_or_path, fed_args.scenario, shares, settings)
+        with self._undisturbed():
+            save_global_model(self.model, self.tokenizer, folder, card)
+        session.close()
+        logger.info("finished: %s holds metrics.jsonl, summary.json and %s/", self.script_args.output_dir, folder.name)
+
+    def _host_run(self) -> HostRun:
+        script_args, fed_args = self.script_args, self.fed_args
+        num_clients = fed_args.num_clients  # type: ignore[attr-defined]
+        return HostRun(
+            output_dir=Path(script_args.output_dir),
+            fed_alg=fed_args.fed_alg,  # type: ignore[attr-defined]
+            num_clients=num_clients,
+            sample_clients=min(fed_args.sample_clients, num_clients),  # type: ignore[attr-defined]
+            num_rounds=fed_args.num_rounds,  # type: ignore[attr-defined]
+            seed=script_args.seed,
+            template=script_args.template,
+            seq_length=script_args.seq_length,
+            config=dataclasses.asdict(script_args) | dataclasses.asdict(fed_args),
+        )
+
+    def _log_plan(self) -> None:
+        fed_args = self.fed_args
+        if self.data.from_scenario and not self.data.needs_host_rows:
+            logger.info(
+                "--scenario %s deals every client %d rows; --dataset_name and --dataset_sample are not used.",
+                *(fed_args.scenario, fed_args.client_samples),
+            )
+        if fed_args.local_epochs is not None:
+            logger.info("--local_epochs %d takes the place of --max_steps.", fed_args.local_epochs)
+
+    @contextlib.contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        """What the plugin does leaves no trace in the random states the host goes on with."""
+        with preserved_random_states():
+            yield
+
+
+def _with_states(host_states: list[Any], states: Mapping[int, Any]) -> list[Any]:
+    """The list the host averages: its own, or a copy with the clients' states replaced."""
+    if all(states[client] is host_states[client] for client in states):
+        return host_states
+    return [states.get(client, state) for client, state in enumerate(host_states)]
+
+
+def seeded_adapter(get_peft_model: Callable[..., Any], seed: int) -> Callable[..., Any]:
+    """``get_peft_model`` that draws the adapter's initial weights from ``seed``, leaving the random state alone."""
+
+    def get_seeded_peft_model(model: Any, *args: Any, **kwargs: Any) -> Any:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(seed)
+            return get_peft_model(model, *args, **kwargs)
+
+    return get_seeded_peft_model

@@ -1,0 +1,154 @@
+"""What a hook does around the training of one client in a patched OpenFedLLM."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+from fedbias_plugin.errors import UserError
+from fedbias_plugin.hosts.openfedllm.client_data import ClientData
+from fedbias_plugin.hosts.openfedllm.host_rows import Formatting, encode_dataset
+from fedbias_plugin.training.encoding import Feature, trainable_tokens
+from fedbias_plugin.training.isolation import preserved_forward
+from fedbias_plugin.training.local_trainer import seed_of_client
+from fedbias_plugin.training.models import check_fits_model
+
+logger = logging.getLogger(__name__)
+
+PLAIN_ALGORITHMS = ("fedavgm", "fedadagrad", "fedyogi", "fedadam")
+"""Algorithms whose clients train as FedAvg's do; OpenFedLLM's factories know them by misspelt names or not at all."""
+
+
+class ClientTraining:
+    """Prepares the arguments of the host's trainer factory and watches the trainer it returns.
+
+    Args:
+        data: the clients' rows.
+        pinned: whether this is the pinned stack.
+    """
+
+    def __init__(self, data: ClientData, pinned: bool) -> None:
+        self.data, self.pinned = data, pinned
+        self.script_args, self.fed_args = data.script_args, data.fed_args
+        self.response_marker = ""
+        self.formatting: Formatting | None = None
+        self._pad_is_ours = False
+        self._warned: set[int] = set()
+
+    @property
+    def finds_responses(self) -> bool:
+        """Whether rows are texts with one response to be found: SFT, except FedLLM-Bench's multi-turn tasks."""
+        return not self.data.is_dpo and not getattr(self.script_args, "multi_turn_task", False)
+
+    def set_pad_token(self, tokenizer: Any) -> None:
+        """EOS, where the host found no token to pad with (it takes the unknown token, which many tokenizers lack).
+
+        Raises:
+            UserError: there is no EOS token either.
+        """
+        if tokenizer.pad_token is not None:
+            return
+        if tokenizer.eos_token is None:
+            raise UserError("The tokenizer has no pad_token, unk_token or eos_token; set eos_token in its config.")
+        tokenizer.pad_token = tokenizer.eos_token
+        self._pad_is_ours = True
+
+    def arguments_of_client(self, prox_mu: float | None) -> Any:
+        """``fed_args`` for the factory: with the client's mu, and an algorithm that the factory knows."""
+        arguments = copy.copy(self.fed_args)
+        if prox_mu is not None:
+            arguments.prox_mu = prox_mu  # type: ignore[attr-defined]
+        if arguments.fed_alg in PLAIN_ALGORITHMS:  # type: ignore[attr-defined]
+            arguments.fed_alg = "fedavg"  # type: ignore[attr-defined]
+        return arguments
+
+    def set_length_and_seed(self, training_args: Any, rows: int, client: int, round_idx: int) -> None:
+        """``--local_epochs`` as optimizer steps, which SCAFFOLD's control variates are divided by, and the seed."""
+        epochs, seed = self.fed_args.local_epochs, self.fed_args.schedule_seed
+        if epochs is not None:
+            batches = math.ceil(rows / training_args.per_device_train_batch_size)
+            training_args.max_steps = epochs * math.ceil(batches / training_args.gradient_accumulation_steps)
+        if seed is not None:
+            training_args.seed = seed_of_client(seed, round_idx, client)
+
+    def check_clients(self, tokenizer: Any) -> None:
+        """Refuse, before anything is trained, a client none of whose rows has a token to train on.
+
+        Raises:
+            UserError: naming the client and its first row.
+        """
+        if not self.finds_responses:
+            return
+        for client, dataset in enumerate(self.data.datasets):
+            chunks = (range(start, min(start + 64, len(dataset))) for start in range(0, len(dataset), 64))
+            encoded = (self._encode(dataset.select(chunk), tokenizer) for chunk in chunks)
+            if not any(trainable_tokens(feature) for features in encoded for feature in features):
+                raise UserError(
+                    f"Client {client} has no token to train on: --seq_length {self.script_args.seq_length} cuts the "
+                    f"response off in all {len(dataset)} rows (such as {self.data.name_row(client, 0)}). "
+                    "Raise --seq_length."
+                )
+
+    def encode(self, dataset: Any, model: Any, tokenizer: Any, client: int) -> list[Feature]:
+        """The rows of a round with labels; warns once for a client some of whose responses are cut off.
+
+        Raises:
+            UserError: the model has no positions or embeddings for them.
+        """
+        features = self._encode(dataset, tokenizer)
+        check_fits_model([feature["input_ids"] for feature in features], model)
+        cut = sum(not trainable_tokens(feature) for feature in features)
+        if cut and client not in self._warned:
+            self._warned.add(client)
+            logger.warning(
+                "client %d: --seq_length %d cuts the response off entirely in %d of %d rows of this round",
+                *(client, self.script_args.seq_length, cut, len(features)),
+            )
+        return features
+
+    def give_rows(self, arguments: dict[str, Any], features: list[Feature]) -> None:
+        """Put the encoded rows where the stack's trainer takes them from."""
+        tokenizer = arguments["tokenizer"]
+        if self.pinned:
+            arguments["data_collator"].remember(features, by_text=self._pad_is_ours)
+        else:
+            from fedbias_plugin.hosts.openfedllm.sft_trainer import EncodedDataset
+
+            arguments["local_dataset"] = EncodedDataset(features, tokenizer)
+
+    def _encode(self, dataset: Any, tokenizer: Any) -> list[Feature]:
+        if self.formatting is None:
+            raise UserError("This host never called get_formatting_prompts_func; its rows cannot be read.")
+        return encode_dataset(dataset, self.formatting, self.response_marker, tokenizer, self.script_args.seq_length)
+
+
+def watch_training(trainer: Any, model: Any, forwards: contextlib.ExitStack, on_result: Callable[[Any], None]) -> None:
+    """Let ``trainer.train()`` put the model's ``forward`` back, and hand its result to ``on_result``.
+
+    Args:
+        trainer: the host's; changed in place.
+        model: the one it trains.
+        forwards: closed after training; holds :func:`preserved` from before the trainer was built.
+        on_result: called with what ``train()`` returned.
+    """
+    inner = trainer.train
+
+    def train(*args: Any, **kwargs: Any) -> Any:
+        with forwards:
+            result = inner(*args, **kwargs)
+        on_result(result)
+        return result
+
+    trainer.train = train
+
+
+def preserved(model: Any) -> contextlib.ExitStack:
+    """Remember ``forward`` of ``model`` and of the base under its adapter, until the stack is closed."""
+    stack = contextlib.ExitStack()
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    stack.enter_context(preserved_forward(model, base))
+    return stack

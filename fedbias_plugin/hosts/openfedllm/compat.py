@@ -1,0 +1,45 @@
+"""The first line of a patched script: makes the installed libraries what OpenFedLLM expects, before it imports them.
+
+Pinned stack (trl 0.7.2, Transformers 4.31): only what crashes or trains on nothing is mended. Current stack (trl 1.x,
+Transformers 5): the classes that are gone come back. What each bridge is for: docs/openfedllm.md.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from fedbias_plugin.errors import UserError
+from fedbias_plugin.hosts.openfedllm.stack import detect_stack
+from fedbias_plugin.logs import log_to_stderr
+
+
+def install() -> str:
+    """Put the bridges in place; returns the stack's name.
+
+    Raises:
+        SystemExit: the installed versions are not known to work together (said on standard error).
+    """
+    log_to_stderr()
+    try:
+        stack = detect_stack()
+    except UserError as error:
+        print(f"fedbias: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    import trl
+
+    from fedbias_plugin.hosts.openfedllm import full_models
+
+    full_models.install()
+    if stack == "pinned":
+        from fedbias_plugin.hosts.openfedllm.completion_collator import CompletionCollator
+
+        trl.DataCollatorForCompletionOnlyLM = CompletionCollator
+    else:
+        from fedbias_plugin.hosts.openfedllm import dpo_trainer, sft_trainer
+
+        trl.DataCollatorForCompletionOnlyLM = sft_trainer.DataCollatorForCompletionOnlyLM
+        trl.SFTTrainer, trl.DPOTrainer = sft_trainer.SFTTrainer, dpo_trainer.DPOTrainer
+    return stack
+
+
+STACK = install()

@@ -1,0 +1,56 @@
+"""Which libraries this Python has: those OpenFedLLM pins, or current ones. Nothing of them is imported."""
+
+from __future__ import annotations
+
+import re
+from importlib import metadata
+
+from fedbias_plugin.errors import UserError
+
+INSTALL = 'pip install "fedbias_plugin[openfedllm]"'
+WORKING = """Known to work together:
+  trl 0.7.2 with transformers 4.31.0 (constraints-openfedllm-pinned.txt)
+  trl 1.16 with transformers 5.23 (constraints.txt)
+Choose one, for example: pip install "trl==1.16.*" "transformers==5.23.*" -c constraints.txt"""
+
+
+def detect_stack() -> str:
+    """``"pinned"`` or ``"current"``, from the versions of trl and transformers.
+
+    pinned: 0.7.2 <= trl < 0.8 and 4.31 <= transformers < 4.37. current: trl >= 1.0 and transformers >= 5.
+
+    Raises:
+        UserError: one of the two is not installed, or they are not known to work together; the message gives the
+            versions found, those that work, and the line that installs them.
+    """
+    versions = stack_versions()
+    missing = [name for name, version in versions.items() if version is None]
+    if missing:
+        raise UserError(
+            f"{' and '.join(missing)}: not installed, but OpenFedLLM needs both trl and transformers: {INSTALL}"
+        )
+    trl, transformers = (_numbers(version) for version in versions.values() if version is not None)
+    if (0, 7, 2) <= trl < (0, 8) and (4, 31) <= transformers < (4, 37):
+        return "pinned"
+    if trl >= (1,) and transformers >= (5,):
+        return "current"
+    found = ", ".join(f"{name} {version}" for name, version in versions.items())
+    raise UserError(f"{found}: not known to work together.\n{WORKING}")
+
+
+def stack_versions() -> dict[str, str | None]:
+    """The installed versions of trl and transformers, None for one that is missing."""
+    return {name: _version(name) for name in ("trl", "transformers")}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version: ``"1.16.0rc1"`` gives (1, 16, 0)."""
+    match = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(part) for part in match.group().split(".")) if match else ()

@@ -1,0 +1,78 @@
+"""Tiny checkouts with the shape of OpenFedLLM's, and the lines that patching adds to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fedbias_plugin.errors import UserError
+from fedbias_plugin.hosts.openfedllm.patcher import Plan, plan_patch, plan_unpatch
+
+MARK = "  # added by fedbias patch"
+FLAGS = (
+    "from fedbias_plugin.hosts.openfedllm.attach import extend_arguments; FedArguments, HfArgumentParser = "
+    "extend_arguments(FedArguments, HfArgumentParser)" + MARK
+)
+COMPAT = "import fedbias_plugin.hosts.openfedllm.compat" + MARK
+HOOKS = "from fedbias_plugin.hosts.openfedllm.hooks import *" + MARK
+
+CONFIG = """\
+from transformers import HfArgumentParser
+class FedArguments: ...
+class ScriptArguments: ...
+parser = HfArgumentParser((ScriptArguments, FedArguments))
+settings = parser.parse_args_into_dataclasses()
+"""
+SFT = """\
+import trl
+from federated_learning import *
+from config import settings
+parts = split_dataset(settings)
+for number in range(3):
+    for client in get_clients_this_round(number):
+        rows = get_dataset_this_round(parts[client])
+        get_fed_local_sft_trainer(rows).train()
+    global_aggregate(settings)
+"""
+DPO = SFT.replace("_sft_", "_dpo_")
+PATCHED_SFT = f"{COMPAT}\n" + SFT.replace("import *\n", f"import *\n{HOOKS}\n")
+BENCH = SFT.replace("split_dataset", "get_fed_datasets")
+
+
+def checkout(folder: Path, **changes: str | bytes | None) -> Path:
+    """Write a checkout; ``config``, ``main_sft`` or ``main_dpo`` replace a script (None: it is absent)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in ({"config": CONFIG, "main_sft": SFT, "main_dpo": DPO} | changes).items():
+        if text is not None:
+            (folder / f"{name}.py").write_bytes(text if isinstance(text, bytes) else text.encode("utf-8"))
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The bytes of every file directly in a folder."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def patch(folder: Path) -> Plan:
+    """Patch a checkout, and give what was done."""
+    plan = plan_patch(folder)
+    plan.write()
+    return plan
+
+
+def unpatch(folder: Path) -> Plan:
+    """Unpatch a checkout, and give what was done."""
+    plan = plan_unpatch(folder)
+    plan.write()
+    return plan
+
+
+def refusal(folder: Path, plan: Callable[[Path], Plan] = plan_patch) -> str:
+    """The message of a refusal, after which every byte is as before."""
+    before = contents(folder)
+    with pytest.raises(UserError) as error:
+        plan(folder).write()
+    assert contents(folder) == before
+    return str(error.value)
