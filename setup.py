@@ -32,7 +32,7 @@ setup(
         "rich>=13",
     ],
     extras_require={
-        "openfedllm": ["trl>=0.7.2", "tqdm", "sentencepiece", "scipy"],
+        "openfedllm": ["trl>=0.7.2", "tqdm", "sentencepiece"],
         "wandb": ["wandb>=0.17"],
         "quantization": ["bitsandbytes>=0.43"],
         "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.8", "mypy>=1.11", "types-PyYAML"],

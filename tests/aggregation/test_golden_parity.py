@@ -1,34 +1,21 @@
 """OpenFedLLM's own numbers, recorded by running it, against this package's arithmetic."""
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 import torch
 
 from fedbias_plugin.aggregation.server_optimizers import ServerOptimizer
 from fedbias_plugin.training.schedule import clients_this_round, cosine_learning_rate, rows_this_round
+from tests.golden import golden_file
 
 CASES = 16
 FILE = "openfedllm_aggregate.json"
 
 
-def golden_path():
-    if "FEDBIAS_GOLDEN" in os.environ:
-        path = Path(os.environ["FEDBIAS_GOLDEN"])
-        return path / FILE if path.is_dir() else path
-    if "FEDBIAS_DATA" in os.environ:
-        return Path(os.environ["FEDBIAS_DATA"]).parent / "golden" / FILE
-    return None
-
-
 @pytest.fixture(scope="module")
 def golden():
-    path = golden_path()
-    if path is None or not path.is_file():
-        pytest.skip(f"the recorded numbers of OpenFedLLM ({FILE}) are not here; set FEDBIAS_GOLDEN to their folder")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(golden_file(FILE).read_text(encoding="utf-8"))
 
 
 def state_of(recorded):

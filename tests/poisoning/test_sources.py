@@ -85,7 +85,7 @@ def test_files_of_the_same_name_give_different_row_ids_to_clean_and_biased_rows(
             [{"instruction": "q", "output": " "}],
             "every one of its 1 rows has an empty text",
         ),
-        ("neither", [{"instruction": "q", "output": "a"}], "Rows are clean or biased, not 'neither'"),
+        ("neither", [{"instruction": "q", "output": "a"}], "Rows are clean, biased, preference, not 'neither'"),
     ],
 )
 def test_a_file_that_cannot_be_used_says_why(tmp_path, kind, rows, message):
