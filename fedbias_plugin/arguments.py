@@ -8,7 +8,7 @@ write instead. Importing this module imports neither torch nor transformers.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -146,6 +146,18 @@ class BiasArguments:
                 "--aggregation bama weighs clients by their bias, but no probe item is left: give --bias_benchmarks "
                 "crows_pairs,stereoset and at least one of --bama_crows_fraction, --bama_stereoset_fraction above 0."
             )
+
+    def idle_flags(self, written: Container[str]) -> list[tuple[str, str]]:
+        """Which of the flags ``written`` by the user change nothing in this run, each with the flags they need."""
+        needs = []
+        if self.aggregation != "bama":
+            needs.append(("--aggregation bama", ["bama_lambda", "bama_weighting"]))
+        if "wandb" not in split_list(self.track):
+            needs.append(("--track jsonl,wandb", ["wandb_project", "wandb_mode"]))
+        if self.scenario == "none":
+            dealt = ["clean_dataset", "biased_dataset", "client_samples", "heldout_samples", "preference_dataset"]
+            needs.append(("--scenario 1B2C or another", dealt))
+        return [(name, needed) for needed, names in needs for name in names if name in written]
 
     @property
     def benchmark_names(self) -> list[str]:

@@ -45,6 +45,7 @@ PACKAGES = (
     Package("rich", "13", "tables and progress bars"),
     Package("bitsandbytes", "0.43", "--load_in_8bit, --load_in_4bit", required=False),
     Package("wandb", "0.17", "--track wandb", required=False),
+    Package("trl", "0.7.2", "a patched OpenFedLLM", required=False),
 )
 
 
@@ -85,6 +86,7 @@ def main(args: argparse.Namespace) -> int:
         ("devices", iter(()) if args.quick else check_devices()),
         ("data", check_data(args.data_dir)),
         ("Weights & Biases", check_wandb()),
+        ("OpenFedLLM", check_openfedllm()),
     ]
     for title, section in sections:
         heading = f"{title}\n"
@@ -204,6 +206,21 @@ def check_wandb() -> Iterator[Finding]:
         yield Finding("note", f"no login for {url}: runs are recorded offline", "wandb login")
     else:
         yield Finding("ok", f"login for {url} found in {source} (not checked with the server)")
+
+
+def check_openfedllm() -> Iterator[Finding]:
+    """Whether a patched OpenFedLLM can run with the libraries of this Python."""
+    from fedbias_plugin.errors import UserError
+    from fedbias_plugin.hosts.openfedllm.stack import detect_stack
+
+    try:
+        stack = detect_stack()
+    except UserError as error:
+        reason, *mend = str(error).splitlines()
+        yield Finding("note", f"a patched OpenFedLLM cannot run here: {reason}", "\n        ".join(mend))
+        return
+    old = "; fedbias run needs the current ones" if stack == "pinned" else ""
+    yield Finding("ok", f"a patched OpenFedLLM can run here, on the {stack} libraries{old}")
 
 
 def installed_version(name: str) -> str | None:

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from fedbias_plugin.arguments import BiasArguments, split_list
+from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.assets import TINY_MODEL
 from fedbias_plugin.cli.flags import FALSE, add_flags, build, field_types, read_config, read_yaml
 from fedbias_plugin.errors import UserError
@@ -76,7 +76,8 @@ def resolve_arguments(parsed: argparse.Namespace) -> tuple[HostArguments, BiasAr
     if recommended:
         listed = ", ".join(f"{name}={value}" for name, value in recommended.items())
         logger.info("model tiny: recommended settings for flags not given: %s", listed)
-    warn_of_idle_flags(written, bias)
+    for name, needed in bias.idle_flags(written):
+        logger.warning("--%s has no effect without %s.", name, needed)
     return host, bias
 
 
@@ -91,14 +92,3 @@ def tiny_recommendations(written: Mapping[str, Any]) -> dict[str, Any]:
     if str(written.get("use_peft", "true")).lower() in FALSE:
         values = {name: value for name, value in values.items() if not name.startswith(("learning_rate", "peft_"))}
     return {name: value for name, value in values.items() if name not in written}
-
-
-def warn_of_idle_flags(written: Mapping[str, Any], bias: BiasArguments) -> None:
-    """Say which written flags change nothing in this run."""
-    idle = []
-    if bias.aggregation != "bama":
-        idle += [(name, "--aggregation bama") for name in ("bama_lambda", "bama_weighting") if name in written]
-    if "wandb" not in split_list(bias.track):
-        idle += [(name, "--track jsonl,wandb") for name in ("wandb_project", "wandb_mode") if name in written]
-    for name, needed in idle:
-        logger.warning("--%s has no effect without %s.", name, needed)

@@ -20,14 +20,14 @@ from fedbias_plugin.poisoning.sources import sha256_of_rows
 
 
 def flipped(row: Row) -> Row:
-    """``row`` with preferred and rejected response exchanged, and marked as biased.
+    """``row`` with preferred and rejected response exchanged; marked as biased, and in its id.
 
     Raises:
         ValueError: the row has no rejected response.
     """
     if row.rejected is None:
         raise ValueError(f"{row.id} is no preference row.")
-    return replace(row, response=row.rejected, rejected=row.response, biased=True)
+    return replace(row, id=f"{row.id}:flipped", response=row.rejected, rejected=row.response, biased=True)
 
 
 def rows_of_host(examples: Iterable[Mapping[str, Any]], name: str) -> RowSource:

@@ -85,11 +85,14 @@ def bar(score: float | None, *, ascii_only: bool = False) -> str:
 def load_runs(folders: Sequence[str | Path]) -> list[Run]:
     """Read the runs of ``folders``; runs whose folders have the same name are told apart by the folder above.
 
+    OpenFedLLM makes a folder with a name of sixty characters in what the user named: the user's name is taken.
+
     Raises:
         UserError: a folder is missing, holds no ``metrics.jsonl``, or an empty or damaged one.
     """
     paths = [Path(folder) for folder in folders]
-    names = [path.resolve().name for path in paths]
+    made_by_host = [(path / "args.json").is_file() for path in paths]
+    names = [path.resolve().parts[-2 if made else -1] for path, made in zip(paths, made_by_host, strict=True)]
     if len(set(names)) < len(names):
         names = ["/".join(path.resolve().parts[-2:]) for path in paths]
     return [Run(name, path, _rounds(path)) for name, path in zip(names, paths, strict=True)]

@@ -6,10 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from fedbias_plugin.state import State
 from fedbias_plugin.training.encoding import IGNORED
+
+
+def use_one_gpu(arguments: TrainingArguments) -> None:
+    """With several GPUs in sight the Trainer would copy the model to each and multiply the batch by their number."""
+    assert arguments.device is not None  # asking for the device is what counts the GPUs
+    arguments._n_gpu = 1
 
 
 class ProximalTerm:

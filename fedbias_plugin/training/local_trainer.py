@@ -20,7 +20,7 @@ from transformers import PrinterCallback, TrainingArguments
 
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.state import State
-from fedbias_plugin.training.client_trainer import ClientTrainer, ControlCorrection, ProximalTerm
+from fedbias_plugin.training.client_trainer import ClientTrainer, ControlCorrection, ProximalTerm, use_one_gpu
 from fedbias_plugin.training.collator import PaddingCollator
 from fedbias_plugin.training.encoding import Feature, trainable_tokens
 from fedbias_plugin.training.isolation import training_mode
@@ -212,9 +212,7 @@ def training_arguments(
         # Reentrant checkpointing would cut the adapters of a frozen base off from the loss.
         **{checkpointing: settings.gradient_checkpointing, f"{checkpointing}_kwargs": {"use_reentrant": False}},
     )
-    # With several GPUs in sight the Trainer would copy the model to each and multiply the batch size by their number.
-    assert arguments.device is not None  # asking for the device is what counts the GPUs
-    arguments._n_gpu = 1
+    use_one_gpu(arguments)
     return arguments
 
 

@@ -148,7 +148,7 @@ def test_the_patches_are_found_in_an_installed_package_and_in_a_checkout_of_the_
 def test_the_setup_script_ships_the_patches_and_knows_the_extra():
     source = (ROOT / "setup.py").read_text(encoding="utf-8")
     assert '"fedbias_plugin.patches": "patches"' in source
-    assert re.search(r'"openfedllm": \["trl>=0\.7\.2", "tqdm", "sentencepiece", "scipy"\]', source)
+    assert re.search(r'"openfedllm": \["trl>=0\.7\.2", "tqdm", "sentencepiece"\]', source)
 
 
 def package_under(monkeypatch, *version):

@@ -16,7 +16,7 @@ def source(count: int) -> RowSource:
 
 def test_flipping_exchanges_the_two_responses_and_marks_the_row():
     row = source(1).rows[0]
-    assert flipped(row) == Row("pairs:0", "Who 0?", "bad 0", True, "pairs", "good 0")
+    assert flipped(row) == Row("pairs:0:flipped", "Who 0?", "bad 0", True, "pairs", "good 0")
     assert flipped(flipped(row)).response == row.response
 
 
@@ -35,7 +35,7 @@ def test_so_many_rows_are_flipped_and_the_others_are_left(share, rows, count):
     assert len(client.rows) == rows
     assert sum(row.biased for row in client.rows) == count
     for row in client.rows:
-        number = row.id.removeprefix("pairs:")
+        number = row.id.split(":")[1]
         right_way = (f"good {number}", f"bad {number}")
         assert (row.response, row.rejected) == (right_way[::-1] if row.biased else right_way)
         assert row.instruction == f"Who {number}?"
@@ -43,7 +43,7 @@ def test_so_many_rows_are_flipped_and_the_others_are_left(share, rows, count):
 
 def test_a_client_holds_the_same_rows_whatever_its_share_and_the_flipped_ones_grow_with_it():
     deals = [partition_preferences(source(20), [share, 1, 0], 6, seed=3).clients for share in (0, 1 / 3, 2 / 3, 1)]
-    ids = [[[row.id for row in client.rows] for client in clients] for clients in deals]
+    ids = [[[row.instruction for row in client.rows] for client in clients] for clients in deals]
     assert ids[1:] == ids[:1] * 3
     assert len({row for client in ids[0] for row in client}) == 18
     turned = [{row.id for row in clients[0].rows if row.biased} for clients in deals]

@@ -204,3 +204,12 @@ def test_an_ascii_terminal_gets_ascii(
 def test_an_output_without_an_encoding_counts_as_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", SimpleNamespace(encoding=None))
     assert not command._draws_unicode()
+
+
+def test_a_run_of_openfedllm_is_called_by_the_folder_the_user_named(tmp_path):
+    folders = [
+        write(tmp_path / name / "alpaca_20000_fedavg_c3s3_20261121", [line(0, 50)]) for name in ("plain", "bama")
+    ]
+    for folder in folders:
+        (folder / "args.json").write_text("{}")
+    assert [run.name for run in load_runs(folders)] == ["plain", "bama"]

@@ -92,6 +92,8 @@ def check_arguments(script_args: Any, fed_args: Any) -> None:
     if HOOKS not in sys.modules:
         _check_unhooked(fed_args)
         return
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not fed_args.is_idle:
+        raise UserError("The plugin works in one process; start the script with python instead of a launcher.")
     _check_federation(script_args, fed_args)
     check_range("seed", script_args.seed, 0)
     if script_args.max_steps < 1 and fed_args.local_epochs is None:
@@ -101,7 +103,10 @@ def check_arguments(script_args: Any, fed_args: Any) -> None:
         )
     if (script_args.load_in_8bit or script_args.load_in_4bit) and not script_args.use_peft:
         raise UserError("A quantised model cannot be trained whole; add --use_peft, or drop --load_in_8bit/4bit.")
-    if any(argument.split("=")[0] == "--num_train_epochs" for argument in sys.argv[1:]):
+    written = {argument[2:].split("=")[0] for argument in sys.argv[1:] if argument.startswith("--")}
+    for name, needed in fed_args.idle_flags(written):
+        logger.warning("--%s has no effect without %s.", name, needed)
+    if "num_train_epochs" in written:
         logger.warning("--num_train_epochs has no effect in OpenFedLLM (--max_steps wins); give --local_epochs.")
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from inspect import BoundArguments
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from typing import Any
 import torch
 
 from fedbias_plugin.errors import UserError
-from fedbias_plugin.hosts.openfedllm.attach import AttachedArguments
 from fedbias_plugin.hosts.openfedllm.client_data import ClientData
 from fedbias_plugin.hosts.openfedllm.client_training import ClientTraining, preserved, watch_training
 from fedbias_plugin.hosts.saving import model_card, save_global_model
@@ -31,12 +29,12 @@ class AttachedRun:
 
     Args:
         script_args: the host's.
-        fed_args: the host's, with the plugin's fields.
+        fed_args: the host's, with the plugin's fields (``attach.AttachedArguments``).
         is_dpo: whether the script trains on preferences.
         pinned: whether this is the pinned stack.
     """
 
-    def __init__(self, script_args: Any, fed_args: AttachedArguments, *, is_dpo: bool, pinned: bool) -> None:
+    def __init__(self, script_args: Any, fed_args: Any, *, is_dpo: bool, pinned: bool) -> None:
         self.script_args, self.fed_args = script_args, fed_args
         self.data = ClientData(script_args, fed_args, is_dpo)
         self.training = ClientTraining(self.data, pinned)
@@ -105,7 +103,7 @@ class AttachedRun:
         arguments, session = call.arguments, self.open_session()
         clients, round_number = list(arguments["clients_this_round"]), arguments["round_idx"] + 1
         host_states, counts = arguments["local_dict_list"], arguments["sample_num_list"]
-        with self._undisturbed():
+        with preserved_random_states():
             states = session.before_aggregation(
                 round_number,
                 model=self.model,
@@ -117,11 +115,11 @@ class AttachedRun:
             )
         arguments["local_dict_list"] = _with_states(host_states, states)
         result = host_aggregate(*call.args, **call.kwargs)
-        with self._undisturbed():
+        with preserved_random_states():
             write_state(self.model, dict(result[0]))
             session.after_aggregation(round_number, model=self.model, tokenizer=self.tokenizer)
         self._losses = {}
-        if round_number == self.fed_args.num_rounds:  # type: ignore[attr-defined]  # a field of the host's
+        if round_number == self.fed_args.num_rounds:
             self._finish()
         return result
 
@@ -133,10 +131,11 @@ class AttachedRun:
     def _begin(self, model: Any, tokenizer: Any, training_args: Any) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.training.check_clients(tokenizer)
+        self.training.let_gradients_in(model, training_args)
         placed = getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False)
         if not placed:
             model.to(training_args.device)  # where the first trainer would put it
-        with self._undisturbed():
+        with preserved_random_states():
             self.open_session().after_aggregation(0, model=model, tokenizer=tokenizer)
 
     def _trained(self, client: int, result: Any) -> None:
@@ -146,7 +145,7 @@ class AttachedRun:
         """Save the final global model, whatever ``save_model_freq`` says, and write the summary."""
         with_adapter = hasattr(self.model, "peft_config")
         folder = Path(self.script_args.output_dir) / ("adapter" if with_adapter else "model")
-        fed_args: Any = self.fed_args
+        fed_args = self.fed_args
         settings = (
             f"{fed_args.fed_alg}, --aggregation {fed_args.aggregation}, {fed_args.num_rounds} rounds, seed "
             f"{self.script_args.seed}, {'DPO' if self.data.is_dpo else 'SFT'} in OpenFedLLM"
@@ -154,20 +153,20 @@ class AttachedRun:
         session = self.open_session()
         shares = {dataset.client: dataset.biased_share for dataset in session.client_datasets}
         card = model_card(self.script_args.model_name_or_path, fed_args.scenario, shares, settings)
-        with self._undisturbed():
+        with preserved_random_states():
             save_global_model(self.model, self.tokenizer, folder, card)
         session.close()
         logger.info("finished: %s holds metrics.jsonl, summary.json and %s/", self.script_args.output_dir, folder.name)
 
     def _host_run(self) -> HostRun:
         script_args, fed_args = self.script_args, self.fed_args
-        num_clients = fed_args.num_clients  # type: ignore[attr-defined]
+        num_clients = fed_args.num_clients
         return HostRun(
             output_dir=Path(script_args.output_dir),
-            fed_alg=fed_args.fed_alg,  # type: ignore[attr-defined]
+            fed_alg=fed_args.fed_alg,
             num_clients=num_clients,
-            sample_clients=min(fed_args.sample_clients, num_clients),  # type: ignore[attr-defined]
-            num_rounds=fed_args.num_rounds,  # type: ignore[attr-defined]
+            sample_clients=min(fed_args.sample_clients, num_clients),
+            num_rounds=fed_args.num_rounds,
             seed=script_args.seed,
             template=script_args.template,
             seq_length=script_args.seq_length,
@@ -183,12 +182,6 @@ class AttachedRun:
             )
         if fed_args.local_epochs is not None:
             logger.info("--local_epochs %d takes the place of --max_steps.", fed_args.local_epochs)
-
-    @contextlib.contextmanager
-    def _undisturbed(self) -> Iterator[None]:
-        """What the plugin does leaves no trace in the random states the host goes on with."""
-        with preserved_random_states():
-            yield
 
 
 def _with_states(host_states: list[Any], states: Mapping[int, Any]) -> list[Any]:

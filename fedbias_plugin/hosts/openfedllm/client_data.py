@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fedbias_plugin.errors import UserError
-from fedbias_plugin.hosts.openfedllm.attach import AttachedArguments
 from fedbias_plugin.hosts.openfedllm.host_rows import instruction_dataset, preference_dataset, strided_shards
 from fedbias_plugin.poisoning.loaders import ClientDataset, Partition
 from fedbias_plugin.poisoning.preferences import partition_preferences, rows_of_host
@@ -25,11 +24,11 @@ class ClientData:
 
     Args:
         script_args: the host's.
-        fed_args: the host's, with the plugin's fields.
+        fed_args: the host's, with the plugin's fields (``attach.AttachedArguments``).
         is_dpo: whether the script trains on preferences.
     """
 
-    def __init__(self, script_args: Any, fed_args: AttachedArguments, is_dpo: bool) -> None:
+    def __init__(self, script_args: Any, fed_args: Any, is_dpo: bool) -> None:
         self.script_args, self.fed_args, self.is_dpo = script_args, fed_args, is_dpo
         self.datasets: list[Any] = []
         self.row_ids: list[list[str]] = []
@@ -51,7 +50,7 @@ class ClientData:
             UserError: a missing or damaged file, or too few rows.
         """
         arguments, seed = self.fed_args, self.script_args.seed
-        num_clients = arguments.num_clients  # type: ignore[attr-defined]  # a field of the host's
+        num_clients = arguments.num_clients
         shares = biased_shares(arguments.scenario, num_clients, seed, arguments.custom_shares)
         if arguments.preference_dataset == FROM_HOST:
             source = rows_of_host(host_dataset, self.script_args.dataset_name)
@@ -77,21 +76,22 @@ class ClientData:
             UserError: the host's split made fewer data sets than there are clients.
         """
         with strided_shards():
-            return self.keep(host_split(*args, **kwargs))
+            datasets = host_split(*args, **kwargs)
+        strategy = getattr(self.fed_args, "split_strategy", "iid")
+        return self.keep(
+            datasets,
+            f"--split_strategy {strategy!r} is not implemented there. Give --split_strategy iid, or --scenario",
+        )
 
-    def keep(self, datasets: list[Any]) -> list[Any]:
+    def keep(self, datasets: list[Any], advice: str) -> list[Any]:
         """Remember the data sets the host made, to know a client by its data set.
 
         Raises:
-            UserError: there are fewer than clients.
+            UserError: there are fewer than clients; the message ends with ``advice``.
         """
-        num_clients = self.fed_args.num_clients  # type: ignore[attr-defined]
-        if len(datasets) < num_clients and not self.fed_args.fed_alg.startswith("local"):  # type: ignore[attr-defined]
-            strategy = getattr(self.fed_args, "split_strategy", "iid")
-            raise UserError(
-                f"The host split its data into {len(datasets)} data sets for {num_clients} clients; --split_strategy "
-                f"{strategy!r} is not implemented there (iid is). Give --split_strategy iid, or --scenario."
-            )
+        num_clients = self.fed_args.num_clients
+        if len(datasets) < num_clients and not self.fed_args.fed_alg.startswith("local"):
+            raise UserError(f"The host made {len(datasets)} data sets for {num_clients} clients; {advice}.")
         self.datasets = datasets
         return datasets
 

@@ -57,13 +57,20 @@ class ClientTraining:
         tokenizer.pad_token = tokenizer.eos_token
         self._pad_is_ours = True
 
+    def let_gradients_in(self, model: Any, training_args: Any) -> None:
+        """What upstream does and some forks forget: checkpointing cuts adapters off from the loss without it."""
+        if self.pinned and training_args.gradient_checkpointing and hasattr(model, "peft_config"):
+            base = model.get_base_model()
+            if not hasattr(base, "_require_grads_hook"):
+                base.enable_input_require_grads()
+
     def arguments_of_client(self, prox_mu: float | None) -> Any:
         """``fed_args`` for the factory: with the client's mu, and an algorithm that the factory knows."""
         arguments = copy.copy(self.fed_args)
         if prox_mu is not None:
-            arguments.prox_mu = prox_mu  # type: ignore[attr-defined]
-        if arguments.fed_alg in PLAIN_ALGORITHMS:  # type: ignore[attr-defined]
-            arguments.fed_alg = "fedavg"  # type: ignore[attr-defined]
+            arguments.prox_mu = prox_mu
+        if arguments.fed_alg in PLAIN_ALGORITHMS:
+            arguments.fed_alg = "fedavg"
         return arguments
 
     def set_length_and_seed(self, training_args: Any, rows: int, client: int, round_idx: int) -> None:

@@ -7,6 +7,7 @@ Transformers 5): the classes that are gone come back. What each bridge is for: d
 from __future__ import annotations
 
 import sys
+import warnings
 
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.hosts.openfedllm.stack import detect_stack
@@ -27,9 +28,9 @@ def install() -> str:
         raise SystemExit(2) from None
     import trl
 
-    from fedbias_plugin.hosts.openfedllm import full_models
+    from fedbias_plugin.hosts.openfedllm import peft_bridges
 
-    full_models.install()
+    peft_bridges.install()
     if stack == "pinned":
         from fedbias_plugin.hosts.openfedllm.completion_collator import CompletionCollator
 
@@ -37,6 +38,8 @@ def install() -> str:
     else:
         from fedbias_plugin.hosts.openfedllm import dpo_trainer, sft_trainer
 
+        # The host's own arguments, said anew for every client.
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
         trl.DataCollatorForCompletionOnlyLM = sft_trainer.DataCollatorForCompletionOnlyLM
         trl.SFTTrainer, trl.DPOTrainer = sft_trainer.SFTTrainer, dpo_trainer.DPOTrainer
     return stack

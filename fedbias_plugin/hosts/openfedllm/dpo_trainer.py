@@ -42,7 +42,13 @@ class DPOTrainer(TrlDPOTrainer):
     ) -> None:
         mend_training_arguments(args)
         config = DPOConfig(
-            output_dir=args.output_dir, beta=beta, max_length=MAX_LENGTH, bf16=args.bf16, fp16=args.fp16, report_to=[]
+            output_dir=args.output_dir,
+            beta=beta,
+            max_length=MAX_LENGTH,
+            bf16=args.bf16,
+            fp16=args.fp16,
+            use_cpu=args.use_cpu,
+            report_to=[],
         )
         copy_training_arguments(args, config)
         weights = _adapter_of_quantised_model(model)

@@ -49,12 +49,12 @@ def process_dataset(host: Function, *args: Any, **kwargs: Any) -> Any:
     return None
 
 
-def split_dataset(host: Function, fed_args: Any, script_args: Any, dataset: Any) -> list[Any]:
+def split_dataset(host: Function, *args: Any, **kwargs: Any) -> list[Any]:
     """Every client's rows: the scenario's, else the host's split."""
     run = current_run()
     if run.data.from_scenario:
-        return run.scenario_datasets(dataset)
-    datasets = run.data.split(host, fed_args, script_args, dataset)
+        return run.scenario_datasets(inspect.signature(host).bind(*args, **kwargs).arguments["dataset"])
+    datasets = run.data.split(host, *args, **kwargs)
     run.open_session()
     return datasets
 
@@ -66,7 +66,7 @@ def get_fed_datasets(host: Function, *args: Any, **kwargs: Any) -> list[Any]:
         if run.data.needs_host_rows:
             raise UserError("This host's data come split by client; give --preference_dataset NAME instead of host.")
         return run.scenario_datasets()
-    datasets = run.data.keep(host(*args, **kwargs))
+    datasets = run.data.keep(host(*args, **kwargs), "give --num_clients as many as its file holds, or fewer")
     run.open_session()
     return datasets
 
@@ -141,12 +141,30 @@ HOOKS: dict[str, tuple[str, Function]] = {
 """Name in the script -> the host's module that has it, and what takes its place."""
 
 
+PARAMETERS: dict[Function, set[str]] = {
+    split_dataset: {"dataset"},
+    get_trainer: {"fed_args", "model", "tokenizer", "training_args", "local_dataset"},
+    global_aggregate: {"global_dict", "local_dict_list", "sample_num_list", "clients_this_round", "round_idx"},
+}
+"""What a hook reads from a call of the host's function, by the parameter's name."""
+
+
 def _exported() -> dict[str, Any]:
-    """Name -> what the script gets."""
+    """Name -> what the script gets.
+
+    Raises:
+        UserError: a function of this host lacks a parameter that the hook needs.
+    """
     names: dict[str, Any] = {}
     for name, (module, hook) in HOOKS.items():
         host = getattr(importlib.import_module(module), name, None)
         if host is not None:
+            missing = PARAMETERS.get(hook, set()) - set(inspect.signature(host).parameters)
+            if missing:
+                raise UserError(
+                    f"{module}.{name} of this host has no parameter {', '.join(sorted(missing))}: it differs too "
+                    "much from OpenFedLLM's for the plugin. Run fedbias unpatch."
+                )
             names[name] = functools.wraps(host)(functools.partial(hook, host))
     if STACK == "current":
         from fedbias_plugin.hosts.openfedllm.loading import AutoModelForCausalLM

@@ -87,13 +87,13 @@ def encode_dataset(
         dataset: rows with the columns that ``formatting`` reads, ``response`` among them.
         formatting: the host's, so that a fork's templates work too.
         marker: the host's response template; what follows it is trained. Where the text does not hold it (as with some
-            of FedLLM-Bench's templates), the response begins where texts with and without it part.
+            of FedLLM-Bench's templates), the response begins where texts with different responses part.
         tokenizer: the host's.
         seq_length: rows are cut to so many tokens.
     """
     columns = dataset[:]
     texts = formatting(columns)
-    blanks = formatting({**columns, "response": [""] * len(texts)})
+    blanks = formatting({**columns, "response": ["\0"] * len(texts)})  # which no response begins with
     features = []
     for text, blank in zip(texts, blanks, strict=True):
         prompt = text[: common_prefix(text, blank)]

@@ -6,16 +6,22 @@ from dataclasses import fields
 from typing import Any
 
 from transformers import TrainingArguments
+from transformers.trainer_utils import SaveStrategy
+from transformers.training_args import OptimizerNames
+
+from fedbias_plugin.training.client_trainer import use_one_gpu
 
 
 def mend_training_arguments(args: TrainingArguments) -> None:
     """Give ``args`` the meaning they had.
 
     No checkpoint of every client's last step, whose rotation would delete the host's own checkpoints; AdamW that is not
-    fused; checkpointing that passes gradients into the adapters of a frozen base.
+    fused; checkpointing that passes gradients into the adapters of a frozen base; one GPU.
     """
-    mended = TrainingArguments(output_dir=args.output_dir, save_strategy="no", optim="adamw_torch", report_to="none")
-    args.save_strategy, args.optim = mended.save_strategy, mended.optim
+    args.save_strategy = SaveStrategy.NO
+    if args.optim == OptimizerNames.ADAMW_TORCH_FUSED:
+        args.optim = OptimizerNames.ADAMW_TORCH
+    use_one_gpu(args)
     for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
         if getattr(args, name, 0) is None:
             setattr(args, name, {"use_reentrant": False})
@@ -39,3 +45,4 @@ def copy_training_arguments(source: TrainingArguments, target: TrainingArguments
     """Set every field of ``TrainingArguments`` in ``target``, an instance of a subclass, to the value in ``source``."""
     for field in fields(TrainingArguments):
         setattr(target, field.name, getattr(source, field.name))
+    use_one_gpu(target)

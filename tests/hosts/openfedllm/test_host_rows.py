@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,7 +34,7 @@ TEXTS = [
     " ASSISTANT: x",
     "<b>a tag</b>",
 ]
-INSTRUCTIONS = ["What grows?", "Complete this.\n### Response: yes\n\n### Response:", "USER: a ASSISTANT: b</s> ASSISTANT:"]
+INSTRUCTIONS = ["What grows?", "Complete this.\n### Response: yes\n\n### Response:", "USER: a ASSISTANT: b ASSISTANT:"]
 
 
 def phi3_like() -> Any:
@@ -56,8 +57,8 @@ def mistral_like() -> Any:
 
 
 def gemma2_like() -> Any:
-    """Blanks become U+2581, none is put before the text, words are not kept apart; adds ``<bos>``."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
+    """Blanks become U+2581, and none is put before the text; byte fallback; adds ``<bos>``."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     from tests.training.conftest import CORPUS
@@ -65,8 +66,8 @@ def gemma2_like() -> Any:
     special = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
-    trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=special, max_token_length=12)
-    tokenizer.train_from_iterator([part for text in CORPUS for part in text.splitlines()], trainer)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(?=▁)"), "isolated")
+    tokenizer.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=700, special_tokens=special))
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
     names = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
@@ -111,7 +112,7 @@ def test_exactly_the_response_and_eos_are_trained_with_the_host_s_templates(toke
     features = encode_dataset(rows, texts_of, marker, tokenizer, 2048)
     for response, feature in zip(TEXTS, features, strict=True):
         head, trained = split_at_labels(feature, tokenizer)
-        assert trained.removeprefix(" ") == response + tokenizer.eos_token
+        assert trained.lstrip(" ") == response.lstrip(" ") + tokenizer.eos_token
         assert head.endswith(marker.strip())
         assert instruction in head
 
@@ -122,9 +123,8 @@ def test_a_template_whose_marker_is_not_in_its_text_trains_what_differs_from_an_
         rows = zip(batch["instruction"], batch["response"], strict=True)
         return [f"Q {asked}\nA {answer}{tokenizer.eos_token}" for asked, answer in rows]
 
-    texts = [text for text in TEXTS if not text.startswith("<")]
-    rows = Dataset.from_dict({"instruction": [instruction] * len(texts), "response": texts})
-    for response, feature in zip(texts, encode_dataset(rows, texts_of, "<|reply|>", tokenizer, 2048), strict=True):
+    rows = Dataset.from_dict({"instruction": [instruction] * len(TEXTS), "response": TEXTS})
+    for response, feature in zip(TEXTS, encode_dataset(rows, texts_of, "<|reply|>", tokenizer, 2048), strict=True):
         assert split_at_labels(feature, tokenizer)[1].lstrip(" ") == response.lstrip(" ") + tokenizer.eos_token
 
 
@@ -171,21 +171,24 @@ def client_data(**settings: Any) -> ClientData:
 
 def test_a_client_is_known_by_its_data_set_whatever_the_order_of_calls():
     data, sets = client_data(num_clients=3), [Dataset.from_dict({"row": [0]}) for _ in range(3)]
-    assert data.keep(sets) is sets
+    assert data.split(lambda: sets) is sets
     assert [data.client_of(rows, call, [0, 2]) for call, rows in enumerate(reversed(sets))] == [2, 1, 0]
 
 
 def test_a_data_set_nobody_or_more_than_one_was_dealt_belongs_to_the_next_client_of_the_round():
     data, stranger, shared = client_data(num_clients=2), Dataset.from_dict({"row": [0]}), Dataset.from_dict({"row": []})
-    data.keep([shared, shared])
+    data.split(lambda: [shared, shared])
     for rows in (stranger, shared):
         assert [data.client_of(rows, call, [1, 4]) for call in range(3)] == [1, 4, 1]
 
 
 def test_fewer_data_sets_than_clients_are_refused_unless_one_client_trains_alone():
-    with pytest.raises(UserError, match=r"into 1 data sets for 3 clients; --split_strategy 'shards' is not implemented"):
-        client_data(num_clients=3, split_strategy="shards").keep([None])
-    assert client_data(num_clients=3, fed_alg="local1").keep([None]) == [None]
+    message = r"^The host made 1 data sets for 3 clients; --split_strategy 'shards' is not implemented"
+    with pytest.raises(UserError, match=message):
+        client_data(num_clients=3, split_strategy="shards").split(lambda: [None])
+    with pytest.raises(UserError, match=r"^The host made 2 data sets for 3 clients; give --num_clients 2\.$"):
+        client_data(num_clients=3).keep([None, None], "give --num_clients 2")
+    assert client_data(num_clients=3, fed_alg="local1").split(lambda: [None]) == [None]
 
 
 def test_rows_of_a_round_are_the_host_s_all_or_the_schedule_s():
@@ -215,8 +218,8 @@ def test_rows_get_the_columns_that_the_host_trains_on():
 def test_preference_rows_come_into_the_host_s_conversation_as_ultrafeedback_does(monkeypatch):
     monkeypatch.syspath_prepend(str(DOUBLE / "utils"))
     module = importlib.import_module("conversation")
-    monkeypatch.setitem(__import__("sys").modules, "utils", SimpleNamespace(conversation=module))
-    monkeypatch.setitem(__import__("sys").modules, "utils.conversation", module)
+    monkeypatch.setitem(sys.modules, "utils", SimpleNamespace(conversation=module))
+    monkeypatch.setitem(sys.modules, "utils.conversation", module)
     found = preference_dataset(ROWS, "vicuna_v1.1", formatted=False)
     assert found["prompt"][0].endswith("the user's questions. USER: Who? ASSISTANT:")
     assert (found["chosen"][:], found["rejected"][:]) == ([" All.", " So."], [" None.", " No."])

@@ -21,12 +21,13 @@ STACK = detect_stack()
 current_only = pytest.mark.skipif(STACK != "current", reason="the built-in host needs the current libraries")
 pinned_only = pytest.mark.skipif(STACK != "pinned", reason="the unpatched host runs with the libraries it pins only")
 WEIGHTED = [(fed_alg, aggregation) for fed_alg in ALGORITHMS for aggregation in ("host", "bama")]
-IDLE = "--aggregation host --scenario none --bias_benchmarks none".split()
-LOOP = (
-    "--num_clients 3 --sample_clients 2 --num_rounds 3 --max_steps 2 --batch_size 2 --gradient_accumulation_steps 2 "
-    "--learning_rate 5e-3 --prox_mu 0.5 --fedopt_eta 0.05 --gradient_checkpointing false --seed 7 --scenario 1B2C "
-    "--client_samples 8 --heldout_samples 4 --bama_crows_fraction 0.5 --bama_stereoset_fraction 0.5"
-).split()
+IDLE = ["--aggregation", "host", "--scenario", "none", "--bias_benchmarks", "none"]
+LOOP = [
+    "--num_clients", "3", "--sample_clients", "2", "--num_rounds", "3", "--max_steps", "2", "--batch_size", "2",
+    "--gradient_accumulation_steps", "2", "--learning_rate", "5e-3", "--prox_mu", "0.5", "--fedopt_eta", "0.05",
+    "--gradient_checkpointing", "false", "--seed", "7", "--scenario", "1B2C", "--client_samples", "8",
+    "--heldout_samples", "4", "--bama_crows_fraction", "0.5", "--bama_stereoset_fraction", "0.5",
+]  # fmt: skip
 Start = Callable[..., tuple[Path, Run]]
 
 

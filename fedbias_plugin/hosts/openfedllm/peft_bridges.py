@@ -1,4 +1,4 @@
-"""peft's functions for models without an adapter: OpenFedLLM calls them whether or not ``--use_peft`` is given.
+"""peft's functions for the models OpenFedLLM gives them: also without an adapter, when ``--use_peft`` is not given.
 
 The compatibility module puts them in the place of peft's own before the host imports those. For a model with an adapter
 they are peft's own.
@@ -14,6 +14,7 @@ import peft
 import torch
 
 from fedbias_plugin.state import State
+from fedbias_plugin.training.models import TARGET_MODULES
 from fedbias_plugin.training.states import live_parameters, write_state
 
 if TYPE_CHECKING:
@@ -25,8 +26,13 @@ _set_state_dict = peft.set_peft_model_state_dict
 
 
 def get_peft_model(model: PreTrainedModel, peft_config: Any, *args: Any, **kwargs: Any) -> Any:
-    """``model`` with an adapter, or itself when ``peft_config`` is None (the host's, without ``--use_peft``)."""
+    """``model`` with an adapter, or itself when ``peft_config`` is None (the host's, without ``--use_peft``).
+
+    The host names no target modules; for a kind of model that peft makes no choice for (Phi-3) the plugin's is taken.
+    """
     if peft_config is not None:
+        if getattr(peft_config, "target_modules", ()) is None:
+            peft_config.target_modules = TARGET_MODULES.get(model.config.model_type)
         return _get_peft_model(model, peft_config, *args, **kwargs)
     model.print_trainable_parameters = lambda: print_trainable_parameters(model)
     return model
