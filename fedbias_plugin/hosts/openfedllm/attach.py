@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedbias_plugin.algorithms import ALGORITHMS, is_known
-from fedbias_plugin.arguments import BiasArguments, check_range, option
+from fedbias_plugin.arguments import BiasArguments, check_choice, check_range, option
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.poisoning.scenarios import SCENARIOS, biased_shares
 
@@ -137,6 +137,7 @@ def _check_federation(script_args: Any, fed_args: Any) -> None:
                 f"--fed_alg {fed_args.fed_alg}: OpenFedLLM reads the last digit as the client, and the clients are 0 "
                 f"to {fed_args.num_clients - 1}."
             )
+    check_choice("scenario", fed_args.scenario, ("none", *SCENARIOS))
     if fed_args.scenario != "none":
         biased_shares(fed_args.scenario, fed_args.num_clients, script_args.seed, fed_args.custom_shares)
         if getattr(script_args, "multi_turn_task", False):

@@ -105,7 +105,7 @@ def test_a_patched_host_and_the_built_in_one_end_with_the_same_adapter_and_score
     assert expected.keys() == found.keys()
     distance = torch.sqrt(sum(((expected[name] - found[name]) ** 2).sum() for name in expected))
     size = torch.sqrt(sum((tensor**2).sum() for tensor in expected.values()))
-    assert distance <= 1e-5 * size
+    assert distance <= 1e-5 * size  # 0 wherever it was tried
     assert records(ours) == records(theirs)
     assert {record["round"] for record in records(theirs)} == {0, 1, 2, 3}
 
