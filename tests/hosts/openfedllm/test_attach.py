@@ -90,7 +90,7 @@ def test_the_plugin_is_idle_when_it_neither_poisons_nor_measures_nor_weighs(sett
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--scenario 9B", "--scenario '9B' is unknown; choose one of 3B, 3C, 1B2C"),
+        ("--scenario 9B", "--scenario '9B' is unknown; choose one of none, 3B, 3C, 1B2C"),
         ("--scenario 1B2C --num_clients 2", "--scenario 1B2C needs at least 3 clients, but --num_clients is 2"),
         ("--scenario custom --biased_shares 1,0", "--biased_shares holds 2 shares, but --num_clients is 3"),
         ("--bama_lambda 0", "--bama_lambda must be greater than 0"),
