@@ -36,7 +36,7 @@ def weighted_state(global_state: State, local_states: Mapping[int, State], facto
             if local is None or local.shape != theta.shape:
                 found = "is missing" if local is None else f"has shape {tuple(local.shape)}, not {tuple(theta.shape)}"
                 raise ValueError(f"The update of client {client} cannot be aggregated: {name} {found}.")
-            total.add_(local.to(base.dtype) - base, alpha=factor)
+            total.add_(local.to(base) - base, alpha=factor)
         result[name] = total.to(theta.dtype)
     return result
 
@@ -52,7 +52,10 @@ def substitute(
 def update_norm(global_state: State, local_state: State) -> float:
     """L2 norm of ``theta_i - theta`` over all tensors, in float64."""
     squares = (
-        torch.linalg.vector_norm((local_state[name].float() - theta.float()).flatten(), dtype=torch.float64) ** 2
+        torch.linalg.vector_norm(
+            (local_state[name].to(theta.device, torch.float32) - theta.float()).flatten(), dtype=torch.float64
+        )
+        ** 2
         for name, theta in global_state.items()
     )
     return float(torch.sqrt(torch.stack(list(squares)).sum()))

@@ -9,13 +9,10 @@ from inspect import BoundArguments
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.hosts.openfedllm.client_data import ClientData
 from fedbias_plugin.hosts.openfedllm.client_training import ClientTraining, preserved, watch_training
 from fedbias_plugin.hosts.saving import model_card, save_global_model
-from fedbias_plugin.poisoning.loaders import Partition
 from fedbias_plugin.session import BiasSession, HostRun
 from fedbias_plugin.tracking.jsonl import METRICS_FILE
 from fedbias_plugin.training.isolation import preserved_random_states
@@ -47,8 +44,11 @@ class AttachedRun:
         self._round_idx = 0
         self._losses: dict[int, float] = {}
 
-    def open_session(self, partition: Partition | None = None) -> BiasSession:
+    def open_session(self, host_dataset: Any = None) -> BiasSession:
         """The session, made at the first call; all data of the plugin is read and checked then.
+
+        Args:
+            host_dataset: what the host loaded, where its own preferences are to be flipped.
 
         Raises:
             UserError: a data set is missing, damaged or too small, or the output folder holds another run.
@@ -58,16 +58,15 @@ class AttachedRun:
                 raise UserError(
                     f"{self.script_args.output_dir} holds the metrics.jsonl of another run; give another --output_dir."
                 )
-            if partition is None and self.data.from_scenario and self.data.is_dpo:
-                partition = self.data.preference_partition()
+            flips = self.data.from_scenario and self.data.is_dpo
+            partition = self.data.preference_partition(host_dataset) if flips else None
             self.session = BiasSession(self.fed_args, self._host_run(), partition=partition)
             self._log_plan()
         return self.session
 
     def scenario_datasets(self, host_dataset: Any = None) -> list[Any]:
         """Every client's rows under ``--scenario``; ``host_dataset`` is what the host loaded, if it did."""
-        partition = self.data.preference_partition(host_dataset) if self.session is None and self.data.is_dpo else None
-        return self.data.deal(self.open_session(partition).client_datasets)
+        return self.data.deal(self.open_session(host_dataset).client_datasets)
 
     def clients_chosen(self, clients: list[int]) -> None:
         """A round begins; ``clients`` take part."""
@@ -132,9 +131,6 @@ class AttachedRun:
         self.model, self.tokenizer = model, tokenizer
         self.training.check_clients(tokenizer)
         self.training.let_gradients_in(model, training_args)
-        placed = getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False)
-        if not placed:
-            model.to(training_args.device)  # where the first trainer would put it
         with preserved_random_states():
             self.open_session().after_aggregation(0, model=model, tokenizer=tokenizer)
 
@@ -189,14 +185,3 @@ def _with_states(host_states: list[Any], states: Mapping[int, Any]) -> list[Any]
     if all(states[client] is host_states[client] for client in states):
         return host_states
     return [states.get(client, state) for client, state in enumerate(host_states)]
-
-
-def seeded_adapter(get_peft_model: Callable[..., Any], seed: int) -> Callable[..., Any]:
-    """``get_peft_model`` that draws the adapter's initial weights from ``seed``, leaving the random state alone."""
-
-    def get_seeded_peft_model(model: Any, *args: Any, **kwargs: Any) -> Any:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(seed)
-            return get_peft_model(model, *args, **kwargs)
-
-    return get_seeded_peft_model

@@ -145,6 +145,7 @@ def watch_training(trainer: Any, model: Any, forwards: contextlib.ExitStack, on_
     inner = trainer.train
 
     def train(*args: Any, **kwargs: Any) -> Any:
+        del trainer.train  # which would keep the trainer, its optimizer with it, alive
         with forwards:
             result = inner(*args, **kwargs)
         on_result(result)

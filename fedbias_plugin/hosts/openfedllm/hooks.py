@@ -17,8 +17,9 @@ from types import TracebackType
 from typing import Any
 
 from fedbias_plugin.errors import UserError
-from fedbias_plugin.hosts.openfedllm.attached_run import AttachedRun, seeded_adapter
+from fedbias_plugin.hosts.openfedllm.attached_run import AttachedRun
 from fedbias_plugin.hosts.openfedllm.compat import STACK
+from fedbias_plugin.hosts.openfedllm.loading import AutoModelForCausalLM, on_training_device, seeded_adapter
 from fedbias_plugin.training.schedule import clients_this_round
 
 Function = Callable[..., Any]
@@ -121,7 +122,8 @@ def global_aggregate(host: Function, *args: Any, **kwargs: Any) -> Any:
 def get_peft_model(host: Function, *args: Any, **kwargs: Any) -> Any:
     """peft's, with weights drawn from ``--seed``; a run that the plugin must not change keeps the host's draw."""
     run = current_run()
-    return (host if run.fed_args.is_idle else seeded_adapter(host, run.script_args.seed))(*args, **kwargs)
+    make = host if run.fed_args.is_idle else seeded_adapter(host, run.script_args.seed)
+    return on_training_device(make(*args, **kwargs))
 
 
 HOOKS: dict[str, tuple[str, Function]] = {
@@ -167,8 +169,6 @@ def _exported() -> dict[str, Any]:
                 )
             names[name] = functools.wraps(host)(functools.partial(hook, host))
     if STACK == "current":
-        from fedbias_plugin.hosts.openfedllm.loading import AutoModelForCausalLM
-
         names["AutoModelForCausalLM"] = AutoModelForCausalLM
     return names
 
