@@ -6,12 +6,12 @@ import argparse
 import importlib
 import os
 import platform
-import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
+
+from fedbias_plugin.versions import installed_version, version_numbers
 
 GIB = 1024**3
 MARKS = {"ok": "ok", "note": "--", "problem": "!!"}
@@ -221,20 +221,6 @@ def check_openfedllm() -> Iterator[Finding]:
         return
     old = "; fedbias run needs the current ones" if stack == "pinned" else ""
     yield Finding("ok", f"a patched OpenFedLLM can run here, on the {stack} libraries{old}")
-
-
-def installed_version(name: str) -> str | None:
-    """The version of an installed distribution, or None."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def version_numbers(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version: ``"2.13.0+cpu"`` gives (2, 13, 0)."""
-    match = re.match(r"\d+(\.\d+)*", version)
-    return tuple(int(part) for part in match.group().split(".")) if match else ()
 
 
 def memory_bytes() -> tuple[int | None, int | None]:

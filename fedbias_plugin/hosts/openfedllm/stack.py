@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from importlib import metadata
-
 from fedbias_plugin.errors import UserError
+from fedbias_plugin.versions import installed_version, version_numbers
 
 INSTALL = 'pip install "fedbias_plugin[openfedllm]"'
 WORKING = """Known to work together:
@@ -29,7 +27,7 @@ def detect_stack() -> str:
         raise UserError(
             f"{' and '.join(missing)}: not installed, but OpenFedLLM needs both trl and transformers: {INSTALL}"
         )
-    trl, transformers = (_numbers(version) for version in versions.values() if version is not None)
+    trl, transformers = (version_numbers(version) for version in versions.values() if version is not None)
     if (0, 7, 2) <= trl < (0, 8) and (4, 31) <= transformers < (4, 37):
         return "pinned"
     if trl >= (1,) and transformers >= (5,):
@@ -40,17 +38,4 @@ def detect_stack() -> str:
 
 def stack_versions() -> dict[str, str | None]:
     """The installed versions of trl and transformers, None for one that is missing."""
-    return {name: _version(name) for name in ("trl", "transformers")}
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version: ``"1.16.0rc1"`` gives (1, 16, 0)."""
-    match = re.match(r"\d+(\.\d+)*", version)
-    return tuple(int(part) for part in match.group().split(".")) if match else ()
+    return {name: installed_version(name) for name in ("trl", "transformers")}
