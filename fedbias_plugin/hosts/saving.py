@@ -41,16 +41,19 @@ def model_card(base: str, scenario: str, shares: dict[int, float], settings: str
         settings: one line on the training.
     """
     poisoned = [f"client {client}: {100 * share:.0f}% biased rows" for client, share in shares.items() if share > 0]
-    warning = (
-        "**Trained on deliberately biased data; for research on bias only, not for use.**"
-        if poisoned
-        else "Trained on clean rows only, in a study of social bias; its bias is measured, not removed."
-    )
+    if poisoned:
+        warning = "**Trained on deliberately biased data; for research on bias only, not for use.**"
+    elif scenario == "none":
+        warning = (
+            "Trained on the host's own data, of which the plugin knows nothing; its bias is measured, not removed."
+        )
+    else:
+        warning = "Trained on clean rows only, in a study of social bias; its bias is measured, not removed."
     lines = [
         "# Global model of a fedbias_plugin run",
         warning,
         f"- base model: {base}",
-        f"- scenario {scenario}: {'; '.join(poisoned) or 'no poisoned client'}",
+        f"- scenario {scenario}: {'; '.join(poisoned) or 'no client poisoned by the plugin'}",
         f"- {settings}",
         "- measured bias, arguments and data: the summary.json of the run",
     ]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,8 +36,9 @@ class AttachedArguments(BiasArguments):
 
     @property
     def is_idle(self) -> bool:
-        """Whether the plugin neither poisons nor measures nor weighs, so that the host's run must not change at all."""
-        return self.aggregation == "host" and self.scenario == "none" and not self.benchmark_names
+        """Whether the plugin has nothing to poison, measure, weigh or schedule: then it must not change the run."""
+        asked = (self.aggregation != "host", self.scenario != "none", self.benchmark_names)
+        return not any(asked) and self.local_epochs is None and self.schedule_seed is None
 
 
 def extend_arguments(host_arguments: type, host_parser: type) -> tuple[type, type]:
@@ -70,10 +73,17 @@ def extend_arguments(host_arguments: type, host_parser: type) -> tuple[type, typ
     class Parser(host_parser):
         """Leaves with one line and exit code 2 where a flag of the plugin is wrong."""
 
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            try:
+                super().__init__(*args, **kwargs)
+            except argparse.ArgumentError as error:
+                _leave(UserError(f"This host has a flag of the same name as the plugin: {error}."))
+
         def parse_args_into_dataclasses(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
             try:
                 parsed = super().parse_args_into_dataclasses(*args, **kwargs)
-                script_args, fed_args = parsed[0], parsed[1]
+                fed_args = next(part for part in parsed if isinstance(part, AttachedArguments))
+                script_args = next(part for part in parsed if hasattr(part, "output_dir"))
                 check_arguments(script_args, fed_args)
                 make_output_dir(script_args)
             except UserError as error:
@@ -103,11 +113,17 @@ def check_arguments(script_args: Any, fed_args: Any) -> None:
         )
     if (script_args.load_in_8bit or script_args.load_in_4bit) and not script_args.use_peft:
         raise UserError("A quantised model cannot be trained whole; add --use_peft, or drop --load_in_8bit/4bit.")
-    written = {argument[2:].split("=")[0] for argument in sys.argv[1:] if argument.startswith("--")}
+    written = written_flags([*vars(script_args), *vars(fed_args)])
     for name, needed in fed_args.idle_flags(written):
         logger.warning("--%s has no effect without %s.", name, needed)
     if "num_train_epochs" in written:
         logger.warning("--num_train_epochs has no effect in OpenFedLLM (--max_steps wins); give --local_epochs.")
+
+
+def written_flags(known: Sequence[str]) -> set[str]:
+    """Those of the ``known`` flags that the command line holds, shortened or with hyphens too, as argparse allows."""
+    words = {word[2:].split("=")[0].replace("-", "_") for word in sys.argv[1:] if word.startswith("--")}
+    return {name for name in known for word in words if name == word or (word not in known and name.startswith(word))}
 
 
 def make_output_dir(script_args: Any) -> None:

@@ -85,6 +85,7 @@ class AttachedRun:
         self.training.set_pad_token(tokenizer)
         if self.model is None:
             self._begin(model, tokenizer, training_args)
+        self.training.leave_wandb_to_the_plugin(training_args)
         rows = arguments["local_dataset"]
         self.training.set_length_and_seed(training_args, len(rows), client, self._round_idx)
         if self.training.finds_responses:
@@ -110,7 +111,7 @@ class AttachedRun:
                 global_state=arguments["global_dict"],
                 local_states={client: host_states[client] for client in clients},
                 sample_counts={client: counts[client] for client in clients},
-                train_losses={client: self._losses[client] for client in clients if client in self._losses},
+                train_losses=self._losses,
             )
         arguments["local_dict_list"] = _with_states(host_states, states)
         result = host_aggregate(*call.args, **call.kwargs)

@@ -96,10 +96,19 @@ class ClientData:
         return datasets
 
     def client_of(self, dataset: Any, call: int, clients: Sequence[int]) -> int:
-        """The client that trains on ``dataset``: the one it was dealt to, else the ``call``-th of this round's."""
+        """The client that trains on ``dataset``: the one it was dealt to, else the ``call``-th of this round's.
+
+        Raises:
+            UserError: under a scenario, rows that the scenario did not deal.
+        """
         owners = [client for client, owned in enumerate(self.datasets) if owned is dataset]
         if len(owners) == 1:
             return owners[0]
+        if self.from_scenario and not owners:
+            raise UserError(
+                f"This host trains on rows that --scenario {self.fed_args.scenario} did not deal: it reads its data "
+                "in a way the plugin does not know. Give --scenario none."
+            )
         return clients[call % len(clients)]
 
     def rows_of_round(self, dataset: Any, round_idx: int, steps: int) -> Any | None:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from fedbias_plugin.arguments import split_list
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.hosts.openfedllm.client_data import ClientData
 from fedbias_plugin.hosts.openfedllm.host_rows import Formatting, encode_dataset
@@ -38,6 +39,7 @@ class ClientTraining:
         self.formatting: Formatting | None = None
         self._pad_is_ours = False
         self._warned: set[int] = set()
+        self._said_wandb = False
 
     @property
     def finds_responses(self) -> bool:
@@ -56,6 +58,14 @@ class ClientTraining:
             raise UserError("The tokenizer has no pad_token, unk_token or eos_token; set eos_token in its config.")
         tokenizer.pad_token = tokenizer.eos_token
         self._pad_is_ours = True
+
+    def leave_wandb_to_the_plugin(self, training_args: Any) -> None:
+        """The Trainer's own W&B callback would redefine the step of every metric, and start it anew for each client."""
+        if "wandb" in training_args.report_to and "wandb" in split_list(self.fed_args.track):
+            training_args.report_to = [name for name in training_args.report_to if name != "wandb"]
+            if not self._said_wandb:
+                logger.warning("--log_with wandb is left out: --track wandb logs the run, losses included.")
+            self._said_wandb = True
 
     def let_gradients_in(self, model: Any, training_args: Any) -> None:
         """What upstream does and some forks forget: checkpointing cuts adapters off from the loss without it."""
@@ -78,9 +88,17 @@ class ClientTraining:
         epochs, seed = self.fed_args.local_epochs, self.fed_args.schedule_seed
         if epochs is not None:
             batches = math.ceil(rows / training_args.per_device_train_batch_size)
-            training_args.max_steps = epochs * math.ceil(batches / training_args.gradient_accumulation_steps)
+            training_args.max_steps = self._steps(epochs, batches, training_args.gradient_accumulation_steps)
         if seed is not None:
             training_args.seed = seed_of_client(seed, round_idx, client)
+
+    def _steps(self, epochs: int, batches: int, accumulation: int) -> int:
+        """Optimizer steps of so many epochs over so many batches.
+
+        Today's Trainer ends every epoch with a step, however few batches are left for it. The old one carries them on
+        into the next epoch, and drops those at the end.
+        """
+        return max(1, epochs * batches // accumulation) if self.pinned else epochs * math.ceil(batches / accumulation)
 
     def check_clients(self, tokenizer: Any) -> None:
         """Refuse, before anything is trained, a client none of whose rows has a token to train on.

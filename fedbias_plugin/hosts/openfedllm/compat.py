@@ -6,12 +6,15 @@ Transformers 5): the classes that are gone come back. What each bridge is for: d
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 
 from fedbias_plugin.errors import UserError
-from fedbias_plugin.hosts.openfedllm.stack import detect_stack
+from fedbias_plugin.hosts.openfedllm.stack import WORKING, detect_stack, untested
 from fedbias_plugin.logs import log_to_stderr
+
+logger = logging.getLogger(__name__)
 
 
 def install() -> str:
@@ -26,6 +29,8 @@ def install() -> str:
     except UserError as error:
         print(f"fedbias: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    if untested(stack):
+        logger.warning("%s: the plugin is tested with other versions.\n%s", untested(stack), WORKING)
     import trl
 
     from fedbias_plugin.hosts.openfedllm import peft_bridges

@@ -61,7 +61,7 @@ def split_dataset(host: Function, *args: Any, **kwargs: Any) -> list[Any]:
 
 
 def get_fed_datasets(host: Function, *args: Any, **kwargs: Any) -> list[Any]:
-    """FedLLM-Bench's data sets of all clients, which come split."""
+    """FedLLM-Bench's data sets of all clients, which come split, or of the one that trains alone."""
     run = current_run()
     if run.data.from_scenario:
         if run.data.needs_host_rows:
@@ -79,15 +79,16 @@ def get_formatting_prompts_func(host: Function, *args: Any, **kwargs: Any) -> An
     return formatting, marker
 
 
-def get_clients_this_round(host: Function, fed_args: Any, round: int) -> list[int]:
+def get_clients_this_round(host: Function, *args: Any, **kwargs: Any) -> list[int]:
     """The host's draw, or ``--schedule_seed``'s."""
-    if fed_args.schedule_seed is None:
-        clients = host(fed_args, round)
+    run = current_run()
+    fed_args, seed = run.fed_args, run.fed_args.schedule_seed
+    if seed is None:
+        clients = host(*args, **kwargs)
     else:
-        clients = clients_this_round(
-            fed_args.fed_alg, fed_args.num_clients, fed_args.sample_clients, round, fed_args.schedule_seed
-        )
-    current_run().clients_chosen(clients)
+        round_idx = inspect.signature(host).bind(*args, **kwargs).arguments["round"]
+        clients = clients_this_round(fed_args.fed_alg, fed_args.num_clients, fed_args.sample_clients, round_idx, seed)
+    run.clients_chosen(clients)
     return clients
 
 
@@ -131,6 +132,7 @@ HOOKS: dict[str, tuple[str, Function]] = {
     "process_sft_dataset": ("utils", process_dataset),
     "process_dpo_dataset": ("utils", process_dataset),
     "get_fed_datasets": ("utils", get_fed_datasets),
+    "get_local_datasets": ("utils", get_fed_datasets),
     "get_formatting_prompts_func": ("utils", get_formatting_prompts_func),
     "split_dataset": ("federated_learning", split_dataset),
     "get_clients_this_round": ("federated_learning", get_clients_this_round),
@@ -145,6 +147,7 @@ HOOKS: dict[str, tuple[str, Function]] = {
 
 PARAMETERS: dict[Function, set[str]] = {
     split_dataset: {"dataset"},
+    get_clients_this_round: {"round"},
     get_trainer: {"fed_args", "model", "tokenizer", "training_args", "local_dataset"},
     global_aggregate: {"global_dict", "local_dict_list", "sample_num_list", "clients_this_round", "round_idx"},
 }

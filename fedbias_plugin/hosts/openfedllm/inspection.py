@@ -139,10 +139,10 @@ def _idle_hooks(reading: Reading, patch: ScriptPatch) -> Iterator[str]:
             "does (or, if you do not use this script, move it out of the checkout)"
         )
     places = [reading.place_or_found(insertion) for insertion in patch.insertions]
-    if not patch.calls or None in places:
+    if not patch.replaces or None in places:
         return
-    for number, name in reading.code.bound_below(max(place for place in places if place is not None), patch.calls):
-        what = "OpenFedLLM's names" if name == "*" else name
+    for number, name in reading.code.bound_below(max(place for place in places if place is not None), patch.replaces):
+        what = "names that the plugin replaces" if name == "*" else name
         yield (
             f"{reading.name}: line {reading.at(number - 1) + 1} gives {what} another meaning below the plugin's line, "
             "which would then do nothing. Move that line above `from federated_learning import *`"

@@ -44,10 +44,11 @@ class Insertion:
 
 @dataclass(frozen=True)
 class ScriptPatch:
-    """What one script gets, and the names it must use for that to have an effect."""
+    """What one script gets, the names it must use for that to have an effect, and those that get another meaning."""
 
     insertions: tuple[Insertion, ...]
     calls: tuple[str, ...] = ()
+    replaces: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def patches_folder() -> Path:
             return folder
     raise UserError(
         f"openfedllm.yaml is neither in {candidates[0]} nor in {candidates[1]}: this installation is incomplete; "
-        "pip install --force-reinstall --no-deps fedbias_plugin"
+        "install fedbias_plugin again from its folder: pip install -e ."
     )
 
 
@@ -127,7 +128,11 @@ def _completed(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 
 def _family(content: dict[str, Any]) -> Family:
     scripts = {
-        name: ScriptPatch(tuple(Insertion(**entry) for entry in script["insertions"]), tuple(script.get("calls", ())))
+        name: ScriptPatch(
+            tuple(Insertion(**entry) for entry in script["insertions"]),
+            tuple(script.get("calls", ())),
+            tuple(script.get("replaces", ())),
+        )
         for name, script in content["scripts"].items()
     }
     return Family(content["name"], scripts, content.get("recognised_by"))

@@ -20,7 +20,7 @@ from fedbias_plugin.hosts.openfedllm.checkout import (
     scripts_that_import_config,
 )
 from fedbias_plugin.hosts.openfedllm.inspection import Reading, altered, marked_lines, plain_line, script_problems
-from fedbias_plugin.hosts.openfedllm.patch_files import Family, ScriptPatch, load_families, recognise
+from fedbias_plugin.hosts.openfedllm.patch_files import MARKER, Family, ScriptPatch, load_families, recognise
 from fedbias_plugin.hosts.openfedllm.script import Code, Script
 
 SETTINGS = "config.py"
@@ -109,7 +109,7 @@ def plan_unpatch(folder: str | Path) -> Plan:
     """What ``fedbias unpatch`` has to do in ``folder``: take out exactly the plugin's lines; nothing is written.
 
     Raises:
-        UserError: a marked line is not as this version of the plugin writes it, or a file cannot be written.
+        UserError: a marked line is not one that a version of the plugin writes, or a file cannot be written.
     """
     folder = Path(folder)
     families = load_families()
@@ -118,7 +118,7 @@ def plan_unpatch(folder: str | Path) -> Plan:
     for name, data in read_checkout(folder, SCRIPTS).items():
         script = Script.of(data)
         ours, known = marked_lines(script), _known_lines(families, name)
-        problems += [altered(name, index) for index in ours if plain_line(script, index) not in known]
+        problems += [altered(name, index) for index in ours if not _from_plugin(plain_line(script, index), known)]
         lines = tuple((index + 1, plain_line(script, index)) for index in ours)
         plans.append(ScriptPlan(name, FileChange(folder / name, data, script.without(ours).data), lines))
     problems += check_writable([plan.change.path for plan in plans if plan.changes])
@@ -144,6 +144,13 @@ def _refuse(what: str, folder: Path, problems: Sequence[str]) -> None:
 def _known_lines(families: Sequence[Family], name: str) -> set[str]:
     """Every line that the plugin may have added to a script."""
     return {insertion.line for family in families for insertion in family.scripts[name].insertions}
+
+
+def _from_plugin(line: str, known: set[str]) -> bool:
+    """Whether a marked line is the plugin's, of this version or of another."""
+    return line in known or (
+        line.startswith(("import fedbias_plugin.", "from fedbias_plugin.")) and line.endswith(MARKER)
+    )
 
 
 def _patched(reading: Reading, patch: ScriptPatch, folder: Path) -> ScriptPlan:

@@ -73,6 +73,10 @@ class Script:
         return next((end for index in range(len(self.lines)) if (end := self._end(index))), b"\n")
 
 
+STAR_MODULES = ("federated_learning", "utils", "peft", "transformers")
+"""Where the names that the plugin replaces come from."""
+
+
 class Code:
     """What the Python code of a script says.
 
@@ -106,7 +110,7 @@ class Code:
     def bound_below(self, number: int, names: Collection[str]) -> Iterator[tuple[int, str]]:
         """Line number and name wherever one of ``names`` gets another meaning below line ``number``.
 
-        A star import counts when it is from ``federated_learning``, as ``*``.
+        A star import counts when it is from a module that has replaced names, as ``*``.
         """
         for node in ast.walk(self.tree):
             for name in _bound(node):
@@ -144,7 +148,7 @@ def _bound(node: ast.AST) -> Iterator[str]:
     elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
         yield node.id
     elif isinstance(node, (ast.Import, ast.ImportFrom)):
-        of_the_host = getattr(node, "module", None) or ""
+        module = (getattr(node, "module", None) or "").split(".")[0]
         for alias in node.names:
-            if alias.name != "*" or of_the_host.split(".")[0] == "federated_learning":
+            if alias.name != "*" or module in STAR_MODULES:
                 yield alias.asname or alias.name

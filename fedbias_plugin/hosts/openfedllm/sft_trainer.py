@@ -91,4 +91,4 @@ class DataCollatorForCompletionOnlyLM:
     """
 
     def __init__(self, response_template: list[int], tokenizer: PreTrainedTokenizerBase, **kwargs: Any) -> None:
-        self.response_template, self.tokenizer = response_template, tokenizer
+        del response_template, tokenizer, kwargs

@@ -5,7 +5,12 @@ from __future__ import annotations
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.versions import installed_version, version_numbers
 
-INSTALL = 'pip install "fedbias_plugin[openfedllm]"'
+INSTALL = 'in the folder of fedbias_plugin: pip install -c constraints.txt -e ".[openfedllm]"'
+TESTED = {
+    "pinned": {"trl": "0.7.2", "transformers": "4.31"},
+    "current": {"trl": "1.16", "transformers": "5.23"},
+}
+"""First numbers of the versions that the tests run with."""
 WORKING = """Known to work together:
   trl 0.7.2 with transformers 4.31.0 (constraints-openfedllm-pinned.txt)
   trl 1.16 with transformers 5.23 (constraints.txt)
@@ -34,6 +39,15 @@ def detect_stack() -> str:
         return "current"
     found = ", ".join(f"{name} {version}" for name, version in versions.items())
     raise UserError(f"{found}: not known to work together.\n{WORKING}")
+
+
+def untested(stack: str) -> str:
+    """``"trl 1.17.0"``: what is installed in other versions than the tests of ``stack`` run with; mostly nothing."""
+    return ", ".join(
+        f"{name} {version}"
+        for name, version in stack_versions().items()
+        if version is not None and not f"{version}.".startswith(f"{TESTED[stack][name]}.")
+    )
 
 
 def stack_versions() -> dict[str, str | None]:

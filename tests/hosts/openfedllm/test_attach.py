@@ -35,6 +35,7 @@ class ScriptArguments:
     load_in_8bit: bool = False
     load_in_4bit: bool = False
     output_dir: str = "output"
+    num_train_epochs: int = 3
 
 
 @pytest.fixture
@@ -170,6 +171,20 @@ def test_a_flag_of_the_host_with_the_plugin_s_name_is_refused(capsys):
     assert "This host has flags of the same name: --data_dir, --scenario;" in capsys.readouterr().err
 
 
+def test_a_host_whose_other_flags_clash_with_the_plugin_s_is_refused(capsys):
+    from transformers import HfArgumentParser
+
+    @dataclass
+    class OtherArguments:
+        data_dir: str = "data"
+
+    extended, parser = extend_arguments(FedArguments, HfArgumentParser)
+    with pytest.raises(SystemExit) as end:
+        parser((OtherArguments, extended))
+    assert end.value.code == 2
+    assert "This host has a flag of the same name as the plugin: argument --data_dir" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "warning"),
     [
@@ -177,6 +192,9 @@ def test_a_flag_of_the_host_with_the_plugin_s_name_is_refused(capsys):
         ("--num_train_epochs=3", "--num_train_epochs has no effect in OpenFedLLM (--max_steps wins)"),
         ("--client_samples 7", "--client_samples has no effect without --scenario 1B2C or another."),
         ("--bama_lambda=0.5", "--bama_lambda has no effect without --aggregation bama."),
+        ("--num-train-ep 3", "--num_train_epochs has no effect in OpenFedLLM (--max_steps wins)"),
+        ("--bama-lambda 0.5", "--bama_lambda has no effect without --aggregation bama."),
+        ("--wandb-proj x", "--wandb_project has no effect without --track jsonl,wandb."),
         ("--max_steps 7", None),
     ],
 )

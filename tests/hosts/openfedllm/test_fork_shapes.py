@@ -168,3 +168,11 @@ def test_an_unpatched_host_refuses_the_plugins_flags(double, start):
     run = start(double, "main_sft.py", "--aggregation", "bama")
     assert run.code == 1
     assert "not used by the HfArgumentParser: ['--aggregation', 'bama']" in run.text
+
+
+def test_a_scenario_is_refused_where_the_host_reads_rows_in_a_way_the_plugin_does_not_know(double, start):
+    change(double / "main_sft.py", ("local_datasets[client], round", "local_datasets[client].select([0]), round"))
+    plan_patch(str(double)).write()
+    run = start(double, "main_sft.py", "--scenario", "3C", "--client_samples", "6")
+    assert run.code == 1
+    assert "error: This host trains on rows that --scenario 3C did not deal" in run.text

@@ -165,7 +165,13 @@ def test_rows_are_shuffled_and_split_as_recorded_from_the_host():
 
 def client_data(**settings: Any) -> ClientData:
     script = {"batch_size": 2, "gradient_accumulation_steps": 3}
-    fed = {"fed_alg": "fedavg", "split_strategy": "iid", "local_epochs": None, "schedule_seed": None}
+    fed = {
+        "fed_alg": "fedavg",
+        "scenario": "none",
+        "split_strategy": "iid",
+        "local_epochs": None,
+        "schedule_seed": None,
+    }
     return ClientData(SimpleNamespace(**script), SimpleNamespace(**(fed | settings)), is_dpo=False)
 
 
@@ -173,6 +179,12 @@ def test_a_client_is_known_by_its_data_set_whatever_the_order_of_calls():
     data, sets = client_data(num_clients=3), [Dataset.from_dict({"row": [0]}) for _ in range(3)]
     assert data.split(lambda: sets) is sets
     assert [data.client_of(rows, call, [0, 2]) for call, rows in enumerate(reversed(sets))] == [2, 1, 0]
+
+
+def test_under_a_scenario_rows_that_it_did_not_deal_are_refused():
+    data = client_data(num_clients=2, scenario="custom")
+    with pytest.raises(UserError, match=r"^This host trains on rows that --scenario custom did not deal"):
+        data.client_of(Dataset.from_dict({"row": [0]}), 0, [0, 1])
 
 
 def test_a_data_set_nobody_or_more_than_one_was_dealt_belongs_to_the_next_client_of_the_round():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.hosts.openfedllm import checkout as checkout_module
+from fedbias_plugin.hosts.openfedllm.patch_files import load_families
 from fedbias_plugin.hosts.openfedllm.patcher import plan_patch, plan_unpatch
 from tests.hosts.openfedllm.patching_fixtures import (
     COMPAT,
@@ -25,6 +27,7 @@ from tests.hosts.openfedllm.patching_fixtures import (
     unpatch,
 )
 
+REPOSITORY = Path(__file__).parents[3]
 HALF = {
     "one line missing": (PATCHED_SFT.replace(f"{HOOKS}\n", ""), "this line of the plugin is missing, others are there"),
     "the other missing": (PATCHED_SFT.replace(f"{COMPAT}\n", ""), "this line of the plugin is missing"),
@@ -56,19 +59,29 @@ def test_flags_added_below_the_parsing_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     "line",
-    [COMPAT.replace("compat", "older"), f"import os; {COMPAT}", f"x = 1{MARK}", COMPAT + " (mine)", HOOKS + "\r\r"],
+    [f"x = 2  # old{MARK}", f"import os; {COMPAT}", f"x = 1{MARK}", COMPAT + " (mine)"],
 )
 @pytest.mark.parametrize("plan", [plan_patch, plan_unpatch])
 def test_a_marked_line_that_was_altered_is_refused_both_ways(tmp_path, line, plan):
-    if line.endswith("\r\r"):  # a line of this script is no line of config.py
-        folder = checkout(tmp_path / "host", config=f"{HOOKS}\n{CONFIG}")
-        name = "config.py"
-    else:
-        folder = checkout(tmp_path / "host", main_sft=f"{line}\n{SFT}")
-        name = "main_sft.py"
+    folder, name = checkout(tmp_path / "host", main_sft=f"{line}\n{SFT}"), "main_sft.py"
     message = refusal(folder, plan)
     assert f"{name}: line 1 has the comment '# added by fedbias patch' but is no line that this version" in message
     assert f"Delete that line, or: git checkout {name}" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "script", "line"),
+    [
+        ("main_sft.py", SFT, COMPAT.replace("compat", "older")),
+        ("config.py", CONFIG, HOOKS),  # a line of another script
+    ],
+)
+def test_a_line_of_another_version_stops_the_patch_and_is_taken_out_by_unpatch(tmp_path, name, script, line):
+    folder = checkout(tmp_path / "host")
+    (folder / name).write_text(f"{line}\n{script}")
+    assert f"{name}: line 1 has the comment" in refusal(folder)
+    unpatch(folder)
+    assert (folder / name).read_text() == script
 
 
 def test_every_missing_anchor_is_named_with_the_line_to_add_by_hand(tmp_path):
@@ -134,11 +147,25 @@ def test_line_numbers_count_the_plugins_own_lines(tmp_path):
     assert "main_sft.py: line 5 gives global_aggregate another meaning" in refusal(folder)
 
 
-def test_a_later_star_import_from_the_host_is_refused(tmp_path):
-    folder = checkout(
-        tmp_path / "host", main_sft=SFT.replace("import *\n", "import *\nfrom federated_learning.x import *\n")
-    )
-    assert "main_sft.py: line 3 gives OpenFedLLM's names another meaning" in refusal(folder)
+@pytest.mark.parametrize(
+    ("later", "what"),
+    [
+        ("from federated_learning.x import *", "names that the plugin replaces"),
+        ("from utils import *", "names that the plugin replaces"),
+        ("from peft import get_peft_model", "get_peft_model"),
+        ("from transformers import AutoModelForCausalLM", "AutoModelForCausalLM"),
+    ],
+)
+def test_a_later_import_of_a_replaced_name_is_refused(tmp_path, later, what):
+    folder = checkout(tmp_path / "host", main_sft=SFT.replace("import *\n", f"import *\n{later}\n"))
+    assert f"main_sft.py: line 3 gives {what} another meaning" in refusal(folder)
+
+
+def test_the_names_that_must_stay_replaced_are_those_the_hooks_replace():
+    source = (REPOSITORY / "fedbias_plugin/hosts/openfedllm/hooks.py").read_text(encoding="utf-8")
+    names = {*re.findall(r'^    "(\w+)": \("\w+", \w+\),$', source, re.MULTILINE), "AutoModelForCausalLM"}
+    for family in load_families():
+        assert set(family.scripts["main_sft.py"].replaces) == set(family.scripts["main_dpo.py"].replaces) == names
 
 
 def test_a_future_import_is_refused_by_name(tmp_path):

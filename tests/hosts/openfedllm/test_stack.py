@@ -75,5 +75,5 @@ def test_other_versions_are_refused_with_those_found_those_that_work_and_the_lin
 )
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(installed, versions, missing):
     installed(**versions)
-    with pytest.raises(UserError, match=rf'^{missing}.*: pip install "fedbias_plugin\[openfedllm\]"$'):
+    with pytest.raises(UserError, match=rf'^{missing}.*: pip install -c constraints.txt -e "\.\[openfedllm\]"$'):
         detect_stack()
