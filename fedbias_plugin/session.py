@@ -344,7 +344,7 @@ class BiasSession:
         for client, state in reports.local_states.items():
             measured = measurements.get(client, Measurement())
             records[client] = ClientRecord(
-                poisoned_share=self._shares.get(client, 0.0),
+                poisoned_share=self._shares.get(client),
                 rows=reports.sample_counts[client],
                 train_loss=train_losses.get(client),
                 update_norm=update_norm(reports.global_state, state),

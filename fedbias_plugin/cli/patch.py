@@ -61,7 +61,8 @@ def _report(plan: Plan, check: bool) -> Iterator[str]:
         return
     yield "Patched." if plan.changes else "Patched already; nothing was changed."
     entry = next(script.name for script in plan.scripts if script.name.startswith("main_"))
-    yield f"Next:    cd {folder} && python {entry} ... --aggregation bama"
+    change = "" if folder == "." else f"cd {folder} && "
+    yield f"Next:    {change}python {entry} ... --aggregation bama"
     yield f"Undo it: fedbias unpatch {folder}"
 
 

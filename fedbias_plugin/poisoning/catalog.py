@@ -84,7 +84,10 @@ def locate(name: str, data_dir: str | Path | None = None, kind: str | None = Non
         return found
     if name != "auto" and wanted.hub_id:
         return Located(wanted.name, kind, "hub", hub_id=wanted.hub_id)
-    logger.debug("%s is not on this machine: using the bundled mini data (fedbias data fetch %s)", *[wanted.name] * 2)
+    level = logging.WARNING if data_dir else logging.DEBUG  # a folder was given: its content was meant
+    where = f"neither in {data_dir} (as {wanted.forms[0].files[0].path}) nor elsewhere" if data_dir else "not"
+    fetch = f"fedbias data fetch {wanted.name}"
+    logger.log(level, "%s is %s on this machine: using the bundled mini data (%s)", wanted.name, where, fetch)
     return _bundled(kind)
 
 

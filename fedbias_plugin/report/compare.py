@@ -11,6 +11,7 @@ from typing import Any
 
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.report.paired import paired_lines
+from fedbias_plugin.report.run_folders import find_runs
 from fedbias_plugin.scales import UNBIASED
 from fedbias_plugin.tracking.formatting import (
     ITEM_NAMES,
@@ -83,19 +84,12 @@ def bar(score: float | None, *, ascii_only: bool = False) -> str:
 
 
 def load_runs(folders: Sequence[str | Path]) -> list[Run]:
-    """Read the runs of ``folders``; runs whose folders have the same name are told apart by the folder above.
-
-    OpenFedLLM makes a folder with a name of sixty characters in what the user named: the user's name is taken.
+    """Read the runs of ``folders``, named as :func:`fedbias_plugin.report.run_folders.find_runs` names them.
 
     Raises:
         UserError: a folder is missing, holds no ``metrics.jsonl``, or an empty or damaged one.
     """
-    paths = [Path(folder) for folder in folders]
-    made_by_host = [(path / "args.json").is_file() for path in paths]
-    names = [path.resolve().parts[-2 if made else -1] for path, made in zip(paths, made_by_host, strict=True)]
-    if len(set(names)) < len(names):
-        names = ["/".join(path.resolve().parts[-2:]) for path in paths]
-    return [Run(name, path, _rounds(path)) for name, path in zip(names, paths, strict=True)]
+    return [Run(name, path, _rounds(path)) for name, path in find_runs(folders)]
 
 
 def compare(folders: Sequence[str | Path], *, ascii_only: bool = False) -> str:
@@ -115,8 +109,6 @@ def compare(folders: Sequence[str | Path], *, ascii_only: bool = False) -> str:
 
 
 def _rounds(folder: Path) -> tuple[RoundRecord, ...]:
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give the --output_dir of a run.")
     if not (folder / METRICS_FILE).exists():
         raise UserError(f"{folder}: holds no {METRICS_FILE}; give the --output_dir of a run that got through round 0.")
     rounds = read_rounds(folder)
@@ -206,7 +198,7 @@ def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 def _weights_cell(record: RoundRecord) -> str:
     parts = [
-        f"{client}{'*' if row.poisoned_share > 0 else ''}: {number(row.weight, 3)}"
+        f"{client}{'*' if row.poisoned_share else ''}: {number(row.weight, 3)}"
         for client, row in record.clients.items()
     ]
     return "  ".join(parts) or MISSING
@@ -323,7 +315,10 @@ def _item_lines(runs: Sequence[Run], views: Mapping[str, str]) -> Iterator[str]:
 def _poisoned_line(runs: Sequence[Run]) -> Iterator[str]:
     for run in runs:
         shares = {client: row.poisoned_share for record in run.rounds for client, row in record.clients.items()}
-        poisoned = [f"{client} ({percent(share)})" for client, share in sorted(shares.items()) if share > 0]
+        if shares and all(share is None for share in shares.values()):
+            yield f"  Clients of {run.name} hold the host's own rows, of which nothing is known."
+            continue
+        poisoned = [f"{client} ({percent(share)})" for client, share in sorted(shares.items()) if share]
         yield f"  Poisoned clients of {run.name}: {', '.join(poisoned) or 'none'}, of {len(shares)} seen."
 
 

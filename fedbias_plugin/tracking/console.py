@@ -74,7 +74,7 @@ class ConsoleTracker(Tracker):
         yield f"{self._title(record)}: " + " | ".join(parts)
         for client, row in record.clients.items():
             yield (
-                f"  client {client}: poisoned {percent(row.poisoned_share)} | rows {row.rows} "
+                f"  client {client}: {_poisoned(row)}rows {row.rows} "
                 f"| loss {number(row.train_loss, 4)} | update norm {number(row.update_norm, 4)} "
                 f"| bias score {self._bias_text(row)} | weight {number(row.weight, 3)}"
             )
@@ -92,6 +92,7 @@ class ConsoleTracker(Tracker):
             table.add_row(*row)
         if record.weight_on_poisoned is not None:
             table.add_row("weight on poisoned clients", number(record.weight_on_poisoned, 3), "", "")
+        if record.effective_clients is not None:
             table.add_row("effective clients", number(record.effective_clients), "", "")
             table.add_row("aggregation mass", number(record.aggregation_mass, 3), "", "")
         seconds = record.seconds
@@ -107,15 +108,20 @@ class ConsoleTracker(Tracker):
         for client, row in record.clients.items():
             table.add_row(
                 str(client),
-                percent(row.poisoned_share),
+                percent(row.poisoned_share) if row.poisoned_share is not None else "unknown",
                 str(row.rows),
                 number(row.train_loss, 4),
                 number(row.update_norm, 4),
                 self._bias_text(row),
                 number(row.weight, 3),
-                style="red" if row.poisoned_share > 0 else None,
+                style="red" if row.poisoned_share else None,
             )
         return table
+
+
+def _poisoned(row: ClientRecord) -> str:
+    """``"poisoned 100% | "``; nothing for a host's own rows, of which nothing is known."""
+    return "" if row.poisoned_share is None else f"poisoned {percent(row.poisoned_share)} | "
 
 
 def terminal_console(stream: TextIO | None = None) -> Console | None:

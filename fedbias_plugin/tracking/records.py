@@ -18,7 +18,7 @@ class ClientRecord:
     """One client in one round.
 
     Attributes:
-        poisoned_share: share of the client's rows that are biased, 0 to 1.
+        poisoned_share: share of the client's rows that are biased, 0 to 1; None for a host's own rows.
         rows: training rows the client holds.
         train_loss: mean training loss of the round, nats per token.
         update_norm: L2 norm of local minus global state.
@@ -28,7 +28,7 @@ class ClientRecord:
         weight: w_i of METRICS eq. 2, or the client's share of the samples where the host weights by samples.
     """
 
-    poisoned_share: float
+    poisoned_share: float | None
     rows: int
     train_loss: float | None = None
     update_norm: float | None = None
@@ -41,7 +41,7 @@ class ClientRecord:
     def from_json(cls, data: Mapping[str, Any]) -> ClientRecord:
         """Read a client's object; unknown keys are ignored, a wrong type raises ValueError."""
         return cls(
-            poisoned_share=_number(data, "poisoned_share", required=True) or 0.0,
+            poisoned_share=_number(data, "poisoned_share"),
             rows=_integer(data, "rows"),
             train_loss=_number(data, "train_loss"),
             update_norm=_number(data, "update_norm"),
@@ -213,7 +213,8 @@ def weight_summary(weights: Mapping[int, float], shares: Mapping[int, float]) ->
 
     Args:
         weights: client id -> w_i, none negative.
-        shares: client id -> share of biased rows; a client that is missing counts as clean.
+        shares: client id -> share of biased rows; a client that is missing counts as clean. Without any share nothing
+            is known of the rows, and ``weight_on_poisoned`` is None.
 
     Raises:
         ValueError: a weight is negative or not finite, or all are zero.
@@ -224,7 +225,7 @@ def weight_summary(weights: Mapping[int, float], shares: Mapping[int, float]) ->
     if not 0 < total < float("inf") or any(weight < 0 for weight in weights.values()):
         raise ValueError(f"client weights must be finite, not negative and not all zero, got {dict(weights)}")
     shared = {client: weight / total for client, weight in weights.items()}
-    poisoned = sum(weight for client, weight in shared.items() if shares.get(client, 0.0) > 0)
+    poisoned = sum(weight for client, weight in shared.items() if shares.get(client, 0.0) > 0) if shares else None
     return WeightSummary(1.0 / sum(weight**2 for weight in shared.values()), poisoned)
 
 

@@ -75,8 +75,12 @@ def test_weights_are_summarised_as_by_hand() -> None:
     assert poisoned == pytest.approx(0.75)
 
 
-def test_a_client_without_a_share_counts_as_clean() -> None:
-    assert weight_summary({7: 1.0}, {}) == (1.0, 0.0)
+def test_a_client_without_a_share_counts_as_clean_where_others_have_one() -> None:
+    assert weight_summary({7: 0.75, 8: 0.25}, {8: 1.0}).weight_on_poisoned == 0.25
+
+
+def test_nothing_is_said_of_poison_where_nothing_is_known_of_the_rows() -> None:
+    assert weight_summary({7: 1.0}, {}) == (1.0, None)
 
 
 def test_no_weights_have_no_summary() -> None:

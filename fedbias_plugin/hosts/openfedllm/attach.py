@@ -5,18 +5,22 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from fedbias_plugin.algorithms import ALGORITHMS, is_known
+from fedbias_plugin.algorithms import ALGORITHMS, check_fed_alg, is_known
 from fedbias_plugin.arguments import BiasArguments, check_choice, check_range, option
-from fedbias_plugin.errors import UserError
+from fedbias_plugin.assets import TINY_MODEL
+from fedbias_plugin.errors import UserError, did_you_mean
 from fedbias_plugin.poisoning.scenarios import SCENARIOS, biased_shares
 
 logger = logging.getLogger(__name__)
 
+TINY = "tiny"
 HOOKS = "fedbias_plugin.hosts.openfedllm.hooks"
 
 
@@ -81,6 +85,7 @@ def extend_arguments(host_arguments: type, host_parser: type) -> tuple[type, typ
 
         def parse_args_into_dataclasses(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
             try:
+                refuse_unknown_flags(self)
                 parsed = super().parse_args_into_dataclasses(*args, **kwargs)
                 fed_args = next(part for part in parsed if isinstance(part, AttachedArguments))
                 script_args = next(part for part in parsed if hasattr(part, "output_dir"))
@@ -91,6 +96,26 @@ def extend_arguments(host_arguments: type, host_parser: type) -> tuple[type, typ
             return parsed
 
     return FedArguments, Parser
+
+
+def refuse_unknown_flags(parser: argparse.ArgumentParser) -> None:
+    """Name a flag that neither the host nor the plugin has, which the host would answer with a traceback.
+
+    Raises:
+        UserError: with the nearest flag there is.
+    """
+    _, unknown = parser.parse_known_args()
+    if not unknown:
+        return
+    known = [
+        option[2:] for option in parser._option_string_actions if option.startswith("--") and "-" not in option[2:]
+    ]
+    flag = unknown[0]
+    if not flag.startswith("--"):
+        raise UserError(f"{flag!r} belongs to no flag; several values are written with commas, without blanks.")
+    name = flag[2:].split("=")[0]
+    near = did_you_mean(name.replace("-", "_"), known)
+    raise UserError(f"--{name}: neither OpenFedLLM nor the plugin has this flag.{near or ' See --help for all.'}")
 
 
 def check_arguments(script_args: Any, fed_args: Any) -> None:
@@ -104,6 +129,8 @@ def check_arguments(script_args: Any, fed_args: Any) -> None:
         return
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not fed_args.is_idle:
         raise UserError("The plugin works in one process; start the script with python instead of a launcher.")
+    if script_args.model_name_or_path == TINY:
+        script_args.model_name_or_path = str(TINY_MODEL)
     _check_federation(script_args, fed_args)
     check_range("seed", script_args.seed, 0)
     if script_args.max_steps < 1 and fed_args.local_epochs is None:
@@ -113,6 +140,8 @@ def check_arguments(script_args: Any, fed_args: Any) -> None:
         )
     if (script_args.load_in_8bit or script_args.load_in_4bit) and not script_args.use_peft:
         raise UserError("A quantised model cannot be trained whole; add --use_peft, or drop --load_in_8bit/4bit.")
+    if not script_args.use_peft:
+        logger.warning("--use_peft is not given: every weight of the model is trained.")
     written = written_flags([*vars(script_args), *vars(fed_args)])
     for name, needed in fed_args.idle_flags(written):
         logger.warning("--%s has no effect without %s.", name, needed)
@@ -141,6 +170,10 @@ def make_output_dir(script_args: Any) -> None:
 def _check_federation(script_args: Any, fed_args: Any) -> None:
     for flag in ("num_clients", "sample_clients", "num_rounds"):
         check_range(flag, getattr(fed_args, flag), 1)
+    if fed_args.sample_clients > fed_args.num_clients:
+        logger.warning("--sample_clients %d: there are %d clients.", fed_args.sample_clients, fed_args.num_clients)
+    if not is_known(fed_args.fed_alg) and not _host_mentions(fed_args.fed_alg):
+        check_fed_alg(fed_args.fed_alg)
     if fed_args.aggregation != "host" and not is_known(fed_args.fed_alg):
         raise UserError(
             f"--aggregation {fed_args.aggregation} works with --fed_alg {', '.join(ALGORITHMS)} and localN, not with "
@@ -158,6 +191,16 @@ def _check_federation(script_args: Any, fed_args: Any) -> None:
         biased_shares(fed_args.scenario, fed_args.num_clients, script_args.seed, fed_args.custom_shares)
         if getattr(script_args, "multi_turn_task", False):
             raise UserError("--scenario deals single-turn rows; leave out --multi_turn_task, or give --scenario none.")
+
+
+def _host_mentions(fed_alg: str) -> bool:
+    """Whether the host's code knows the algorithm, or cannot be read: a fork has more (``trimean``, ``cc=0.5``)."""
+    package = getattr(sys.modules.get("federated_learning"), "__file__", None)
+    if package is None:
+        return True
+    sources = Path(package).parent.glob("*.py")
+    words = {word for path in sources for word in re.findall(r"""["'](\w\w+)["']""", path.read_text(errors="replace"))}
+    return any(fed_alg.startswith(word) for word in words)
 
 
 def _check_unhooked(fed_args: Any) -> None:

@@ -177,6 +177,10 @@ class AttachedRun:
                 "--scenario %s deals every client %d rows; --dataset_name and --dataset_sample are not used.",
                 *(fed_args.scenario, fed_args.client_samples),
             )
+        if self.data.from_scenario and self.session is not None:
+            shares = {client.client: client.biased_share for client in self.session.client_datasets}
+            poisoned = [f"client {client} ({100 * share:.0f}%)" for client, share in shares.items() if share]
+            logger.info("poisoned of %d clients: %s", len(shares), ", ".join(poisoned) or "none")
         if fed_args.local_epochs is not None:
             logger.info("--local_epochs %d takes the place of --max_steps.", fed_args.local_epochs)
 

@@ -125,8 +125,7 @@ def _half_patched(reading: Reading, patch: ScriptPatch, folder: Path) -> Iterato
             faults.append(f"{name}: line {found[0] + 1} is in the wrong place; it belongs {insertion.place}")
     yield from faults
     if faults:
-        command = f"fedbias unpatch {shlex.quote(str(folder))}"
-        yield f"{name}: take the plugin's lines out ({command}, or git checkout {name}), then patch again"
+        yield f"{name}: take the plugin's lines out (fedbias unpatch {shlex.quote(str(folder))}), then patch again"
 
 
 def _idle_hooks(reading: Reading, patch: ScriptPatch) -> Iterator[str]:

@@ -36,6 +36,7 @@ class ScriptArguments:
     load_in_4bit: bool = False
     output_dir: str = "output"
     num_train_epochs: int = 3
+    model_name_or_path: str = "model"
 
 
 @pytest.fixture
@@ -201,7 +202,7 @@ def test_a_host_whose_other_flags_clash_with_the_plugin_s_is_refused(capsys):
 def test_a_flag_without_effect_is_warned_about_however_it_is_written(hooked, monkeypatch, caplog, flags, warning):
     monkeypatch.setattr(sys, "argv", ["main_sft.py", *flags.split()])
     monkeypatch.setattr(logging.getLogger("fedbias_plugin"), "propagate", True)
-    check_arguments(ScriptArguments(), BothArguments())
+    check_arguments(ScriptArguments(use_peft=True), BothArguments())
     assert [record.getMessage()[: len(warning or "")] for record in caplog.records] == ([warning] if warning else [])
 
 
@@ -284,3 +285,52 @@ def test_another_script_of_a_patched_host_refuses_the_plugin_s_flags(double, hos
     run = run_script(double, "main_other.py", *flags, "--scenario", "3C", log=tmp_path / "log.txt")
     assert run.code == 2
     assert "main_other.py does not hold the plugin's lines, so --scenario would do nothing" in run.text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--agregation", "bama"],
+            "--agregation: neither OpenFedLLM nor the plugin has this flag. Did you mean 'aggregation'?",
+        ),
+        (
+            ["--bama-lamda=0.2"],
+            "--bama-lamda: neither OpenFedLLM nor the plugin has this flag. Did you mean 'bama_lambda'?",
+        ),
+        (
+            ["--bias_benchmarks", "crows_pairs", "stereoset"],
+            "'stereoset' belongs to no flag; several values are written",
+        ),
+    ],
+)
+def test_a_flag_that_nobody_has_is_named_in_one_line(monkeypatch, capsys, words, message):
+    from transformers import HfArgumentParser
+
+    monkeypatch.setattr(sys, "argv", ["main_sft.py", *words])
+    extended, parser = extend_arguments(FedArguments, HfArgumentParser)
+    with pytest.raises(SystemExit) as end:
+        parser((ScriptArguments, extended)).parse_args_into_dataclasses()
+    assert end.value.code == 2
+    assert f"fedbias: error: {message}" in capsys.readouterr().err
+
+
+def test_a_misspelt_algorithm_is_refused_and_a_fork_s_own_is_not(hooked, monkeypatch, tmp_path):
+    (tmp_path / "server.py").write_text("if fed_alg == 'trimean' or fed_alg.startswith('cc'): pass")
+    package = ModuleType("federated_learning")
+    package.__file__ = str(tmp_path / "__init__.py")
+    monkeypatch.setitem(sys.modules, "federated_learning", package)
+    for name in ("trimean", "cc=0.5"):
+        check_arguments(ScriptArguments(), BothArguments(fed_alg=name))
+    with pytest.raises(UserError, match=r"--fed_alg 'fedyogy' is unknown; .* Did you mean 'fedyogi'\?"):
+        check_arguments(ScriptArguments(), BothArguments(fed_alg="fedyogy"))
+
+
+def test_tiny_is_the_bundled_model_and_training_every_weight_is_said(hooked, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("fedbias_plugin"), "propagate", True)
+    script_args = ScriptArguments(model_name_or_path="tiny")
+    check_arguments(script_args, BothArguments())
+    assert script_args.model_name_or_path.endswith("tiny_llama")
+    assert [record.getMessage() for record in caplog.records] == [
+        "--use_peft is not given: every weight of the model is trained."
+    ]

@@ -45,7 +45,7 @@ def test_a_half_patched_script_is_refused_and_unpatching_cleans_it(tmp_path, scr
     folder = checkout(tmp_path / "host", main_sft=script)
     message = refusal(folder)
     assert f"main_sft.py: {fault}" in message
-    assert f"fedbias unpatch {folder}, or git checkout main_sft.py" in message
+    assert f"take the plugin's lines out (fedbias unpatch {folder}), then patch again" in message
     unpatch(folder)
     assert (folder / "main_sft.py").read_text().removeprefix("import os\n") == SFT
 
