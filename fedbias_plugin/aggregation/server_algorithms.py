@@ -54,27 +54,63 @@ class FedOptSettings:
 
 
 @dataclass(frozen=True)
-class ServerRound:
-    """One round as the server sees it; clients are in the order in which they are summed."""
+class Part:
+    """A piece of one tensor as the server sees it in one round: views of the same entries of every state.
+
+    Attributes:
+        index: the round, from 0.
+        theta: of the global state; not to be written.
+        local: client id -> of that client's state; not to be written. Summed in this order.
+        sample_counts: client id -> n_i.
+        control_deltas: client id -> of its control variate's change (SCAFFOLD), else None.
+        slots: slot name -> of what the server remembers; written in place.
+        num_clients: all clients of the federation.
+    """
 
     index: int
-    global_state: State
-    local_states: Mapping[int, State]
+    theta: torch.Tensor
+    local: Mapping[int, torch.Tensor]
     sample_counts: Mapping[int, int]
-    control_deltas: Mapping[int, State] | None
+    control_deltas: Mapping[int, torch.Tensor] | None
+    slots: Mapping[str, torch.Tensor]
     num_clients: int
 
-    def weighted_sum(self, name: str, tensor_of: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """``sum_i tensor_of(theta_i) n_i / n`` of one tensor, with one accumulator."""
-        total = sum(self.sample_counts[client] for client in self.local_states)
-        return _sum(
-            tensor_of(state[name]) * self.sample_counts[client] / total for client, state in self.local_states.items()
+    def at(self, piece: slice) -> Part:
+        """The entries of ``piece``, as views."""
+        deltas = self.control_deltas
+        return Part(
+            self.index,
+            self.theta[piece],
+            {client: tensor[piece] for client, tensor in self.local.items()},
+            self.sample_counts,
+            None if deltas is None else {client: tensor[piece] for client, tensor in deltas.items()},
+            {slot: tensor[piece] for slot, tensor in self.slots.items()},
+            self.num_clients,
         )
 
-    def mean_delta(self, name: str) -> torch.Tensor:
-        """``sum_i D_i / C`` of one tensor: every client of the round counts the same."""
-        theta = self.global_state[name]
-        return _sum(state[name] - theta for state in self.local_states.values()) / len(self.local_states)
+    def weighted_mean(self) -> torch.Tensor:
+        """``sum_i theta_i n_i / n``, multiplied, divided and added in this order, as OpenFedLLM does."""
+        return self._weighted_sum(lambda theta_i: theta_i)
+
+    def weighted_delta(self) -> torch.Tensor:
+        """``sum_i D_i n_i / n``, likewise."""
+        return self._weighted_sum(lambda theta_i: theta_i - self.theta)
+
+    def mean_delta(self) -> torch.Tensor:
+        """``sum_i D_i / C``: every client of the round counts the same."""
+        return _sum(theta_i - self.theta for theta_i in self.local.values()).div_(len(self.local))
+
+    def _weighted_sum(self, tensor_of: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        rows = sum(self.sample_counts[client] for client in self.local)
+        total = torch.zeros_like(self.theta)
+        if total.dtype in (torch.float16, torch.bfloat16):  # in which the number of rows is none
+            for client, theta_i in self.local.items():
+                total.add_(tensor_of(theta_i) * self.sample_counts[client] / rows)
+            return total
+        divisor = torch.tensor(rows, dtype=total.dtype, device=total.device)
+        for client, theta_i in self.local.items():
+            total.addcdiv_(tensor_of(theta_i), divisor, value=self.sample_counts[client])  # one pass, the same bits
+        return total
 
 
 class ServerAlgorithm(ABC):
@@ -95,23 +131,22 @@ class ServerAlgorithm(ABC):
         """Make the slots before the first round."""
         for slot in self.slot_names:
             if slot not in self.slots:
-                value = self.first_value(slot)
-                self.slots[slot] = {name: torch.full_like(theta, value) for name, theta in global_state.items()}
-
-    def finish(self, server_round: ServerRound) -> None:  # noqa: B027  # most algorithms have nothing left to do
-        """What is left to do when every tensor has its new value."""
+                self.slots[slot] = {
+                    name: torch.full_like(theta, self.first_value(slot), memory_format=torch.contiguous_format)
+                    for name, theta in global_state.items()
+                }
 
     @abstractmethod
-    def new_value(self, name: str, server_round: ServerRound) -> torch.Tensor:
-        """The next value of the tensor ``name``; slots of that name move on."""
+    def new_value(self, part: Part) -> torch.Tensor:
+        """The next value of ``part.theta``, entry by entry; ``part.slots`` move on."""
 
 
 class FedAvg(ServerAlgorithm):
     """``theta' = sum_i (n_i / n) theta_i`` (McMahan et al. 2017, arXiv:1602.05629); ``localN`` has one term."""
 
-    def new_value(self, name: str, server_round: ServerRound) -> torch.Tensor:
+    def new_value(self, part: Part) -> torch.Tensor:
         """The mean of the clients' models, weighted by rows."""
-        return server_round.weighted_sum(name, lambda theta_i: theta_i)
+        return part.weighted_mean()
 
 
 class FedProx(FedAvg):
@@ -126,15 +161,13 @@ class Scaffold(FedAvg):
 
     slot_names = ("control_variate",)
 
-    def finish(self, server_round: ServerRound) -> None:
-        """Move the global control variate."""
-        deltas = server_round.control_deltas
-        if deltas is None:
+    def new_value(self, part: Part) -> torch.Tensor:
+        """FedAvg's; the global control variate moves."""
+        if part.control_deltas is None:
             raise ValueError("SCAFFOLD needs control_deltas: each client's new control variate minus its old one.")
-        control = self.slots["control_variate"]
-        for name, value in control.items():
-            total = _sum(deltas[client][name] for client in server_round.local_states)
-            control[name] = value + total / server_round.num_clients
+        deltas = part.control_deltas
+        part.slots["control_variate"].add_(_sum(deltas[client] for client in part.local).div_(part.num_clients))
+        return super().new_value(part)
 
 
 class FedAvgM(ServerAlgorithm):
@@ -145,13 +178,11 @@ class FedAvgM(ServerAlgorithm):
 
     slot_names = ("momentum",)
 
-    def new_value(self, name: str, server_round: ServerRound) -> torch.Tensor:
+    def new_value(self, part: Part) -> torch.Tensor:
         """Theta moved by the momentum."""
-        theta = server_round.global_state[name]
-        delta = server_round.weighted_sum(name, lambda theta_i: theta_i - theta)
-        momentum = self.slots["momentum"]
-        momentum[name] = _decayed(momentum[name], delta, self.settings.beta1) if server_round.index > 0 else delta
-        return theta + momentum[name]
+        delta, momentum = part.weighted_delta(), part.slots["momentum"]
+        momentum.copy_(_decayed(momentum, delta, self.settings.beta1) if part.index > 0 else delta)
+        return part.theta + momentum
 
 
 class FedOpt(ServerAlgorithm):
@@ -165,16 +196,17 @@ class FedOpt(ServerAlgorithm):
         """m_0 = 0, v_0 = tau^2 unless told otherwise."""
         return self.settings.first_second_moment if slot == "second_moment" else 0.0
 
-    def new_value(self, name: str, server_round: ServerRound) -> torch.Tensor:
-        """One step of Algorithm 2 for one tensor."""
-        momentum, second = self.slots["momentum"], self.slots["second_moment"]
+    def new_value(self, part: Part) -> torch.Tensor:
+        """One step of Algorithm 2."""
+        momentum, second = part.slots["momentum"], part.slots["second_moment"]
         published = self.settings.variant == "reddi"
-        delta = server_round.mean_delta(name)
-        whole_delta = not self.has_momentum or (server_round.index == 0 and not published)
-        momentum[name] = delta if whole_delta else _decayed(momentum[name], delta, self.settings.beta1)
-        second[name] = self.next_second(second[name], torch.square(delta if published else momentum[name]))
-        step = torch.div(momentum[name], torch.sqrt(second[name]) + self.settings.tau)
-        return server_round.global_state[name] + self.settings.eta * step
+        delta = part.mean_delta()
+        whole_delta = not self.has_momentum or (part.index == 0 and not published)
+        momentum.copy_(delta if whole_delta else _decayed(momentum, delta, self.settings.beta1))
+        second.copy_(self.next_second(second, torch.square(delta if published else momentum)))
+        step = torch.sqrt(second).add_(self.settings.tau)
+        torch.div(momentum, step, out=step)
+        return step.mul_(self.settings.eta).add_(part.theta)
 
     @abstractmethod
     def next_second(self, second: torch.Tensor, square: torch.Tensor) -> torch.Tensor:
@@ -227,4 +259,4 @@ def _sum(tensors: Iterator[torch.Tensor]) -> torch.Tensor:
 
 
 def _decayed(old: torch.Tensor, new: torch.Tensor, beta: float) -> torch.Tensor:
-    return beta * old + (1 - beta) * new
+    return torch.mul(old, beta).add_(torch.mul(new, 1 - beta))

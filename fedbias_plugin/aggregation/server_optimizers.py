@@ -10,13 +10,14 @@ from typing import TypedDict
 
 import torch
 
+from fedbias_plugin.aggregation.pieces import empty_like, flat, pieces
 from fedbias_plugin.aggregation.server_algorithms import (
     REGISTRY,
     VARIANTS,
     FedAvg,
     FedOptSettings,
+    Part,
     ServerAlgorithm,
-    ServerRound,
 )
 from fedbias_plugin.algorithms import check_fed_alg, local_client
 from fedbias_plugin.errors import UserError
@@ -95,8 +96,10 @@ class ServerOptimizer:
         local_states: Mapping[int, State],
         sample_counts: Mapping[int, int],
         control_deltas: Mapping[int, State] | None = None,
+        *,
+        into: State | None = None,
     ) -> State:
-        """The next global state; no input is changed.
+        """The next global state; no input is changed unless it is ``into``.
 
         Args:
             round_idx: 0 for the first round.
@@ -104,21 +107,32 @@ class ServerOptimizer:
             local_states: client id -> theta_i for the clients of this round, summed in this order.
             sample_counts: client id -> n_i, at least for those clients.
             control_deltas: client id -> new minus old control variate (SCAFFOLD only).
+            into: tensors that take the result and are returned, such as those of ``global_state``, which then costs no
+                memory; new ones when None, or where one is not contiguous.
 
         Raises:
             ValueError: no client, a client without its count or control delta, or a state that does not fit theta's
                 names and shapes; the message names client and tensor.
         """
         _check_round(global_state, local_states, sample_counts, control_deltas)
-        server_round = ServerRound(
-            round_idx, global_state, local_states, sample_counts, control_deltas, self.num_clients
-        )
+        algorithm = self._algorithm
         with torch.no_grad():
-            self._algorithm.prepare(global_state)
-            for slot, part in self._algorithm.slots.items():
-                _check_fits(f"The server's stored {slot}", part, global_state)
-            new_state = {name: self._algorithm.new_value(name, server_round) for name in global_state}
-            self._algorithm.finish(server_round)
+            algorithm.prepare(global_state)
+            for slot, stored in algorithm.slots.items():
+                _check_fits(f"The server's stored {slot}", stored, global_state)
+            new_state = {name: _target(into, name, theta) for name, theta in global_state.items()}
+            for name, new in new_state.items():
+                tensors = Part(
+                    round_idx,
+                    flat(global_state[name]),
+                    {client: flat(state[name]) for client, state in local_states.items()},
+                    sample_counts,
+                    {c: flat(control_deltas[c][name]) for c in local_states} if control_deltas is not None else None,
+                    {slot: flat(stored[name]) for slot, stored in algorithm.slots.items()},
+                    self.num_clients,
+                )
+                for piece in pieces(new):
+                    flat(new)[piece] = algorithm.new_value(tensors.at(piece))
         return new_state
 
     def state_dict(self) -> ServerStateDict:
@@ -143,6 +157,11 @@ class ServerOptimizer:
                 f"not {sorted(self._algorithm.slot_names)}."
             )
         self._algorithm.slots = {slot: {name: t.clone() for name, t in part.items()} for slot, part in slots.items()}
+
+
+def _target(into: State | None, name: str, theta: torch.Tensor) -> torch.Tensor:
+    """The tensor that takes the new value of ``theta``."""
+    return into[name] if into is not None and into[name].is_contiguous() else empty_like(theta)
 
 
 def _algorithm(fed_alg: str) -> type[ServerAlgorithm]:

@@ -6,15 +6,17 @@ Handed the same state ``theta + sum_i g_i (theta_i - theta)`` for every client o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
 
+from fedbias_plugin.aggregation.pieces import empty_like, flat, pieces
 from fedbias_plugin.state import State
 
 
 def weighted_state(global_state: State, local_states: Mapping[int, State], factors: Mapping[int, float]) -> State:
-    """``theta + sum_i g_i (theta_i - theta)`` for every tensor, one accumulator at a time.
+    """``theta + sum_i g_i (theta_i - theta)`` for every tensor, piece by piece.
 
     Args:
         global_state: theta, name -> tensor; not modified.
@@ -29,15 +31,17 @@ def weighted_state(global_state: State, local_states: Mapping[int, State], facto
     """
     result: State = {}
     for name, theta in global_state.items():
-        base = theta.float() if theta.dtype in (torch.float16, torch.bfloat16) else theta
-        total = base.clone()
-        for client, factor in factors.items():
-            local = local_states[client].get(name)
-            if local is None or local.shape != theta.shape:
-                found = "is missing" if local is None else f"has shape {tuple(local.shape)}, not {tuple(theta.shape)}"
-                raise ValueError(f"The update of client {client} cannot be aggregated: {name} {found}.")
-            total.add_(local.to(base) - base, alpha=factor)
-        result[name] = total.to(theta.dtype)
+        for client in factors:
+            _check(client, name, local_states[client].get(name), theta)
+        local = {client: flat(local_states[client][name]) for client in factors}
+        new = empty_like(theta)
+        for piece in pieces(new):
+            base = _wide(flat(theta)[piece])
+            total = base.clone()
+            for client, factor in factors.items():
+                total.add_(local[client][piece].to(base) - base, alpha=factor)
+            flat(new)[piece] = total
+        result[name] = new
     return result
 
 
@@ -51,11 +55,21 @@ def substitute(
 
 def update_norm(global_state: State, local_state: State) -> float:
     """L2 norm of ``theta_i - theta`` over all tensors, in float64."""
-    squares = (
-        torch.linalg.vector_norm(
-            (local_state[name].to(theta.device, torch.float32) - theta.float()).flatten(), dtype=torch.float64
-        )
-        ** 2
-        for name, theta in global_state.items()
-    )
-    return float(torch.sqrt(torch.stack(list(squares)).sum()))
+    total = 0.0
+    for name, theta in global_state.items():
+        for piece in pieces(theta):
+            base = _wide(flat(theta)[piece])
+            total += float(
+                torch.linalg.vector_norm(flat(local_state[name])[piece].to(base) - base, dtype=torch.float64) ** 2
+            )
+    return math.sqrt(total)
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def _check(client: int, name: str, local: torch.Tensor | None, theta: torch.Tensor) -> None:
+    if local is None or local.shape != theta.shape:
+        found = "is missing" if local is None else f"has shape {tuple(local.shape)}, not {tuple(theta.shape)}"
+        raise ValueError(f"The update of client {client} cannot be aggregated: {name} {found}.")

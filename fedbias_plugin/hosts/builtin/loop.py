@@ -193,7 +193,9 @@ class Federation:
             train_losses={client: update.train_loss for client, update in updates.items()},
         )
         deltas = {client: u.control_delta for client, u in updates.items() if u.control_delta is not None}
-        self.global_state = self.server.aggregate(round_idx, self.global_state, states, sample_counts, deltas or None)
+        self.global_state = self.server.aggregate(
+            round_idx, self.global_state, states, sample_counts, deltas or None, into=self.global_state
+        )
         write_state(self.model, self.global_state)
         del updates, states, deltas  # as large as the model each, when all weights are trained
         self.session.after_aggregation(round_idx + 1, model=self.model, tokenizer=self.tokenizer)

@@ -1,0 +1,129 @@
+"""Server aggregation of a whole model: this package against OpenFedLLM's way of writing it.
+
+Both average the same states in one process, in turn, and must agree bit for bit. The peer multiplies, divides and sums
+tensor by tensor, one new tensor for every operation and client, as OpenFedLLM's ``global_aggregate`` does.
+
+    python benchmarks/aggregation.py --json aggregation.json
+    python benchmarks/aggregation.py --quick
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from fedbias_plugin.aggregation.server_optimizers import ServerOptimizer
+from fedbias_plugin.aggregation.substitution import substitute
+from fedbias_plugin.state import State
+
+WARM_UP = 1
+
+
+def llama_shapes(quick: bool) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a Llama of 110M parameters (tied embeddings, vocabulary 32,000), or of 15M."""
+    hidden, layers, inner = (288, 6, 768) if quick else (768, 12, 2048)
+    shapes: dict[str, tuple[int, ...]] = {"embed_tokens": (32_000, hidden)}
+    for layer in range(layers):
+        shapes |= {f"{layer}.{name}": (hidden, hidden) for name in ("q_proj", "k_proj", "v_proj", "o_proj")}
+        shapes |= {f"{layer}.{name}": (inner, hidden) for name in ("gate_proj", "up_proj")}
+        shapes |= {f"{layer}.down_proj": (hidden, inner), f"{layer}.norm": (hidden,)}
+    return shapes
+
+
+def make_states(shapes: dict[str, tuple[int, ...]], clients: int) -> tuple[State, dict[int, State]]:
+    """A global state and the clients' states, a little different each."""
+    draws = torch.Generator().manual_seed(0)
+    theta = {name: torch.randn(shape, generator=draws) for name, shape in shapes.items()}
+    return theta, {client: {name: t + 1e-3 * (client + 1) for name, t in theta.items()} for client in range(clients)}
+
+
+def peer(fed_alg: str, theta: State, local: dict[int, State], counts: dict[int, int]) -> State:
+    """One round as OpenFedLLM writes it; FedAdam's moments are those of the first round."""
+    rows, clients = sum(counts.values()), list(local)
+    if fed_alg == "fedavg":
+        return {name: sum([local[c][name] * counts[c] / rows for c in clients]) for name in theta}
+    result = {}
+    for name, old in theta.items():
+        delta = sum([(local[c][name] - old) for c in clients]) / len(clients)
+        second = 0.99 * (torch.ones_like(old) * 1e-3**2) + (1 - 0.99) * torch.square(delta)
+        result[name] = old + 1e-3 * torch.div(delta, torch.sqrt(second) + 1e-3)
+    return result
+
+
+def ours(
+    fed_alg: str, theta: State, local: dict[int, State], counts: dict[int, int], out: State | None = None
+) -> State:
+    """The same round with this package; the result goes to ``out``, as in the built-in host."""
+    return ServerOptimizer(fed_alg, num_clients=len(local)).aggregate(0, theta, local, counts, into=out)
+
+
+def bama(
+    fed_alg: str, theta: State, local: dict[int, State], counts: dict[int, int], out: State | None = None
+) -> State:
+    """BAMA's substitution before it, with unequal factors."""
+    factors = {client: 2 * (client + 1) / (len(local) * (len(local) + 1)) for client in local}
+    return ours(fed_alg, theta, substitute(theta, local, factors), counts, out)
+
+
+def seconds(function: Callable[..., State], *arguments: object) -> float:
+    """Wall time of one call; its result is dropped inside."""
+    start = time.perf_counter()
+    function(*arguments)
+    return time.perf_counter() - start
+
+
+def measure(fed_alg: str, shapes: dict[str, tuple[int, ...]], clients: int, repeats: int) -> dict[str, float]:
+    """Peer and ours in turn; medians, their ratio and its spread."""
+    theta, local = make_states(shapes, clients)
+    counts = {client: 100 + client for client in local}
+    arguments, out = (fed_alg, theta, local, counts), {name: tensor.clone() for name, tensor in theta.items()}
+    expected, found = peer(*arguments), ours(*arguments, out)
+    assert all(torch.equal(expected[name], found[name]) for name in theta), "the two do not agree"
+    del expected, found
+    calls = ((peer, arguments), (ours, (*arguments, out)), (bama, (*arguments, out)))
+    times = [[seconds(function, *given) for function, given in calls] for _ in range(WARM_UP + repeats)]
+    ratios = [first / second for first, second, _ in times[WARM_UP:]]
+    medians = [statistics.median(column) for column in zip(*times[WARM_UP:], strict=True)]
+    return {
+        "peer_seconds": medians[0],
+        "ours_seconds": medians[1],
+        "bama_seconds": medians[2],
+        "ratio": statistics.median(ratios),
+        "ratio_low": min(ratios),
+        "ratio_high": max(ratios),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="15M parameters and 3 repeats, under a minute")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    shapes = llama_shapes(options.quick)
+    size = sum(torch.Size(shape).numel() for shape in shapes.values())
+    report: dict[str, object] = {"parameters": size, "threads": options.threads, "torch": torch.__version__}
+    for clients in (3, 20):
+        for fed_alg in ("fedavg", "fedadam"):
+            row = measure(fed_alg, shapes, clients, 3 if options.quick else 5)
+            report[f"{fed_alg}_{clients}_clients"] = row
+            print(
+                f"{fed_alg}, {clients} clients, {size / 1e6:.0f}M: " + ", ".join(f"{k} {v:.3g}" for k, v in row.items())
+            )
+            if fed_alg == "fedavg":
+                report[f"ratio_{clients}_clients"] = row["ratio"]
+    report["peak_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""Tensors in pieces that fit a CPU's cache.
+
+Averaging is entry by entry, so a large tensor may be averaged piece by piece with the same bits. The temporaries of a
+piece are read again while they are in the cache; those of a whole tensor travel to the memory and back, and their pages
+have to be made anew each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+PIECE = 2**18
+"""Entries of a piece: 1 MiB in float32. Smaller ones cost more in Python, larger ones leave the second-level cache."""
+
+
+def flat(tensor: torch.Tensor) -> torch.Tensor:
+    """``tensor`` with one dimension; a view of a contiguous one."""
+    return tensor.reshape(-1)
+
+
+def pieces(tensor: torch.Tensor) -> Iterator[slice]:
+    """Where the pieces of ``flat(tensor)`` are; a tensor on a GPU is one piece."""
+    size = PIECE if tensor.device.type == "cpu" else max(1, tensor.numel())
+    return (slice(start, start + size) for start in range(0, tensor.numel(), size))
+
+
+def empty_like(tensor: torch.Tensor) -> torch.Tensor:
+    """An uninitialised, contiguous tensor of the same shape, dtype and device."""
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
