@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 
+from fedbias_plugin.errors import UserError
+
 
 class _Lines(logging.Formatter):
     """Information as plain lines, anything worse with its level in front."""
@@ -12,6 +14,11 @@ class _Lines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         text = record.getMessage()
         return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"
+
+
+def print_error(error: UserError) -> None:
+    """The one line that wrong input ends with."""
+    print(f"fedbias: error: {error}", file=sys.stderr)
 
 
 def log_to_stderr() -> None:

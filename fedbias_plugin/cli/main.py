@@ -15,7 +15,7 @@ from fedbias_plugin import __version__
 from fedbias_plugin.cli.flags import unknown_name
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.hosts.builtin.arguments import NOT_HERE
-from fedbias_plugin.logs import log_to_stderr
+from fedbias_plugin.logs import log_to_stderr, print_error
 
 COMMANDS = ("run", "patch", "unpatch", "evaluate", "compare", "data", "doctor")
 
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsed = build_parser().parse_args(arguments)
         return parsed.main(parsed)
     except UserError as error:
-        print(f"fedbias: error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     except KeyboardInterrupt:
         print("fedbias: stopped.", file=sys.stderr)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedbias_plugin.arguments import BiasArguments
-from fedbias_plugin.assets import TINY_MODEL
+from fedbias_plugin.assets import TINY, TINY_MODEL
 from fedbias_plugin.cli.flags import FALSE, add_flags, build, field_types, read_config, read_yaml
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.hosts.builtin.arguments import NOT_HERE, HostArguments
@@ -66,7 +66,7 @@ def resolve_arguments(parsed: argparse.Namespace) -> tuple[HostArguments, BiasAr
     if "max_steps" in written and written.get("local_epochs") is not None:
         raise UserError("--max_steps and --local_epochs are two ways to say how long a client trains; give one.")
     layers = [(f"--config {parsed.config}", from_file), ("command line", command_line)]
-    is_tiny = written.get("model_name_or_path", "tiny") == "tiny"
+    is_tiny = written.get("model_name_or_path", TINY) == TINY
     recommended = tiny_recommendations(written) if is_tiny else {}
     layers.insert(0, ("recommended.yaml", recommended))
     bias = build(BiasArguments, layers)

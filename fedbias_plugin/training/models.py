@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fedbias_plugin.arguments import check_choice
-from fedbias_plugin.assets import TINY_MODEL
+from fedbias_plugin.assets import TINY, TINY_MODEL
 from fedbias_plugin.errors import UserError
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-TINY = "tiny"
 DTYPES: dict[str, Any] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": "auto"}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 # Kinds of model that peft makes no choice for: the queries and values, as in its choice for Llama.

@@ -14,13 +14,13 @@ from typing import Any
 
 from fedbias_plugin.algorithms import ALGORITHMS, check_fed_alg, is_known
 from fedbias_plugin.arguments import BiasArguments, check_choice, check_range, option
-from fedbias_plugin.assets import TINY_MODEL
+from fedbias_plugin.assets import TINY, TINY_MODEL
 from fedbias_plugin.errors import UserError, did_you_mean
+from fedbias_plugin.logs import print_error
 from fedbias_plugin.poisoning.scenarios import SCENARIOS, biased_shares
 
 logger = logging.getLogger(__name__)
 
-TINY = "tiny"
 HOOKS = "fedbias_plugin.hosts.openfedllm.hooks"
 
 
@@ -216,5 +216,5 @@ def _check_unhooked(fed_args: Any) -> None:
 
 
 def _leave(error: UserError) -> None:
-    print(f"fedbias: error: {error}", file=sys.stderr)
+    print_error(error)
     raise SystemExit(2)

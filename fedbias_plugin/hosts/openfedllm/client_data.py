@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,8 +12,6 @@ from fedbias_plugin.poisoning.preferences import partition_preferences, rows_of_
 from fedbias_plugin.poisoning.scenarios import biased_shares
 from fedbias_plugin.poisoning.sources import load_rows
 from fedbias_plugin.training.schedule import rows_this_round
-
-logger = logging.getLogger(__name__)
 
 FROM_HOST = "host"
 

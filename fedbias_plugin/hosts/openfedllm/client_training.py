@@ -137,13 +137,10 @@ class ClientTraining:
 
     def give_rows(self, arguments: dict[str, Any], features: list[Feature]) -> None:
         """Put the encoded rows where the stack's trainer takes them from."""
-        tokenizer = arguments["tokenizer"]
         if self.pinned:
             arguments["data_collator"].remember(features, by_text=self._pad_is_ours)
         else:
-            from fedbias_plugin.hosts.openfedllm.sft_trainer import EncodedDataset
-
-            arguments["local_dataset"] = EncodedDataset(features, tokenizer)
+            arguments["local_dataset"] = features
 
     def _encode(self, dataset: Any, tokenizer: Any) -> list[Feature]:
         if self.formatting is None:

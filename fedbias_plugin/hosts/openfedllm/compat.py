@@ -7,12 +7,11 @@ Transformers 5): the classes that are gone come back. What each bridge is for: d
 from __future__ import annotations
 
 import logging
-import sys
 import warnings
 
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.hosts.openfedllm.stack import WORKING, detect_stack, untested
-from fedbias_plugin.logs import log_to_stderr
+from fedbias_plugin.logs import log_to_stderr, print_error
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +26,7 @@ def install() -> str:
     try:
         stack = detect_stack()
     except UserError as error:
-        print(f"fedbias: error: {error}", file=sys.stderr)
+        print_error(error)
         raise SystemExit(2) from None
     if untested(stack):
         logger.warning("%s: the plugin is tested with other versions.\n%s", untested(stack), WORKING)

@@ -20,6 +20,7 @@ from fedbias_plugin.errors import UserError
 from fedbias_plugin.hosts.openfedllm.attached_run import AttachedRun
 from fedbias_plugin.hosts.openfedllm.compat import STACK
 from fedbias_plugin.hosts.openfedllm.loading import AutoModelForCausalLM, on_training_device, seeded_adapter
+from fedbias_plugin.logs import print_error
 from fedbias_plugin.training.schedule import clients_this_round
 
 Function = Callable[..., Any]
@@ -181,7 +182,7 @@ def _on_exception(kind: type[BaseException], error: BaseException, trace: Traceb
     for run in _runs:
         run.close(f"{kind.__name__}: {error}")
     if isinstance(error, UserError):
-        print(f"fedbias: error: {error}", file=sys.stderr)
+        print_error(error)
     else:
         _previous_hook(kind, error, trace)
 

@@ -20,30 +20,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 
-class EncodedDataset:
-    """A client's rows of one round as token ids and labels, which is what reaches the trainer.
-
-    Attributes:
-        features: one per row.
-        tokenizer: the one they were made with.
-    """
-
-    def __init__(self, features: list[Feature], tokenizer: PreTrainedTokenizerBase) -> None:
-        self.features, self.tokenizer = features, tokenizer
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-    def __getitem__(self, index: int) -> Feature:
-        return self.features[index]
-
-
 class SFTTrainer(ClientTrainer):
-    """Takes what OpenFedLLM passes; the rows must be an :class:`EncodedDataset`, as the hooks make them.
+    """Takes what OpenFedLLM passes; the rows come encoded, as the hooks make them.
 
     Args:
         args: the host's training arguments, mended in place.
-        train_dataset: the encoded rows.
+        train_dataset: token ids and labels of a client's rows of one round.
         tokenizer: saved beside the host's own checkpoints.
         formatting_func, data_collator, max_seq_length: used when the rows were encoded, not here.
         kwargs: the Trainer's own.
@@ -56,7 +38,7 @@ class SFTTrainer(ClientTrainer):
         self,
         *,
         args: TrainingArguments,
-        train_dataset: EncodedDataset,
+        train_dataset: list[Feature],
         tokenizer: PreTrainedTokenizerBase,
         formatting_func: Any = None,
         data_collator: Any = None,

@@ -54,7 +54,7 @@ def build(model: Any, tokenizer: Any, tmp_path: Path) -> Build:
     from transformers import TrainingArguments
 
     from fedbias_plugin.hosts.openfedllm.dpo_trainer import DPOTrainer
-    from fedbias_plugin.hosts.openfedllm.sft_trainer import DataCollatorForCompletionOnlyLM, EncodedDataset, SFTTrainer
+    from fedbias_plugin.hosts.openfedllm.sft_trainer import DataCollatorForCompletionOnlyLM, SFTTrainer
 
     def make(kind: str, rows: int = 4, subclass: Build = lambda base: base, **settings: Any) -> Any:
         defaults = {"per_device_train_batch_size": 1, "max_steps": 1, "learning_rate": 0.0, "report_to": "none"}
@@ -73,7 +73,7 @@ def build(model: Any, tokenizer: Any, tmp_path: Path) -> Build:
             tokenizer=tokenizer,
             args=args,
             max_seq_length=512,
-            train_dataset=EncodedDataset(features, tokenizer),
+            train_dataset=features,
             formatting_func=str,
             data_collator=DataCollatorForCompletionOnlyLM([1, 2], tokenizer=tokenizer),
         )
@@ -253,7 +253,7 @@ def test_adapters_of_a_quantised_model_stay_in_float32(build, model, flag):
 
 def test_nothing_is_trained_when_no_row_of_a_batch_has_a_response(build, model):
     trainer = build("sft", rows=1)
-    trainer.train_dataset.features[0]["labels"] = [-100] * len(trainer.train_dataset[0]["input_ids"])
+    trainer.train_dataset[0]["labels"] = [-100] * len(trainer.train_dataset[0]["input_ids"])
     assert trainer.train().training_loss == 0
 
 
