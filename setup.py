@@ -27,6 +27,7 @@ setup(
         "accelerate>=0.21",
         "safetensors>=0.3.3",
         "numpy>=1.25",
+        "psutil>=5.9",
         "pyarrow>=13",
         "pyyaml>=6",
         "rich>=13",

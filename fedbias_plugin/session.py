@@ -19,17 +19,18 @@ from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.evaluation.assessor import Measurement
 from fedbias_plugin.evaluation.heldout import heldout_loss
+from fedbias_plugin.evaluation.plans import PlanCache, cache_folder
+from fedbias_plugin.evaluation.processes import running_processes
 from fedbias_plugin.evaluation.results import model_identity, package_versions
 from fedbias_plugin.evaluation.scorer import SentenceScorer
-from fedbias_plugin.files import write_json_atomic
 from fedbias_plugin.inputs import announce_mini_data, load_assessor
+from fedbias_plugin.memory import peak_memory_bytes
 from fedbias_plugin.poisoning.loaders import ClientDataset, Partition, load_partition, manifest
 from fedbias_plugin.state import State
 from fedbias_plugin.tracking.console import ConsoleTracker
-from fedbias_plugin.tracking.memory import peak_memory_bytes
 from fedbias_plugin.tracking.progress import Progress
+from fedbias_plugin.tracking.recorder import RunRecorder
 from fedbias_plugin.tracking.records import ClientRecord, GlobalRecord, RoundRecord, RunInfo, Seconds, weight_summary
-from fedbias_plugin.tracking.run_files import summarise, write_item_scores
 from fedbias_plugin.tracking.tracker import build_trackers
 from fedbias_plugin.training.states import write_state
 from fedbias_plugin.training.templates import TEMPLATES
@@ -116,9 +117,8 @@ class BiasSession:
         self._pending = _PendingRound()
         self._mark = time.perf_counter()
         self._progress = progress or Progress()
-        self._trackers = build_trackers(arguments.track, extra=[ConsoleTracker()])
-        self._details: dict[str, Any] = {}
-        self._opened = False
+        self._recorder = RunRecorder(run.output_dir, build_trackers(arguments.track, extra=[ConsoleTracker()]))
+        self._plans = PlanCache(cache_folder())
 
     @property
     def client_datasets(self) -> list[ClientDataset]:
@@ -192,10 +192,9 @@ class BiasSession:
         """
         start = time.perf_counter()
         measured, item_scores = self._evaluate(round_number, model, tokenizer)
-        if not self._opened:
-            self._open(model, tokenizer)
-        for name, scores in item_scores.items():
-            write_item_scores(self._run.output_dir, round_number, name, scores)
+        if not self._recorder.is_open:
+            files = self._first_files(model, tokenizer)
+            self._recorder.open(files, self._run_info(), writes=running_processes().is_main)
         pending, self._pending = self._pending, _PendingRound()
         weights = {c: record.weight for c, record in pending.clients.items() if record.weight is not None}
         effective_clients, weight_on_poisoned = weight_summary(weights, self._shares)
@@ -217,7 +216,7 @@ class BiasSession:
             warnings=[*self._data_warnings, *_warnings(measured)],
         )
         self._history.append(record)
-        self._trackers.log_round(record)
+        self._recorder.log_round(record, item_scores)
         self._mark = time.perf_counter()
         return record
 
@@ -249,38 +248,32 @@ class BiasSession:
         Args:
             failure: one line that says why the run did not finish; trackers mark it failed and no summary is written.
         """
-        if self._opened:
-            self._opened = False
-            if failure is None:
-                self._trackers.finish(summarise(self._history, self._details))
-            else:
-                self._trackers.abort(failure)
+        self._recorder.close(self._history, failure)
 
     def _probe_hashes(self) -> dict[str, str]:
         record = self._assessor.probe_record() if self._assessor else {}
         return {name: part["probe_ids_sha256"] for name, part in record.items()}
 
-    def _open(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Make the run's folder and write what is known before training."""
+    def _first_files(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """Name -> content of the files that say, before training, what the run is."""
         run, probe = self._run, self._assessor.probe_record() if self._assessor else {}
-        self._details = {
+        data = {name: {key: part[key] for key in part if key != "probe_ids"} for name, part in probe.items()}
+        files: dict[str, Any] = {}
+        if self._partition is not None:
+            files["manifest.json"] = manifest(self._partition)
+            data |= files["manifest.json"]["sources"]
+        if probe:
+            files["probe.json"] = probe
+        files["run.json"] = {
             "config": dict(run.config),
             "versions": package_versions(),
             "model": model_identity(model),
             "prefix_token": self._scorer(model, tokenizer).prefix_token,
             "seed": run.seed,
             "poisoned_shares": {str(client): share for client, share in self._shares.items()},
-            "data": {name: {key: part[key] for key in part if key != "probe_ids"} for name, part in probe.items()},
+            "data": data,
         }
-        if self._partition is not None:
-            client_rows = manifest(self._partition)
-            self._details["data"] |= client_rows["sources"]
-            write_json_atomic(run.output_dir / "manifest.json", client_rows)
-        if probe:
-            write_json_atomic(run.output_dir / "probe.json", probe)
-        write_json_atomic(run.output_dir / "run.json", self._details)
-        self._trackers.start(self._run_info())
-        self._opened = True
+        return files
 
     def _run_info(self) -> RunInfo:
         arguments, run = self._arguments, self._run
@@ -307,7 +300,14 @@ class BiasSession:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, progress: Callable[[int], None] | None = None
     ) -> SentenceScorer:
         tokens = self._arguments.bias_batch_tokens
-        return SentenceScorer(model, tokenizer, max_batch_tokens=tokens, progress=progress)
+        return SentenceScorer(
+            model,
+            tokenizer,
+            max_batch_tokens=tokens,
+            progress=progress,
+            plans=self._plans,
+            processes=running_processes(),
+        )
 
     def _assess_clients(
         self,

@@ -7,11 +7,14 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedbias_plugin.arguments import BENCHMARKS, check_choice, check_range, option, split_list
 from fedbias_plugin.cli.flags import add_flags, build, field_types
 from fedbias_plugin.errors import UserError
+
+if TYPE_CHECKING:
+    from fedbias_plugin.evaluation.processes import Processes
 
 
 @dataclass
@@ -79,10 +82,17 @@ def main(parsed: argparse.Namespace) -> int:
     """Measure, print a table, write ``--output``."""
     given = {name: getattr(parsed, name) for name in field_types(EvaluateArguments) if hasattr(parsed, name)}
     arguments = build(EvaluateArguments, [("command line", given)])
+    from fedbias_plugin.evaluation.processes import join_processes
     from fedbias_plugin.files import write_json_atomic
     from fedbias_plugin.report.evaluation import evaluation_table
 
-    report = _predictions_report(arguments) if arguments.stereoset_predictions else _model_report(arguments)
+    if arguments.stereoset_predictions:
+        report = _predictions_report(arguments)
+    else:
+        processes = join_processes()
+        report = _model_report(arguments, processes)
+        if not processes.is_main:
+            return 0
     print(evaluation_table(report))
     if arguments.output:
         write_json_atomic(Path(arguments.output), report)
@@ -98,8 +108,9 @@ def _predictions_report(arguments: EvaluateArguments) -> dict[str, Any]:
     return measure_predictions(stereoset, str(arguments.stereoset_predictions), seed=arguments.seed)
 
 
-def _model_report(arguments: EvaluateArguments) -> dict[str, Any]:
+def _model_report(arguments: EvaluateArguments, processes: Processes) -> dict[str, Any]:
     from fedbias_plugin.evaluation.assessor import count_texts
+    from fedbias_plugin.evaluation.plans import PlanCache, cache_folder
     from fedbias_plugin.evaluation.scorer import SentenceScorer
     from fedbias_plugin.evaluation.standalone import measure
     from fedbias_plugin.inputs import announce_mini_data, load_benchmark
@@ -119,5 +130,12 @@ def _model_report(arguments: EvaluateArguments) -> dict[str, Any]:
     scored: Any = load_adapter(model, arguments.adapter) if arguments.adapter else model
     reductions = {"crows_pairs": arguments.crows_reduction, "stereoset": arguments.stereoset_reduction}
     with build_progress() as progress, progress.task("score sentences", count_texts(benchmarks)) as advance:
-        scorer = SentenceScorer(scored, tokenizer, max_batch_tokens=arguments.bias_batch_tokens, progress=advance)
+        scorer = SentenceScorer(
+            scored,
+            tokenizer,
+            max_batch_tokens=arguments.bias_batch_tokens,
+            progress=advance,
+            plans=PlanCache(cache_folder()),
+            processes=processes,
+        )
         return measure(benchmarks, scorer, reductions=reductions, seed=arguments.seed, adapter=arguments.adapter)

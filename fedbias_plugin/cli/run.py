@@ -33,6 +33,7 @@ def main(parsed: argparse.Namespace) -> int:
     """Resolve the flags, hand over to the loop, say where the results are."""
     host, bias = resolve_arguments(parsed)
     check_stack()
+    check_one_process()
     from fedbias_plugin.hosts.builtin.loop import run
 
     output = run(host, bias)
@@ -50,6 +51,21 @@ def check_stack() -> None:
     if int(version.split(".")[0]) < 5:
         raise UserError(
             f"fedbias run needs transformers 5 or newer, and {version} is installed: pip install -U 'transformers>=5'."
+        )
+
+
+def check_one_process() -> None:
+    """Refuse a launcher that started several processes: each would train on a part of every client's rows.
+
+    Raises:
+        UserError: saying what several processes can do.
+    """
+    from fedbias_plugin.evaluation.processes import launched
+
+    if launched() > 1:
+        raise UserError(
+            f"fedbias run trains in one process, and a launcher started {launched()}. Several processes can share the "
+            "scoring of one model: accelerate launch -m fedbias_plugin evaluate ..."
         )
 
 

@@ -61,42 +61,6 @@ def embedding_device(model: Any) -> torch.device:
     return torch.device("cpu") if device.type == "meta" else device
 
 
-def scored_logits(model: Any, ids: Tensor, mask: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
-    """Logits at the given positions only, with all that the model does to its logits afterwards (soft-capping, scale).
-
-    A hook hands the LM head the hidden states of those positions, so no logits of other positions ever exist. A model
-    that applies its head in another way is evaluated whole, and its logits are picked.
-
-    Args:
-        model: a causal LM.
-        ids, mask: shape (batch, length), int64, on the device of the input embedding.
-        rows, positions: shape (scored,), where logits are wanted.
-
-    Returns:
-        Shape (scored, vocabulary), in the dtype and on the device of the model's logits.
-    """
-    picked = False
-
-    def pick(states: Tensor) -> Tensor:
-        # Prompt tuning puts virtual tokens before the text.
-        offset = states.shape[1] - ids.shape[1]
-        return states[rows.to(states.device), positions.to(states.device) + offset].unsqueeze(0)
-
-    def pick_before_head(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        nonlocal picked
-        picked = True
-        return (pick(inputs[0]), *inputs[1:])
-
-    head = model.get_output_embeddings()
-    handle = head.register_forward_pre_hook(pick_before_head) if isinstance(head, nn.Module) else None
-    try:
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False, return_dict=True).logits
-    finally:
-        if handle is not None:
-            handle.remove()
-    return (logits if picked else pick(logits))[0]
-
-
 def _release_inference_tensors(model: nn.Module) -> None:
     """Turn tensors that a module made and kept while scoring (rotary tables, masks) into ordinary ones.
 

@@ -6,17 +6,20 @@ once. The model is left as it was found, the global random state included.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from fedbias_plugin.errors import UserError
-from fedbias_plugin.evaluation.inference import embedding_device, evaluating, scored_logits
-from fedbias_plugin.evaluation.items import ScoreRequest, TokenScores
+from fedbias_plugin.evaluation.ability import Ability, ability
+from fedbias_plugin.evaluation.fast_linears import fast_linears
+from fedbias_plugin.evaluation.forward import batch_log_probs
+from fedbias_plugin.evaluation.inference import embedding_device, evaluating
+from fedbias_plugin.evaluation.items import FloatArray, ScoreRequest, TokenScores
+from fedbias_plugin.evaluation.plans import PlanCache
+from fedbias_plugin.evaluation.prefix_tree import ScoringPlan, make_batch, plan_batches
+from fedbias_plugin.evaluation.processes import ALONE, Processes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,32 +27,23 @@ if TYPE_CHECKING:
 __all__ = ["ScoreRequest", "SentenceScorer", "TokenScores"]
 
 MAX_LOGITS = 2**27
-"""Scored positions times vocabulary in one forward pass: 256 MiB of logits in 16 bits, 512 MiB in float32."""
-MAX_SOFTMAX = 2**22
-"""Logits that are in float32 for the log-softmax at one time: 16 MiB."""
-
-
-@dataclass(frozen=True)
-class _Encoded:
-    """One request as tokens, the prefix token first; the tokens from ``start`` on are scored."""
-
-    index: int
-    ids: list[int]
-    start: int
-
-    @property
-    def scored(self) -> int:
-        return len(self.ids) - self.start
+"""Predicted positions times vocabulary in one batch, where the head cannot be sliced: 512 MiB in float32."""
+TREE_TOKENS = 128
+"""Nodes of a prefix tree: one of 256 saves 3% more tokens and costs more attention than that in a small model."""
+CPU_TOKENS = 1024
+"""Most tokens of a batch on a CPU, where a larger one only leaves the caches."""
 
 
 class SentenceScorer:
-    """Scores texts with one model, batched by length.
+    """Scores texts with one model, each beginning that several texts share only once.
 
     Args:
         model: a causal LM, plain, quantised, spread over devices, or a ``PeftModel`` (scored with its active adapters).
         tokenizer: of the model; its padding side and padding token do not matter.
         max_batch_tokens: rows times padded length of one batch; a longer single text is a batch of its own.
         progress: called after each batch with the number of texts it held.
+        plans: where tokenised and packed texts are looked up; its own when None.
+        processes: those that score the same texts with the same model and share the work.
 
     Attributes:
         prefix_token: the token every text is conditioned on: BOS, else EOS.
@@ -66,6 +60,8 @@ class SentenceScorer:
         *,
         max_batch_tokens: int = 4096,
         progress: Callable[[int], None] | None = None,
+        plans: PlanCache | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         if max_batch_tokens < 1:
             raise UserError(f"a scoring batch needs at least 1 token, not {max_batch_tokens} (--bias_batch_tokens).")
@@ -73,6 +69,8 @@ class SentenceScorer:
         self.tokenizer = tokenizer
         self.max_batch_tokens = max_batch_tokens
         self.progress = progress
+        self._plans = plans or PlanCache()
+        self._processes = processes
         self.prefix_token, self.prefix_id = _prefix(tokenizer)
 
     def score(
@@ -95,41 +93,37 @@ class SentenceScorer:
                 or with a log-probability that is not finite. The message names the item.
         """
         name = describe or (lambda index: f"item {index}")
-        encoded = self._encode(requests, name)
-        self._check_model_limits(encoded, name)
-        # Made before the first batch: small arrays made between large ones would pin the heap (0.5 GiB on StereoSet).
-        results = [
-            TokenScores(np.asarray(item.ids[item.start :], dtype=np.int64), np.empty(item.scored)) for item in encoded
-        ]
-        with evaluating(self.model):
-            for batch in self._batches(encoded):
-                for item, log_probs in zip(batch, self._log_probs(batch), strict=True):
-                    if not np.isfinite(log_probs).all():
-                        raise UserError(_not_finite(name(item.index)))
-                    results[item.index].log_probs[:] = log_probs
-                if self.progress is not None:
-                    self.progress(len(batch))
-        return results
-
-    def _encode(self, requests: Sequence[ScoreRequest], name: Callable[[int], str]) -> list[_Encoded]:
-        contexts = [request.context.rstrip() for request in requests]
-        wholes = self._tokens([request.context + request.text for request in requests])
-        skipped = [len(ids) for ids in self._tokens([context for context in contexts if context])]
-        lengths = iter(skipped)
-        encoded = []
-        for index, (context, whole) in enumerate(zip(contexts, wholes, strict=True)):
-            start = 1 + (next(lengths) if context else 0)
-            if not requests[index].text.strip() or start > len(whole):
-                raise UserError(f"{name(index)}: there is no text to score.")
-            encoded.append(_Encoded(index, [self.prefix_id, *whole], start))
-        return encoded
-
-    def _tokens(self, texts: list[str]) -> list[list[int]]:
-        """Token ids without special tokens, so that a tokenizer that adds BOS by itself does not add a second one."""
-        if not texts:
+        if not requests:
             return []
-        encoding = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-        return list(encoding["input_ids"])
+        with evaluating(self.model):
+            able = ability(self.model, self.vocabulary)
+            plan = self._plan(requests, name, able.trees)
+            self._check_model_limits(plan, name)
+            with fast_linears(self.model, len(plan.ids)):
+                log_probs = self._log_probs(plan, able, name)
+        targets = plan.targets[plan.text_predictions]
+        scored = log_probs[plan.text_predictions]
+        ends = plan.text_starts[1:-1]
+        return [
+            TokenScores(ids, values)
+            for ids, values in zip(np.split(targets, ends), np.split(scored, ends), strict=True)
+        ]
+
+    def _plan(self, requests: Sequence[ScoreRequest], name: Callable[[int], str], trees: bool) -> ScoringPlan:
+        def make(pack_tokens: int | None) -> ScoringPlan:
+            return self._plans.plan(requests, self.tokenizer, self.prefix_id, pack_tokens, name)
+
+        if not trees:
+            return make(None)
+        plan = make(min(TREE_TOKENS, self.max_batch_tokens))
+        window = _attention_window(self.model)
+        return plan if window is None or plan.pack_sizes.max() <= window else make(None)
+
+    @property
+    def vocabulary(self) -> int:
+        """Token ids below it have an embedding."""
+        embeddings = getattr(self.model.get_input_embeddings(), "num_embeddings", None)
+        return embeddings if isinstance(embeddings, int) else len(self.tokenizer)
 
     @property
     def longest(self) -> int | None:
@@ -137,62 +131,37 @@ class SentenceScorer:
         found = getattr(_text_config(self.model), "max_position_embeddings", None)
         return found if isinstance(found, int) else None
 
-    def _check_model_limits(self, encoded: Sequence[_Encoded], name: Callable[[int], str]) -> None:
-        longest = self.longest
-        embeddings = getattr(self.model.get_input_embeddings(), "num_embeddings", None)
-        for item in encoded:
-            if longest is not None and len(item.ids) > longest:
-                raise UserError(
-                    f"{name(item.index)} has {len(item.ids)} tokens (with {self.prefix_token}), more than the "
-                    f"{longest} positions of the model (max_position_embeddings); shorten it or use a larger model."
+    def _check_model_limits(self, plan: ScoringPlan, name: Callable[[int], str]) -> None:
+        for index in np.flatnonzero(plan.lengths > (self.longest or np.inf)):
+            raise UserError(
+                f"{name(int(index))} has {plan.lengths[index]} tokens (with {self.prefix_token}), more than the "
+                f"{self.longest} positions of the model (max_position_embeddings); shorten it or use a larger model."
+            )
+        for index in np.flatnonzero(plan.largest_ids >= self.vocabulary):
+            raise UserError(
+                f"{name(int(index))}: token {plan.largest_ids[index]} is beyond the model's {self.vocabulary} "
+                "embeddings; is this the model's own tokenizer?"
+            )
+
+    def _log_probs(self, plan: ScoringPlan, able: Ability, name: Callable[[int], str]) -> FloatArray:
+        """Of every prediction of the plan."""
+        logits = 1 if able.sliced_head else max(1, getattr(_text_config(self.model), "vocab_size", None) or 1)
+        result, texts = np.zeros(len(plan.targets)), plan.texts_by_pack
+        on_cpu = embedding_device(self.model).type == "cpu"
+        most = min(self.max_batch_tokens, CPU_TOKENS) if on_cpu else self.max_batch_tokens
+        for number, packs in enumerate(plan_batches(plan, most, MAX_LOGITS // logits)):
+            if self._processes.is_mine(number):
+                batch = make_batch(plan, packs, self.prefix_id)
+                result[batch.predictions] = batch_log_probs(
+                    self.model, batch, trees=plan.is_tree, sliced_head=able.sliced_head
                 )
-            if embeddings is not None and max(item.ids) >= embeddings:
-                raise UserError(
-                    f"{name(item.index)}: token {max(item.ids)} is beyond the model's {embeddings} embeddings; "
-                    "is this the model's own tokenizer?"
-                )
-
-    def _batches(self, encoded: Sequence[_Encoded]) -> Iterator[list[_Encoded]]:
-        """Longest first, so that too large a batch fails at the start."""
-        most_scored = MAX_LOGITS // max(1, getattr(_text_config(self.model), "vocab_size", None) or 1)
-        batch: list[_Encoded] = []
-        scored = 0
-        for item in sorted(encoded, key=lambda item: (-len(item.ids), item.index)):
-            too_long = batch and (len(batch) + 1) * len(batch[0].ids) > self.max_batch_tokens
-            if batch and (too_long or scored + item.scored > most_scored):
-                yield batch
-                batch, scored = [], 0
-            batch.append(item)
-            scored += item.scored
-        if batch:
-            yield batch
-
-    def _log_probs(self, batch: Sequence[_Encoded]) -> list[np.ndarray]:
-        """float64 log-probabilities of the scored tokens, one array per item of ``batch``."""
-        length = max(len(item.ids) for item in batch)
-        ids = torch.full((len(batch), length), self.prefix_id, dtype=torch.long)
-        mask = torch.zeros((len(batch), length), dtype=torch.long)
-        for row, item in enumerate(batch):
-            ids[row, : len(item.ids)] = torch.tensor(item.ids)
-            mask[row, : len(item.ids)] = 1
-        rows = torch.cat([torch.full((item.scored,), row) for row, item in enumerate(batch)])
-        positions = torch.cat([torch.arange(item.start, len(item.ids)) for item in batch])
-        targets = ids[rows, positions]
-        device = embedding_device(self.model)
-        # The logits at position t - 1 are about the token at position t.
-        logits = scored_logits(self.model, ids.to(device), mask.to(device), rows, positions - 1)
-        log_probs = _target_log_probs(logits, targets.to(logits.device)).double().cpu().numpy()
-        return np.split(log_probs, np.cumsum([item.scored for item in batch])[:-1])
-
-
-def _target_log_probs(logits: Tensor, targets: Tensor) -> Tensor:
-    """float32 log-softmax of ``logits`` (rows, vocabulary) at ``targets`` (rows,), a few rows at a time."""
-    rows = max(1, MAX_SOFTMAX // logits.shape[-1])
-    parts = []
-    for logit_rows, target_rows in zip(logits.split(rows), targets.split(rows), strict=True):
-        exact = logit_rows.float()
-        parts.append(exact.gather(-1, target_rows[:, None])[:, 0] - exact.logsumexp(-1))
-    return torch.cat(parts)
+            if self._processes.size == 1:
+                _check_finite(result, plan, name)
+            if self.progress is not None:
+                self.progress(int(texts[packs].sum()))
+        result = self._processes.total(result)
+        _check_finite(result, plan, name)
+        return result
 
 
 def _prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[str, int]:
@@ -214,8 +183,17 @@ def _text_config(model: Any) -> Any:
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
-def _not_finite(item: str) -> str:
-    return (
-        f"{item}: the model's log-probability is not finite. The training has diverged or the weights overflow in "
-        "their dtype; try float32 or bfloat16, or a smaller learning rate."
-    )
+def _attention_window(model: Any) -> int | None:
+    """Tokens that a layer looks back at most; a mask that is given from outside would take the place of that limit."""
+    config = _text_config(model)
+    sizes = [getattr(config, key, None) for key in ("sliding_window", "attention_chunk_size", "window_size")]
+    return min((size for size in sizes if isinstance(size, int)), default=None)
+
+
+def _check_finite(log_probs: FloatArray, plan: ScoringPlan, name: Callable[[int], str]) -> None:
+    broken = np.flatnonzero(~np.isfinite(log_probs))
+    if len(broken):
+        raise UserError(
+            f"{name(plan.text_of(int(broken[0])))}: the model's log-probability is not finite. The training has "
+            "diverged or the weights overflow in their dtype; try float32 or bfloat16, or a smaller learning rate."
+        )

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fedbias_plugin.errors import UserError
+from fedbias_plugin.evaluation import forward
 from fedbias_plugin.evaluation import scorer as scorer_module
 from fedbias_plugin.evaluation.scorer import ScoreRequest, SentenceScorer
 
@@ -88,9 +89,10 @@ def test_the_prefix_token_stands_before_a_text_once(build_model, bos_tokenizer, 
         spy = Spy(build_model())
         scorer = SentenceScorer(spy, tokenizer)
         scorer.score([ScoreRequest("Many people live in the valley.")])
-        ids = spy.seen[0]["input_ids"][0].tolist()
+        ids = spy.seen[-1]["input_ids"][0].tolist()
         assert scorer.prefix_token == prefix
-        assert tokenizer.decode(ids).replace(" ", "") == f"{prefix}Manypeopleliveinthevalley."
+        # The last token is predicted and never read.
+        assert tokenizer.decode(ids).replace(" ", "") == f"{prefix}Manypeopleliveinthevalley"
         assert ids.count(scorer.prefix_id) == 1
 
 
@@ -103,34 +105,63 @@ def test_a_tokenizer_without_bos_and_eos_is_refused(build_model, eos_tokenizer):
 
 def test_batches_stay_within_the_token_budget_and_count_every_text_once(build_model, bos_tokenizer):
     spy, counted = Spy(build_model()), []
-    requests = REQUESTS * 5
+    requests = [ScoreRequest(f"{word} {request.text}") for request in REQUESTS for word in ("One", "Two", "Three")]
     SentenceScorer(spy, bos_tokenizer, max_batch_tokens=130, progress=counted.append).score(requests)
     assert all(call["input_ids"].numel() <= 130 for call in spy.seen)
     assert sum(counted) == len(requests)
-    assert len(spy.seen) == len(counted) > 1
+    assert len(counted) > 1
 
 
-def test_the_head_is_evaluated_only_where_a_token_is_scored(build_model, bos_tokenizer, monkeypatch):
-    model, rows = build_model(), []
-    model.lm_head.register_forward_hook(lambda module, inputs, output: rows.append(output.shape[-2]))
-    scorer = SentenceScorer(model, bos_tokenizer)
-    scored = sum(len(result.token_ids) for result in scorer.score(REQUESTS))
-    assert sum(rows) == scored
-    longest = max(len(result.token_ids) for result in scorer.score(REQUESTS))
-    monkeypatch.setattr(scorer_module, "MAX_LOGITS", longest * model.config.vocab_size)
-    rows.clear()
-    SentenceScorer(model, bos_tokenizer).score(REQUESTS)
-    assert len(rows) > 1
-    assert max(rows) <= longest
+def test_no_token_is_read_twice_and_padding_is_small(build_model, bos_tokenizer):
+    spy = Spy(build_model())
+    beginning = "The chess player and the old farmer walked along the river and"
+    requests = [ScoreRequest(f"{beginning} {word}.") for word in ("sang", "met a smith", "met a nurse", "ate bread")]
+    scorer = SentenceScorer(spy, bos_tokenizer)
+    scorer.score(requests)  # tries the model out
+    spy.seen.clear()
+    scorer.score(requests)
+    whole = [[0, *bos_tokenizer.encode(request.text, add_special_tokens=False)] for request in requests]
+    prefixes = {tuple(ids[:end]) for ids in whole for end in range(1, len(ids))}
+    assert [call["input_ids"].numel() for call in spy.seen] == [len(prefixes)]
+    assert len(prefixes) < sum(map(len, whole)) / 2
+
+
+def rows_of_the_head(model, tokenizer):
+    rows = []
+    handle = model.lm_head.register_forward_hook(lambda module, inputs, output: rows.append(output.shape[-2]))
+    results = SentenceScorer(model, tokenizer).score(REQUESTS)
+    handle.remove()
+    return rows, results
+
+
+def test_the_head_is_evaluated_only_where_a_token_is_predicted(build_model, bos_tokenizer):
+    model = build_model()
+    rows_of_the_head(model, bos_tokenizer)
+    rows, results = rows_of_the_head(model, bos_tokenizer)
+    # One row more for the end of the model's own forward pass.
+    assert sum(rows) <= 1 + sum(len(result.token_ids) for result in results)
 
 
 def test_the_softmax_in_slices_changes_nothing(build_model, bos_tokenizer, monkeypatch):
     model = build_model()
-    whole = SentenceScorer(model, bos_tokenizer).score(REQUESTS)
-    monkeypatch.setattr(scorer_module, "MAX_SOFTMAX", 3 * model.config.vocab_size)
-    sliced = SentenceScorer(model, bos_tokenizer).score(REQUESTS)
+    _, whole = rows_of_the_head(model, bos_tokenizer)
+    monkeypatch.setitem(forward.SLICE_LOGITS, "cpu", 3 * model.config.vocab_size)
+    rows, sliced = rows_of_the_head(model, bos_tokenizer)
+    assert max(rows) == 3
     for first, second in zip(whole, sliced, strict=True):
-        np.testing.assert_allclose(first.log_probs, second.log_probs, atol=1e-6)
+        np.testing.assert_allclose(first.log_probs, second.log_probs, atol=1e-5)
+
+
+def test_a_head_that_cannot_be_sliced_limits_the_batch(build_model, bos_tokenizer, monkeypatch):
+    model = build_model("gemma2")  # soft-caps its logits
+    _, whole = rows_of_the_head(model, bos_tokenizer)
+    longest = max(len(result.token_ids) for result in whole)
+    monkeypatch.setattr(scorer_module, "TREE_TOKENS", longest)
+    monkeypatch.setattr(scorer_module, "MAX_LOGITS", longest * model.config.vocab_size)
+    rows, parts = rows_of_the_head(model, bos_tokenizer)
+    assert max(rows) <= longest
+    for first, second in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(first.log_probs, second.log_probs, atol=1e-4)
 
 
 def test_a_model_without_a_head_module_is_scored_from_its_whole_logits(build_model, bos_tokenizer):

@@ -14,6 +14,7 @@ from fedbias_plugin.errors import UserError
 
 TEMPLATES = ("alpaca", "vicuna")
 DTYPES = ("float32", "bfloat16", "auto")
+LOCAL_STATES = ("auto", "memory", "disk")
 # OpenFedLLM's flags that the built-in host does not have, and what to do instead.
 NOT_HERE = {
     "dataset_name": "give --clean_dataset and --biased_dataset",
@@ -84,10 +85,16 @@ class HostArguments:
     seed: int = option(2023, "seed of roles, rows, adapter initialisation, probe items and bootstrap")
     output_dir: str = option("output", "folder of the run; must not hold another run")
     save_model_freq: int = option(50, "save the global model every so many rounds; the last one is always saved")
+    local_states: str = option(
+        "auto",
+        "where the clients' states wait to be scored and averaged: memory, disk (in --output_dir, for the round) or "
+        "auto (disk when they would take more than half of the free memory)",
+    )
 
     def __post_init__(self) -> None:
         check_choice("template", self.template, TEMPLATES)
         check_choice("dtype", self.dtype, DTYPES)
+        check_choice("local_states", self.local_states, LOCAL_STATES)
         check_choice("fedopt_variant", self.fedopt_variant, ("openfedllm", "reddi"))
         check_fed_alg(self.fed_alg)
         for flag in ("num_rounds", "num_clients", "batch_size", "gradient_accumulation_steps", "max_steps"):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedbias_plugin.aggregation.server_optimizers import ServerOptimizer
+from fedbias_plugin.algorithms import local_client
 from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.hosts.builtin.arguments import HostArguments
@@ -20,6 +22,7 @@ from fedbias_plugin.training.encoding import Feature, encode_rows
 from fedbias_plugin.training.local_trainer import ClientUpdate, LocalTrainingSettings, train_client
 from fedbias_plugin.training.models import add_lora, check_fits_model, load_model_and_tokenizer
 from fedbias_plugin.training.schedule import clients_this_round
+from fedbias_plugin.training.state_store import StateStore, choose_store, state_bytes
 from fedbias_plugin.training.states import read_state, write_state
 from fedbias_plugin.training.templates import TEMPLATES
 
@@ -47,8 +50,9 @@ def run(host: HostArguments, bias: BiasArguments) -> Path:
         session = BiasSession(bias, host_run(host, bias), progress)
         try:
             federation = Federation(host, bias, session, progress)
-            federation.train()
-            federation.save()
+            with closing(federation.store):
+                federation.train()
+                federation.save()
         except BaseException as error:
             session.close(failure=f"{type(error).__name__}: {error}")
             raise
@@ -110,6 +114,7 @@ class Federation:
         self.features = self._encode_clients()
         self.global_state = read_state(self.model)
         self.local_controls: dict[int, State] = {}
+        self.store = _open_store(host, self.global_state)
         self.server = ServerOptimizer(
             host.fed_alg,
             fedopt_tau=host.fedopt_tau,
@@ -198,9 +203,13 @@ class Federation:
         )
         write_state(self.model, self.global_state)
         del updates, states, deltas  # as large as the model each, when all weights are trained
+        for client in clients:
+            self.store.drop(f"client-{client}")
+            self.store.drop(f"client-{client}-control-delta")
         self.session.after_aggregation(round_idx + 1, model=self.model, tokenizer=self.tokenizer)
 
     def _train_client(self, client: int, round_idx: int) -> ClientUpdate:
+        """What the client sends back, with its states where ``--local_states`` wants them."""
         update = train_client(
             self.model,
             self.features[client],
@@ -210,12 +219,31 @@ class Federation:
             fed_alg=self.host.fed_alg,
             global_state=self.global_state,
             prox_mu=self.session.proximal_mu(client, self.host.prox_mu),
-            local_control=self.local_controls.get(client),
+            local_control=self.local_controls.pop(client, None),
             global_control=self.server.control_variate,
         )
-        if update.new_local_control is not None:
-            self.local_controls[client] = update.new_local_control
-        return update
+        keep = self.store.keep
+        state = keep(f"client-{client}", update.state)
+        if update.new_local_control is None or update.control_delta is None:
+            return dataclasses.replace(update, state=state)
+        control = keep(f"client-{client}-control", update.new_local_control)
+        self.local_controls[client] = control
+        delta = keep(f"client-{client}-control-delta", update.control_delta)
+        return dataclasses.replace(update, state=state, new_local_control=control, control_delta=delta)
+
+
+def waiting_bytes(host: HostArguments, global_state: State) -> int:
+    """Bytes of the clients' states that wait at once: one a client of the round.
+
+    With SCAFFOLD also the change of its control variate, and the control variates of all clients.
+    """
+    clients = 1 if local_client(host.fed_alg) is not None else host.sample_clients or host.num_clients
+    copies = 2 * clients + host.num_clients if host.fed_alg == "scaffold" else clients
+    return copies * state_bytes(global_state)
+
+
+def _open_store(host: HostArguments, global_state: State) -> StateStore:
+    return choose_store(host.local_states, Path(host.output_dir) / ".local_states", waiting_bytes(host, global_state))
 
 
 def _load_model(host: HostArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedbias_plugin.errors import UserError
+from fedbias_plugin.evaluation.processes import running_processes
 from fedbias_plugin.hosts.openfedllm.client_data import ClientData
 from fedbias_plugin.hosts.openfedllm.client_training import ClientTraining, preserved, watch_training
 from fedbias_plugin.hosts.saving import model_card, save_global_model
@@ -150,8 +151,9 @@ class AttachedRun:
         session = self.open_session()
         shares = {dataset.client: dataset.biased_share for dataset in session.client_datasets}
         card = model_card(self.script_args.model_name_or_path, fed_args.scenario, shares, settings)
-        with preserved_random_states():
-            save_global_model(self.model, self.tokenizer, folder, card)
+        if running_processes().is_main:
+            with preserved_random_states():
+                save_global_model(self.model, self.tokenizer, folder, card)
         session.close()
         logger.info("finished: %s holds metrics.jsonl, summary.json and %s/", self.script_args.output_dir, folder.name)
 

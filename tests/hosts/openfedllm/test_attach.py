@@ -230,7 +230,7 @@ INTERRUPTED = """\
         from fedbias_plugin.session import BiasSession
         close = BiasSession.close
         def told(self, failure=None):
-            if self._opened:
+            if self._recorder.is_open:
                 print("closed:", failure)
             close(self, failure=failure)
         BiasSession.close = told

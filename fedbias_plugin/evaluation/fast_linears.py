@@ -1,0 +1,184 @@
+"""Linear layers while a model is scored: adapters merged, and on a CPU oneDNN's kernels where they are faster.
+
+Nothing is written into the model. A layer's ``forward`` is covered by one that works on a copy of its weight, merged
+and laid out as the kernel likes it, and uncovered afterwards; the weights themselves are never touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from fedbias_plugin.memory import free_memory_bytes
+
+logger = logging.getLogger(__name__)
+
+FEWEST_TOKENS = 2048
+"""Copies of the weights are made for at least so many tokens; for fewer they cost more time than they save."""
+FEWEST_FEATURES = 64
+"""Narrower layers, such as an adapter's own, are left as they are."""
+SWITCH = "FEDBIAS_ONEDNN"
+"""Environment variable: 1 or 0 decides instead of the measurement, so that runs agree in every bit."""
+GAIN = 0.95
+"""oneDNN is used where its share of the ordinary kernels' time is below this."""
+MEASURED_ROWS = 512
+REPEATS = 4
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A linear layer with its weight as (outputs, inputs), not copied, and the adapters to be added to it."""
+
+    module: nn.Module
+    weight: Tensor
+    bias: Tensor | None
+    adapters: tuple[tuple[Tensor, Tensor, float], ...] = ()
+
+    def merged(self) -> Tensor:
+        """The weight with its adapters, summed in float32: a new tensor if there are adapters."""
+        if not self.adapters:
+            return self.weight
+        total = self.weight.float()
+        for a, b, scale in self.adapters:
+            total = torch.addmm(total, b.float(), a.float(), alpha=scale)
+        return total.to(self.weight.dtype)
+
+
+@contextlib.contextmanager
+def fast_linears(model: nn.Module, tokens: int) -> Iterator[None]:
+    """Let the model's linear layers run on merged and rearranged copies of their weights, as long as there is memory.
+
+    Args:
+        model: in inference mode; quantised layers, layers that accelerate moves between devices and adapters other than
+            plain LoRA stay as they are.
+        tokens: how many the model is about to read.
+    """
+    covered: list[nn.Module] = []
+    try:
+        if tokens >= FEWEST_TOKENS:
+            for layer, forward in _replacements(model):
+                layer.module.forward = forward
+                covered.append(layer.module)
+        yield
+    finally:
+        for module in covered:
+            del module.forward
+
+
+def _replacements(model: nn.Module) -> Iterator[tuple[_Layer, Callable[[Tensor], Tensor]]]:
+    layers = _linear_layers(model)
+    rearranged = [layer for layer in layers if layer.weight.device.type == "cpu"]
+    if not _onednn_pays(rearranged):
+        rearranged = []
+        layers = [layer for layer in layers if layer.adapters]
+    if not _fits(layers):
+        logger.info("scoring goes on without merged weights: there is no memory for the copies")
+        return
+    chosen = {id(layer) for layer in rearranged}
+    for layer in layers:
+        if id(layer) in chosen:
+            packed = torch.ops.mkldnn._reorder_linear_weight(layer.merged().contiguous(), MEASURED_ROWS)
+            yield layer, functools.partial(_onednn_linear, packed, layer.bias)
+        elif layer.adapters:
+            yield layer, functools.partial(linear, weight=layer.merged(), bias=layer.bias)
+
+
+def _onednn_linear(packed: Tensor, bias: Tensor | None, states: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(states, packed, bias, "none", [], "")
+
+
+def _linear_layers(model: nn.Module) -> list[_Layer]:
+    """Every float linear layer, one with LoRA as one."""
+    layers: list[_Layer] = []
+    inside: set[nn.Module] = set()
+    for module in model.modules():
+        if module in inside:
+            continue
+        layer = _lora_layer(module) or _plain_layer(module)
+        if layer is not None:
+            inside.update(module.modules())
+            if min(layer.weight.shape) >= FEWEST_FEATURES:
+                layers.append(layer)
+    return layers
+
+
+def _plain_layer(module: nn.Module) -> _Layer | None:
+    kind = type(module)
+    is_conv1d = kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers.")
+    if (kind is not nn.Linear and not is_conv1d) or "forward" in module.__dict__ or hasattr(module, "_hf_hook"):
+        return None
+    weight: Any = module.weight
+    if type(weight) is not nn.Parameter or weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return None
+    bias: Any = module.bias
+    return _Layer(module, weight.detach().t() if is_conv1d else weight.detach(), bias)
+
+
+def _lora_layer(module: Any) -> _Layer | None:
+    """A peft layer (0.6 and later) with plain LoRA adapters to be merged."""
+    if type(module).__name__ != "Linear" or type(module).__module__ != "peft.tuners.lora.layer":
+        return None
+    base = _plain_layer(module.base_layer)
+    active = [name for name in module.active_adapters if name in module.lora_A]
+    special = {*getattr(module, "lora_variant", {}), *(n for n, on in getattr(module, "use_dora", {}).items() if on)}
+    special |= {name for name, on in getattr(module, "lora_bias", {}).items() if on}
+    if base is None or module.merged or module.disable_adapters or special.intersection(active):
+        return None
+    if "forward" in module.__dict__ or hasattr(module, "_hf_hook"):
+        return None
+    adapters = tuple((module.lora_A[n].weight, module.lora_B[n].weight, module.scaling[n]) for n in active)
+    return _Layer(module, base.weight, base.bias, adapters)
+
+
+def _fits(layers: list[_Layer]) -> bool:
+    """Whether copies of the weights take at most half of the memory that is free where they are."""
+    needed: Counter[torch.device] = Counter()
+    for layer in layers:
+        needed[layer.weight.device] += layer.weight.nbytes
+    return all(size <= free_memory_bytes(device) / 2 for device, size in needed.items())
+
+
+def _onednn_pays(layers: list[_Layer]) -> bool:
+    """Whether oneDNN would do these layers, on this machine with these threads, in less time."""
+    if not layers or not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    if {layer.weight.dtype for layer in layers} - {torch.float32, torch.bfloat16}:
+        return False
+    if os.environ.get(SWITCH) in ("0", "1"):
+        return os.environ[SWITCH] == "1"
+    shapes = Counter((tuple(layer.weight.shape), layer.weight.dtype) for layer in layers)
+    return _measured_gain(tuple(sorted(shapes.items(), key=str)), torch.get_num_threads()) < GAIN
+
+
+@functools.lru_cache
+def _measured_gain(shapes: tuple[tuple[tuple[tuple[int, ...], torch.dtype], int], ...], threads: int) -> float:
+    """oneDNN's share of the ordinary kernels' time, over one layer of each shape and dtype, weighed by their number."""
+    ordinary = onednn = 0.0
+    for (shape, dtype), count in shapes:
+        weight = torch.ones(shape, dtype=dtype)
+        states = torch.ones(MEASURED_ROWS if shape[0] < 2**14 else MEASURED_ROWS // 4, shape[1], dtype=dtype)
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, MEASURED_ROWS)
+        calls = functools.partial(linear, states, weight), functools.partial(_onednn_linear, packed, None, states)
+        seconds = [[_seconds(call) for call in calls] for _ in range(REPEATS)]
+        fastest = [min(column) for column in zip(*seconds, strict=True)]
+        ordinary += count * fastest[0]
+        onednn += count * fastest[1]
+    logger.info("linear layers in oneDNN take %.0f%% of the ordinary kernels' time", 100 * onednn / ordinary)
+    return onednn / ordinary
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start

@@ -1,0 +1,106 @@
+"""Plans are made once per texts and tokenizer, and never taken for those of others."""
+
+import copy
+
+import numpy as np
+import pytest
+
+from fedbias_plugin.evaluation import plans as plans_module
+from fedbias_plugin.evaluation.items import ScoreRequest
+from fedbias_plugin.evaluation.plans import PlanCache, cache_folder
+
+REQUESTS = [ScoreRequest("The nurse was kind."), ScoreRequest(" It rained.", context="The nurse was rude.")]
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """One entry for every plan that was made, not found."""
+    calls, build = [], plans_module.build_plan
+    monkeypatch.setattr(plans_module, "build_plan", lambda *args: calls.append(args) or build(*args))
+    return calls
+
+
+def plan_of(cache, tokenizer, requests=REQUESTS, prefix=0, size=64):
+    return cache.plan(requests, tokenizer, prefix, size, str)
+
+
+def test_a_plan_is_made_once_in_memory_and_once_on_the_disk(tmp_path, made, bos_tokenizer):
+    cache = PlanCache(tmp_path / "plans")
+    first = plan_of(cache, bos_tokenizer)
+    assert plan_of(cache, bos_tokenizer) is first
+    stored = plan_of(PlanCache(tmp_path / "plans"), copy.deepcopy(bos_tokenizer))
+    assert len(made) == 1
+    assert all(np.array_equal(part, stored.arrays()[name]) for name, part in first.arrays().items())
+    assert {part.dtype for part in stored.arrays().values()} == {np.dtype(np.int64)}
+
+
+def test_other_texts_tokenizers_prefixes_and_sizes_get_their_own(tmp_path, made, bos_tokenizer, eos_tokenizer):
+    grown = copy.deepcopy(bos_tokenizer)
+    grown.add_tokens(["nurse"])
+    for cache in (PlanCache(tmp_path), PlanCache(tmp_path)):
+        plan_of(cache, bos_tokenizer)
+        plan_of(cache, bos_tokenizer, requests=REQUESTS[::-1])
+        plan_of(cache, bos_tokenizer, requests=[ScoreRequest(" was kind.", "The nurse"), REQUESTS[1]])
+        plan_of(cache, eos_tokenizer)
+        plan_of(cache, grown)
+        plan_of(cache, bos_tokenizer, prefix=1)
+        plan_of(cache, bos_tokenizer, size=None)
+    assert len(made) == 7
+
+
+def test_a_tokenizer_that_learns_a_word_gets_a_new_plan(made, bos_tokenizer):
+    cache, tokenizer = PlanCache(), copy.deepcopy(bos_tokenizer)
+    before = plan_of(cache, tokenizer)
+    tokenizer.add_tokens(["nurse"])
+    assert plan_of(cache, tokenizer).lengths[0] < before.lengths[0]
+
+
+def test_a_tokenizer_without_a_fast_core_is_never_looked_up(tmp_path, made, bos_tokenizer):
+    class Slow:
+        def __len__(self):
+            return len(bos_tokenizer)
+
+        def __call__(self, *args, **kwargs):
+            return bos_tokenizer(*args, **kwargs)
+
+    cache = PlanCache(tmp_path)
+    plan_of(cache, Slow())
+    plan_of(cache, Slow())
+    assert len(made) == 2
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a zip file", None])
+def test_a_damaged_stored_plan_is_made_anew(tmp_path, made, bos_tokenizer, damage):
+    plan_of(PlanCache(tmp_path), bos_tokenizer)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:-200] if damage is None else damage)
+    plan_of(PlanCache(tmp_path), bos_tokenizer)
+    assert len(made) == 2
+    plan_of(PlanCache(tmp_path), bos_tokenizer)
+    assert len(made) == 2
+
+
+def test_a_folder_that_cannot_be_written_costs_only_the_time(tmp_path, made, bos_tokenizer):
+    (tmp_path / "file").write_text("")
+    plan_of(PlanCache(tmp_path / "file" / "plans"), bos_tokenizer)
+    assert len(made) == 1
+
+
+def test_memory_holds_the_plans_used_last(made, bos_tokenizer, monkeypatch):
+    monkeypatch.setattr(plans_module, "KEPT", 2)
+    cache = PlanCache()
+    first, second, third = ([ScoreRequest(f"It rained for {days} days.")] for days in ("two", "three", "four"))
+    for requests in (first, second, first, third, first):
+        plan_of(cache, bos_tokenizer, requests)
+    assert len(made) == 3
+    plan_of(cache, bos_tokenizer, second)
+    assert len(made) == 4
+
+
+def test_the_folder_follows_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("FEDBIAS_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path / "plans"
+    monkeypatch.delenv("FEDBIAS_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "fedbias" / "plans"

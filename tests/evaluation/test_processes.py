@@ -1,0 +1,71 @@
+"""Several processes, started as a user starts them, score what one process scores."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from fedbias_plugin.evaluation.processes import ALONE, Processes, launched
+
+EVALUATE = ["-m", "fedbias_plugin", "evaluate", "--dtype", "float32"]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def run(*command):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=300, env=environment)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_two_processes_give_the_results_of_one_bit_for_bit(tmp_path, random_model, small_data):
+    flags = ["--model_name_or_path", str(random_model), "--data_dir", str(small_data), "--bias_batch_tokens", "64"]
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    assert run(*EVALUATE, *flags, "--output", str(one))[0] == 0
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(free_port())]
+    code, output, errors = run(*launch, *EVALUATE, *flags, "--output", str(two))
+    assert code == 0, errors
+    assert json.loads(two.read_text()) == json.loads(one.read_text())
+    assert errors.count(f"written: {two}") == 1
+    assert output.count("CrowS-Pairs") == 1
+
+
+def test_training_in_several_processes_is_refused(tmp_path):
+    os.environ["WORLD_SIZE"] = "2"
+    try:
+        code, _, errors = run("-m", "fedbias_plugin", "run", "--output_dir", str(tmp_path / "out"))
+    finally:
+        del os.environ["WORLD_SIZE"]
+    assert code != 0
+    assert "trains in one process, and a launcher started 2" in errors
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("value", "number"), [(None, 1), ("1", 1), ("4", 4), ("", 1)])
+def test_the_number_of_processes_is_the_launchers(value, number, monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if value is not None:
+        monkeypatch.setenv("WORLD_SIZE", value)
+    assert launched() == number
+
+
+def test_every_batch_belongs_to_one_process():
+    group = [Processes(rank, 3) for rank in range(3)]
+    assert all(sum(member.is_mine(batch) for member in group) == 1 for batch in range(10))
+    assert [member.is_main for member in group] == [True, False, False]
+    assert ALONE.is_main
+    assert ALONE.is_mine(7)
+
+
+def test_alone_the_total_is_what_came_in():
+    values = np.asarray([1.0, np.nan])
+    assert ALONE.total(values) is values

@@ -1,0 +1,60 @@
+"""The recorder writes a run's files once, and only in the main process."""
+
+import json
+
+import pytest
+
+from fedbias_plugin.tracking.recorder import RunRecorder
+from fedbias_plugin.tracking.tracker import Tracker
+
+
+class Listening(Tracker):
+    name = "listening"
+
+    def __init__(self):
+        self.calls = []
+
+    def start(self, run):
+        self.calls.append("start")
+
+    def log_round(self, record):
+        self.calls.append(record.round)
+
+    def finish(self, summary):
+        self.calls.append(summary["seed"])
+
+    def abort(self, reason):
+        self.calls.append(reason)
+
+
+FILES = {"manifest.json": {"clients": {}}, "run.json": {"seed": 7}}
+
+
+@pytest.fixture
+def recorded(tmp_path, make_record, make_run):
+    def record(writes, failure=None):
+        tracker, a_round = Listening(), make_record(1)
+        recorder = RunRecorder(tmp_path / "out", tracker)
+        recorder.close([])  # nothing was opened: nothing happens
+        recorder.open(FILES, make_run(), writes=writes)
+        assert recorder.is_open
+        recorder.log_round(a_round, {})
+        recorder.close([a_round], failure)
+        recorder.close([a_round], failure)
+        assert not recorder.is_open
+        return tracker.calls, sorted(path.name for path in tmp_path.glob("out/*"))
+
+    return record
+
+
+def test_the_main_process_writes_files_and_feeds_the_trackers(recorded, tmp_path):
+    assert recorded(writes=True) == (["start", 1, 7], ["manifest.json", "run.json"])
+    assert json.loads((tmp_path / "out" / "run.json").read_text()) == {"seed": 7}
+
+
+def test_another_process_writes_nothing_at_all(recorded):
+    assert recorded(writes=False) == ([], [])
+
+
+def test_a_run_that_failed_has_no_summary(recorded):
+    assert recorded(writes=True, failure="the disk is full")[0] == ["start", 1, "the disk is full"]
