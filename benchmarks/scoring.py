@@ -1,8 +1,8 @@
 """Bias scoring: this package against lm-evaluation-harness (``pip install lm-eval``), on the same model and texts.
 
 Both score CrowS-Pairs and the StereoSet development set with a Llama of random weights and a LoRA, in one process and
-in turn; the peer at the best of several batch sizes. The log-likelihoods of CrowS-Pairs must agree. The data are found as
-``fedbias`` finds them (``FEDBIAS_DATA``); the tokenizer is trained on the spot.
+in turn; the peer at the best of several batch sizes. The log-likelihoods of CrowS-Pairs must agree. The data are found
+as ``fedbias`` finds them (``FEDBIAS_DATA``); the tokenizer is trained on the spot.
 
     python benchmarks/scoring.py --size 110M --share 0.2 --json scoring.json
     python benchmarks/scoring.py --quick

@@ -34,19 +34,25 @@ def free_memory_bytes(device: torch.device | None = None) -> int:
     if device is not None and device.type == "cuda":
         import torch
 
-        return int(torch.cuda.mem_get_info(device)[0])
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + held
     if device is not None and device.type != "cpu":
         return 0
     import psutil
 
     free = int(psutil.virtual_memory().available)
-    limit, used = (_control_group(name) for name in ("memory.max", "memory.current"))
-    return free if limit is None or used is None else max(0, min(free, limit - used))
+    limit = _free_in_control_group()
+    return free if limit is None else max(0, min(free, limit))
 
 
-def _control_group(name: str) -> int | None:
-    """A number of this process's control group (version 2, as seen from within a container); None without a limit."""
+def _free_in_control_group() -> int | None:
+    """What the limit of this process's control group (version 2, from within a container) leaves; None without one.
+
+    Pages of files that nobody has used lately count as used there, but would be given back.
+    """
     try:
-        return int((CONTROL_GROUP / name).read_text())
+        limit, used = (int((CONTROL_GROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        lines = (line.split() for line in (CONTROL_GROUP / "memory.stat").read_text().splitlines())
+        return limit - used + next((int(size) for name, size in lines if name == "inactive_file"), 0)
     except (OSError, ValueError):  # not Linux, no such file at the root, or "max"
         return None

@@ -19,7 +19,8 @@ def test_a_containers_limit_counts_where_it_is_smaller(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "CONTROL_GROUP", tmp_path)
     (tmp_path / "memory.max").write_text("50000\n")
     (tmp_path / "memory.current").write_text("20000\n")
-    assert memory.free_memory_bytes() == 30000
+    (tmp_path / "memory.stat").write_text("anon 15000\ninactive_file 4000\n")
+    assert memory.free_memory_bytes() == 34000
     (tmp_path / "memory.current").write_text("60000\n")
     assert memory.free_memory_bytes() == 0
 

@@ -16,12 +16,13 @@ Symbols: theta the global state, theta_i a client's, n_i its rows, ``D_i = theta
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
+from fedbias_plugin.aggregation.pieces import Buffers
 from fedbias_plugin.state import State
 
 VARIANTS = ("openfedllm", "reddi")
@@ -65,6 +66,7 @@ class Part:
         control_deltas: client id -> of its control variate's change (SCAFFOLD), else None.
         slots: slot name -> of what the server remembers; written in place.
         num_clients: all clients of the federation.
+        buffers: for results in between.
     """
 
     index: int
@@ -74,6 +76,7 @@ class Part:
     control_deltas: Mapping[int, torch.Tensor] | None
     slots: Mapping[str, torch.Tensor]
     num_clients: int
+    buffers: Buffers
 
     def at(self, piece: slice) -> Part:
         """The entries of ``piece``, as views."""
@@ -86,31 +89,42 @@ class Part:
             None if deltas is None else {client: tensor[piece] for client, tensor in deltas.items()},
             {slot: tensor[piece] for slot, tensor in self.slots.items()},
             self.num_clients,
+            self.buffers,
         )
 
-    def weighted_mean(self) -> torch.Tensor:
-        """``sum_i theta_i n_i / n``, multiplied, divided and added in this order, as OpenFedLLM does."""
-        return self._weighted_sum(lambda theta_i: theta_i)
+    def weighted_mean(self, total: torch.Tensor) -> None:
+        """``sum_i theta_i n_i / n`` into ``total``, multiplied, divided and added in this order, as OpenFedLLM does."""
+        self._weighted_sum(iter(self.local.items()), total)
 
     def weighted_delta(self) -> torch.Tensor:
-        """``sum_i D_i n_i / n``, likewise."""
-        return self._weighted_sum(lambda theta_i: theta_i - self.theta)
+        """``sum_i D_i n_i / n``, likewise; in a buffer."""
+        total = self.buffers.take("delta", self.theta)
+        self._weighted_sum(zip(self.local, self._deltas(), strict=True), total)
+        return total
 
     def mean_delta(self) -> torch.Tensor:
-        """``sum_i D_i / C``: every client of the round counts the same."""
-        return _sum(theta_i - self.theta for theta_i in self.local.values()).div_(len(self.local))
+        """``sum_i D_i / C``: every client of the round counts the same; in a buffer."""
+        deltas = self._deltas()
+        total = self.buffers.take("delta", self.theta).copy_(next(deltas))
+        for delta in deltas:
+            total.add_(delta)
+        return total.div_(len(self.local))
 
-    def _weighted_sum(self, tensor_of: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    def _deltas(self) -> Iterator[torch.Tensor]:
+        """D_i of one client after the other, in one buffer."""
+        term = self.buffers.take("term", self.theta)
+        return (torch.sub(theta_i, self.theta, out=term) for theta_i in self.local.values())
+
+    def _weighted_sum(self, terms: Iterator[tuple[int, torch.Tensor]], total: torch.Tensor) -> None:
         rows = sum(self.sample_counts[client] for client in self.local)
-        total = torch.zeros_like(self.theta)
+        total.zero_()
         if total.dtype in (torch.float16, torch.bfloat16):  # in which the number of rows is none
-            for client, theta_i in self.local.items():
-                total.add_(tensor_of(theta_i) * self.sample_counts[client] / rows)
-            return total
+            for client, term in terms:
+                total.add_(term * self.sample_counts[client] / rows)
+            return
         divisor = torch.tensor(rows, dtype=total.dtype, device=total.device)
-        for client, theta_i in self.local.items():
-            total.addcdiv_(tensor_of(theta_i), divisor, value=self.sample_counts[client])  # one pass, the same bits
-        return total
+        for client, term in terms:
+            total.addcdiv_(term, divisor, value=self.sample_counts[client])  # one pass, the same bits
 
 
 class ServerAlgorithm(ABC):
@@ -137,16 +151,19 @@ class ServerAlgorithm(ABC):
                 }
 
     @abstractmethod
-    def new_value(self, part: Part) -> torch.Tensor:
-        """The next value of ``part.theta``, entry by entry; ``part.slots`` move on."""
+    def write_next(self, part: Part, target: torch.Tensor) -> None:
+        """Write the next value of ``part.theta``, entry by entry, to ``target``, which may be ``part.theta`` itself.
+
+        ``part.slots`` move on.
+        """
 
 
 class FedAvg(ServerAlgorithm):
     """``theta' = sum_i (n_i / n) theta_i`` (McMahan et al. 2017, arXiv:1602.05629); ``localN`` has one term."""
 
-    def new_value(self, part: Part) -> torch.Tensor:
+    def write_next(self, part: Part, target: torch.Tensor) -> None:
         """The mean of the clients' models, weighted by rows."""
-        return part.weighted_mean()
+        part.weighted_mean(target)
 
 
 class FedProx(FedAvg):
@@ -161,13 +178,16 @@ class Scaffold(FedAvg):
 
     slot_names = ("control_variate",)
 
-    def new_value(self, part: Part) -> torch.Tensor:
+    def write_next(self, part: Part, target: torch.Tensor) -> None:
         """FedAvg's; the global control variate moves."""
         if part.control_deltas is None:
             raise ValueError("SCAFFOLD needs control_deltas: each client's new control variate minus its old one.")
-        deltas = part.control_deltas
-        part.slots["control_variate"].add_(_sum(deltas[client] for client in part.local).div_(part.num_clients))
-        return super().new_value(part)
+        first, *others = (part.control_deltas[client] for client in part.local)
+        change = part.buffers.take("delta", first).copy_(first)
+        for delta in others:
+            change.add_(delta)
+        part.slots["control_variate"].add_(change.div_(part.num_clients))
+        super().write_next(part, target)
 
 
 class FedAvgM(ServerAlgorithm):
@@ -178,11 +198,14 @@ class FedAvgM(ServerAlgorithm):
 
     slot_names = ("momentum",)
 
-    def new_value(self, part: Part) -> torch.Tensor:
+    def write_next(self, part: Part, target: torch.Tensor) -> None:
         """Theta moved by the momentum."""
         delta, momentum = part.weighted_delta(), part.slots["momentum"]
-        momentum.copy_(_decayed(momentum, delta, self.settings.beta1) if part.index > 0 else delta)
-        return part.theta + momentum
+        if part.index > 0:
+            _decay(momentum, delta, self.settings.beta1)
+        else:
+            momentum.copy_(delta)
+        torch.add(part.theta, momentum, out=target)
 
 
 class FedOpt(ServerAlgorithm):
@@ -196,21 +219,30 @@ class FedOpt(ServerAlgorithm):
         """m_0 = 0, v_0 = tau^2 unless told otherwise."""
         return self.settings.first_second_moment if slot == "second_moment" else 0.0
 
-    def new_value(self, part: Part) -> torch.Tensor:
+    def write_next(self, part: Part, target: torch.Tensor) -> None:
         """One step of Algorithm 2."""
         momentum, second = part.slots["momentum"], part.slots["second_moment"]
         published = self.settings.variant == "reddi"
         delta = part.mean_delta()
         whole_delta = not self.has_momentum or (part.index == 0 and not published)
-        momentum.copy_(delta if whole_delta else _decayed(momentum, delta, self.settings.beta1))
-        second.copy_(self.next_second(second, torch.square(delta if published else momentum)))
-        step = torch.sqrt(second).add_(self.settings.tau)
+        square = part.buffers.take("square", momentum)
+        if published:
+            torch.square(delta, out=square)
+        if whole_delta:
+            momentum.copy_(delta)
+        else:
+            _decay(momentum, delta, self.settings.beta1)
+        if not published:
+            torch.square(momentum, out=square)
+        step = part.buffers.take("term", momentum)
+        self.move_second(second, square, step)
+        torch.sqrt(second, out=step).add_(self.settings.tau)
         torch.div(momentum, step, out=step)
-        return step.mul_(self.settings.eta).add_(part.theta)
+        torch.add(step.mul_(self.settings.eta), part.theta, out=target)
 
     @abstractmethod
-    def next_second(self, second: torch.Tensor, square: torch.Tensor) -> torch.Tensor:
-        """The second moment after one more square."""
+    def move_second(self, second: torch.Tensor, square: torch.Tensor, spare: torch.Tensor) -> None:
+        """Take one more ``square`` into the ``second`` moment; ``square`` and ``spare`` may be written over."""
 
 
 class FedAdagrad(FedOpt):
@@ -218,25 +250,26 @@ class FedAdagrad(FedOpt):
 
     has_momentum = False
 
-    def next_second(self, second: torch.Tensor, square: torch.Tensor) -> torch.Tensor:
+    def move_second(self, second: torch.Tensor, square: torch.Tensor, spare: torch.Tensor) -> None:
         """The running sum of squares."""
-        return second + square
+        second.add_(square)
 
 
 class FedYogi(FedOpt):
     """``v = v - (1 - beta2) s sign(v - s)`` with s the square."""
 
-    def next_second(self, second: torch.Tensor, square: torch.Tensor) -> torch.Tensor:
+    def move_second(self, second: torch.Tensor, square: torch.Tensor, spare: torch.Tensor) -> None:
         """Additive move towards the square."""
-        return second - (1 - self.settings.beta2) * square * torch.sign(second - square)
+        torch.sub(second, square, out=spare).sign_()
+        second.sub_(square.mul_(1 - self.settings.beta2).mul_(spare))
 
 
 class FedAdam(FedOpt):
     """``v = beta2 v + (1 - beta2) s`` with s the square."""
 
-    def next_second(self, second: torch.Tensor, square: torch.Tensor) -> torch.Tensor:
+    def move_second(self, second: torch.Tensor, square: torch.Tensor, spare: torch.Tensor) -> None:
         """Exponential mean of the squares."""
-        return _decayed(second, square, self.settings.beta2)
+        _decay(second, square, self.settings.beta2)
 
 
 REGISTRY: dict[str, type[ServerAlgorithm]] = {
@@ -250,13 +283,6 @@ REGISTRY: dict[str, type[ServerAlgorithm]] = {
 }
 
 
-def _sum(tensors: Iterator[torch.Tensor]) -> torch.Tensor:
-    """Sum from the left with one accumulator; the first tensor is copied, so that no input is written to."""
-    total = next(tensors).clone()
-    for tensor in tensors:
-        total.add_(tensor)
-    return total
-
-
-def _decayed(old: torch.Tensor, new: torch.Tensor, beta: float) -> torch.Tensor:
-    return torch.mul(old, beta).add_(torch.mul(new, 1 - beta))
+def _decay(old: torch.Tensor, new: torch.Tensor, beta: float) -> None:
+    """``old = beta old + (1 - beta) new``; ``new`` is written over."""
+    old.mul_(beta).add_(new.mul_(1 - beta))

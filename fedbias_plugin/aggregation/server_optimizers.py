@@ -10,7 +10,7 @@ from typing import TypedDict
 
 import torch
 
-from fedbias_plugin.aggregation.pieces import empty_like, flat, pieces
+from fedbias_plugin.aggregation.pieces import Buffers, empty_like, flat, pieces
 from fedbias_plugin.aggregation.server_algorithms import (
     REGISTRY,
     VARIANTS,
@@ -121,6 +121,7 @@ class ServerOptimizer:
             for slot, stored in algorithm.slots.items():
                 _check_fits(f"The server's stored {slot}", stored, global_state)
             new_state = {name: _target(into, name, theta) for name, theta in global_state.items()}
+            buffers = Buffers()
             for name, new in new_state.items():
                 tensors = Part(
                     round_idx,
@@ -130,9 +131,10 @@ class ServerOptimizer:
                     {c: flat(control_deltas[c][name]) for c in local_states} if control_deltas is not None else None,
                     {slot: flat(stored[name]) for slot, stored in algorithm.slots.items()},
                     self.num_clients,
+                    buffers,
                 )
                 for piece in pieces(new):
-                    flat(new)[piece] = algorithm.new_value(tensors.at(piece))
+                    algorithm.write_next(tensors.at(piece), flat(new)[piece])
         return new_state
 
     def state_dict(self) -> ServerStateDict:

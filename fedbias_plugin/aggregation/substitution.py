@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import torch
 
-from fedbias_plugin.aggregation.pieces import empty_like, flat, pieces
+from fedbias_plugin.aggregation.pieces import Buffers, empty_like, flat, pieces
 from fedbias_plugin.state import State
 
 
@@ -30,6 +30,7 @@ def weighted_state(global_state: State, local_states: Mapping[int, State], facto
         ValueError: a client's state lacks a tensor or has another shape (client and name are given).
     """
     result: State = {}
+    buffers = Buffers()
     for name, theta in global_state.items():
         for client in factors:
             _check(client, name, local_states[client].get(name), theta)
@@ -37,9 +38,9 @@ def weighted_state(global_state: State, local_states: Mapping[int, State], facto
         new = empty_like(theta)
         for piece in pieces(new):
             base = _wide(flat(theta)[piece])
-            total = base.clone()
+            total, term = buffers.take("total", base).copy_(base), buffers.take("term", base)
             for client, factor in factors.items():
-                total.add_(local[client][piece].to(base) - base, alpha=factor)
+                total.add_(torch.sub(local[client][piece].to(base), base, out=term), alpha=factor)
             flat(new)[piece] = total
         result[name] = new
     return result

@@ -116,7 +116,7 @@ def _linear_layers(model: nn.Module) -> list[_Layer]:
 def _plain_layer(module: nn.Module) -> _Layer | None:
     kind = type(module)
     is_conv1d = kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers.")
-    if (kind is not nn.Linear and not is_conv1d) or "forward" in module.__dict__ or hasattr(module, "_hf_hook"):
+    if (kind is not nn.Linear and not is_conv1d) or _is_touched(module):
         return None
     weight: Any = module.weight
     if type(weight) is not nn.Parameter or weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
@@ -135,10 +135,23 @@ def _lora_layer(module: Any) -> _Layer | None:
     special |= {name for name, on in getattr(module, "lora_bias", {}).items() if on}
     if base is None or module.merged or module.disable_adapters or special.intersection(active):
         return None
-    if "forward" in module.__dict__ or hasattr(module, "_hf_hook"):
+    inner = [part for name in active for part in (module.lora_A[name], module.lora_B[name])]
+    if _is_touched(module) or any(_is_touched(part) or type(part) is not nn.Linear for part in inner):
+        return None
+    if _has_hooks(module.base_layer) or any(map(_has_hooks, inner)):
         return None
     adapters = tuple((module.lora_A[n].weight, module.lora_B[n].weight, module.scaling[n]) for n in active)
     return _Layer(module, base.weight, base.bias, adapters)
+
+
+def _is_touched(module: Any) -> bool:
+    """Whether its forward is someone else's already: accelerate's, or a user's."""
+    return "forward" in module.__dict__ or hasattr(module, "_hf_hook")
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether a call of it would do more than its forward."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _fits(layers: list[_Layer]) -> bool:

@@ -12,18 +12,23 @@ from torch import Tensor, nn
 from fedbias_plugin.evaluation.inference import embedding_device
 from fedbias_plugin.evaluation.prefix_tree import Batch
 
-SLICE_LOGITS = {"cpu": 2**22, "cuda": 2**26}
-"""Logits that are in float32 at one time: 16 MiB on a CPU, which stay near it, 256 MiB on a GPU."""
+SLICE_LOGITS = {"cpu": 2**21, "cuda": 2**26}
+"""Logits that are in float32 at one time: 8 MiB on a CPU, which stay in its cache, 256 MiB on a GPU."""
 
 
-def batch_log_probs(model: Any, batch: Batch, *, trees: bool, sliced_head: bool) -> NDArray[np.float64]:
+SLICED, HOOKED, WHOLE = "sliced", "hooked", "whole"
+
+
+def batch_log_probs(model: Any, batch: Batch, *, trees: bool, head: str) -> NDArray[np.float64]:
     """Log-probability of every target of ``batch``, float32 log-softmax whatever the model's dtype.
 
     Args:
         model: a causal LM, in inference mode.
         batch: what to read and predict.
         trees: give the model the positions and the mask of a prefix tree; without it every row is one plain text.
-        sliced_head: apply the LM head slice by slice, after the rest of the model; see :func:`head_is_last`.
+        head: ``SLICED``: the LM head is applied slice by slice, after the rest of the model, which must do nothing
+            to its output (:func:`head_is_last`). ``HOOKED``: the model applies it, to the needed states only.
+            ``WHOLE``: the model applies it, in whatever way, to all states.
 
     Returns:
         Shape (predictions,), natural log, as float64.
@@ -32,11 +37,14 @@ def batch_log_probs(model: Any, batch: Batch, *, trees: bool, sliced_head: bool)
     length = batch.ids.shape[1]
     rows, positions = (torch.from_numpy(part) for part in np.divmod(batch.nodes, length))
     sources, targets = torch.from_numpy(batch.sources), torch.from_numpy(batch.targets)
-    if not sliced_head:
-        logits = predicted_logits(model, inputs, rows, positions)
-        return _target_log_probs(logits, None, sources, targets)
-    states = _last_states(model, inputs, rows, positions)
-    return _target_log_probs(states, model.get_output_embeddings(), sources, targets)
+    if head == SLICED:
+        states, _ = _forward(model, inputs, rows, positions, keep=1)
+        return _target_log_probs(states, model.get_output_embeddings(), sources, targets)
+    if head == HOOKED:
+        logits = _forward(model, inputs, rows, positions, keep=len(rows))[1][0]
+    else:
+        logits = _pick(model(**inputs, use_cache=False, return_dict=True).logits, inputs, rows, positions)
+    return _target_log_probs(logits, None, sources, targets)
 
 
 def model_inputs(model: Any, batch: Batch, trees: bool) -> dict[str, Tensor]:
@@ -55,54 +63,39 @@ def model_inputs(model: Any, batch: Batch, trees: bool) -> dict[str, Tensor]:
 
 
 def head_is_last(model: Any, inputs: dict[str, Tensor]) -> bool:
-    """Whether the logits are what the LM head gives and nothing else: no soft-capping, no scale, no other way."""
-    place = torch.zeros(1, dtype=torch.long)
-    head = model.get_output_embeddings()
-    states, logits = _forward(model, inputs, place, place, keep=1)
-    return states is not None and torch.equal(head(states[None])[0], logits[0])
+    """Whether the logits are what the LM head gives and nothing else: no soft-capping, no scale.
 
-
-def predicted_logits(model: Any, inputs: dict[str, Tensor], rows: Tensor, positions: Tensor) -> Tensor:
-    """Logits at the given places only, with all that the model does to its logits afterwards.
-
-    A model that applies its head in another way than as a module is evaluated whole, and its logits are picked.
-
-    Returns:
-        Shape (places, vocabulary), in the dtype and on the device of the model's logits.
+    Raises:
+        ValueError: the head is not called once and as a module of one tensor.
     """
-    states, logits = _forward(model, inputs, rows, positions, keep=len(rows))
-    return logits[0] if states is not None else _pick(logits, inputs, rows, positions)
-
-
-def _last_states(model: Any, inputs: dict[str, Tensor], rows: Tensor, positions: Tensor) -> Tensor:
-    """What the head would get at the given places; shape (places, hidden)."""
-    states, _ = _forward(model, inputs, rows, positions, keep=1)
-    assert states is not None, "the model no longer applies its head as a module"
-    return states
+    place = torch.zeros(1, dtype=torch.long)
+    states, logits = _forward(model, inputs, place, place, keep=1)
+    return torch.equal(model.get_output_embeddings()(states[None])[0], logits[0])
 
 
 def _forward(
     model: Any, inputs: dict[str, Tensor], rows: Tensor, positions: Tensor, keep: int
-) -> tuple[Tensor | None, Tensor]:
-    """The hidden states that reach the head at the given places, and the logits of the first ``keep`` of them.
-
-    A hook hands the head only those states. If the head is never called as a module there are no states, and the
-    logits are those of every position.
-    """
+) -> tuple[Tensor, Tensor]:
+    """The hidden states that reach the head at the given places, and the logits of the first ``keep`` of them."""
     picked: list[Tensor] = []
 
     def pick_before_head(_: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        if picked or not given:
+            raise ValueError("the LM head is called several times, or by keyword")
         picked.append(_pick(given[0], inputs, rows, positions))
         return (picked[0][None, :keep], *given[1:])
 
     head = model.get_output_embeddings()
-    handle = head.register_forward_pre_hook(pick_before_head) if isinstance(head, nn.Module) else None
+    if not isinstance(head, nn.Module):
+        raise ValueError("the model has no LM head module")
+    handle = head.register_forward_pre_hook(pick_before_head)
     try:
         logits = model(**inputs, use_cache=False, return_dict=True).logits
     finally:
-        if handle is not None:
-            handle.remove()
-    return (picked[0] if picked else None), logits
+        handle.remove()
+    if not picked:
+        raise ValueError("the LM head is not called as a module")
+    return picked[0], logits
 
 
 def _pick(tensor: Tensor, inputs: dict[str, Tensor], rows: Tensor, positions: Tensor) -> Tensor:

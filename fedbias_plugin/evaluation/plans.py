@@ -11,7 +11,6 @@ import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -48,7 +47,6 @@ class PlanCache:
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
         self._plans: dict[str, ScoringPlan] = {}
-        self._fingerprints: WeakKeyDictionary[Any, tuple[int, str | None]] = WeakKeyDictionary()
 
     def plan(
         self,
@@ -70,7 +68,7 @@ class PlanCache:
         Raises:
             UserError: a text without tokens.
         """
-        fingerprint = self._fingerprint(tokenizer)
+        fingerprint = _fingerprint(tokenizer)
         if fingerprint is None:  # a tokenizer that cannot be told from another with certainty
             return _make(requests, tokenizer, prefix_id, pack_tokens, name)
         texts = [(request.context, request.text) for request in requests]
@@ -83,15 +81,6 @@ class PlanCache:
         while len(self._plans) > KEPT:
             self._plans.pop(next(iter(self._plans)))
         return plan
-
-    def _fingerprint(self, tokenizer: Any) -> str | None:
-        """Digest of all that a fast tokenizer is made of; None for others."""
-        known = self._fingerprints.get(tokenizer)
-        if known is None or known[0] != len(tokenizer):
-            backend = getattr(tokenizer, "backend_tokenizer", None)
-            known = len(tokenizer), None if backend is None else _digest(backend.to_str())
-            self._fingerprints[tokenizer] = known
-        return known[1]
 
     def _load(self, key: str) -> ScoringPlan | None:
         if self._folder is None:
@@ -114,6 +103,22 @@ class PlanCache:
             write_bytes_atomic(self._folder / f"{key}.npz", buffer.getvalue())
         except OSError as error:
             logger.info("a scoring plan cannot be stored: %s", error)
+
+
+def _fingerprint(tokenizer: Any) -> str | None:
+    """Digest of all that makes the tokens; None where that is not known, as of tokenizers with code of their own."""
+    import tokenizers
+    import transformers
+
+    kind = type(tokenizer)
+    if not kind.__module__.startswith("transformers."):
+        return None
+    try:
+        core = tokenizer.backend_tokenizer.to_str()
+    except Exception:  # no fast core (AttributeError), or one with a part in Python, for which it has no other error
+        return None
+    settings = getattr(tokenizer, "split_special_tokens", None)
+    return _digest(f"{kind.__qualname__} {settings} {tokenizers.__version__} {transformers.__version__} {core}")
 
 
 def _digest(text: str) -> str:

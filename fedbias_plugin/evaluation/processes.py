@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+
+from fedbias_plugin.errors import UserError
 from fedbias_plugin.evaluation.items import FloatArray
 
 
@@ -30,16 +34,57 @@ class Processes:
         that their number does not change a score."""
         return batch % self.size == self.rank
 
+    def agree(self, *, failed: bool = False, size: int = 0, sample: float = 0.0) -> None:
+        """Go on if all processes do, and with the same work; every process must come here once a call.
+
+        Args:
+            failed: this process raises an error of its own.
+            size: how many numbers it is about to give to :meth:`total`.
+            sample: a number that is the same where the models are.
+
+        Raises:
+            UserError: another process failed, or the processes do not hold the same model.
+        """
+        if self.size == 1:
+            return
+        import torch
+
+        own = torch.tensor([float(failed), size, sample], dtype=torch.float64, device=_device())
+        found = [torch.empty_like(own) for _ in range(self.size)]
+        torch.distributed.all_gather(found, own)
+        failures, sizes, samples = torch.stack(found).cpu().numpy().T
+        if failed:
+            return
+        if failures.any():
+            raise UserError(f"scoring failed in process {int(failures.argmax())}; its own message says why.")
+        if len(set(sizes)) > 1 or not np.allclose(samples, sample, rtol=1e-3, equal_nan=True):
+            raise UserError(
+                "the processes that score together do not hold the same model; give every process the same weights."
+            )
+
     def total(self, values: FloatArray) -> FloatArray:
         """Sum over the processes; with zeros in every process but one, exactly the values of that one."""
         if self.size == 1:
             return values
         import torch
 
-        device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-        tensor = torch.from_numpy(values).to(device)
+        tensor = torch.from_numpy(values).to(_device())
         torch.distributed.all_reduce(tensor)
         return tensor.cpu().numpy()
+
+
+def _device() -> str:
+    """Where the processes' way of talking to each other takes tensors from."""
+    import torch
+
+    return "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+
+
+def is_sharded(model: Any) -> bool:
+    """Whether this process holds only a part of some weight: FSDP, or DeepSpeed's ZeRO-3."""
+    return any(
+        type(part).__name__ in ("DTensor", "FlatParameter") or hasattr(part, "ds_id") for part in model.parameters()
+    )
 
 
 ALONE = Processes()

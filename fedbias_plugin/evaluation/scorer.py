@@ -10,16 +10,17 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch.nn.parallel import DistributedDataParallel
 
 from fedbias_plugin.errors import UserError
-from fedbias_plugin.evaluation.ability import Ability, ability
+from fedbias_plugin.evaluation.ability import find_ability
 from fedbias_plugin.evaluation.fast_linears import fast_linears
-from fedbias_plugin.evaluation.forward import batch_log_probs
+from fedbias_plugin.evaluation.forward import SLICED, batch_log_probs
 from fedbias_plugin.evaluation.inference import embedding_device, evaluating
 from fedbias_plugin.evaluation.items import FloatArray, ScoreRequest, TokenScores
 from fedbias_plugin.evaluation.plans import PlanCache
 from fedbias_plugin.evaluation.prefix_tree import ScoringPlan, make_batch, plan_batches
-from fedbias_plugin.evaluation.processes import ALONE, Processes
+from fedbias_plugin.evaluation.processes import ALONE, Processes, is_sharded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,12 +31,23 @@ MAX_LOGITS = 2**27
 """Predicted positions times vocabulary in one batch, where the head cannot be sliced: 512 MiB in float32."""
 TREE_TOKENS = 128
 """Nodes of a prefix tree: one of 256 saves 3% more tokens and costs more attention than that in a small model."""
+WINDOWS = (
+    "sliding_window",
+    "attention_chunk_size",
+    "window_size",
+    "keep_window_size",
+    "attention_window_size",
+    "local_attention",
+    "index_topk",
+    "index_block_size",
+)
+"""Settings of a model that limit how many tokens a layer looks back on; a tree must not be longer."""
 CPU_TOKENS = 1024
 """Most tokens of a batch on a CPU, where a larger one only leaves the caches."""
 
 
 class SentenceScorer:
-    """Scores texts with one model, each beginning that several texts share only once.
+    """Scores texts with one model, each beginning that several texts share only once. One thread at a time.
 
     Args:
         model: a causal LM, plain, quantised, spread over devices, or a ``PeftModel`` (scored with its active adapters).
@@ -65,12 +77,14 @@ class SentenceScorer:
     ) -> None:
         if max_batch_tokens < 1:
             raise UserError(f"a scoring batch needs at least 1 token, not {max_batch_tokens} (--bias_batch_tokens).")
-        self.model = model
+        self.model: Any = model.module if isinstance(model, DistributedDataParallel) else model
         self.tokenizer = tokenizer
         self.max_batch_tokens = max_batch_tokens
         self.progress = progress
         self._plans = plans or PlanCache()
         self._processes = processes
+        if processes.size > 1 and is_sharded(self.model):
+            raise UserError("a model whose weights are spread over the processes (FSDP, ZeRO-3) cannot be scored.")
         self.prefix_token, self.prefix_id = _prefix(tokenizer)
 
     def score(
@@ -95,12 +109,14 @@ class SentenceScorer:
         name = describe or (lambda index: f"item {index}")
         if not requests:
             return []
-        with evaluating(self.model):
-            able = ability(self.model, self.vocabulary)
-            plan = self._plan(requests, name, able.trees)
-            self._check_model_limits(plan, name)
-            with fast_linears(self.model, len(plan.ids)):
-                log_probs = self._log_probs(plan, able, name)
+        try:
+            plan, log_probs, sample = self._my_share(requests, name)
+        except Exception:
+            self._processes.agree(failed=True)
+            raise
+        self._processes.agree(size=len(log_probs), sample=sample)
+        log_probs = self._processes.total(log_probs)
+        _check_finite(log_probs, plan, name)
         targets = plan.targets[plan.text_predictions]
         scored = log_probs[plan.text_predictions]
         ends = plan.text_starts[1:-1]
@@ -108,6 +124,18 @@ class SentenceScorer:
             TokenScores(ids, values)
             for ids, values in zip(np.split(targets, ends), np.split(scored, ends), strict=True)
         ]
+
+    def _my_share(
+        self, requests: Sequence[ScoreRequest], name: Callable[[int], str]
+    ) -> tuple[ScoringPlan, FloatArray, float]:
+        """The plan, the log-probabilities of this process's part of it (zeros elsewhere), and a sum over the first
+        batch, which every process scores to show that all hold the same model."""
+        with evaluating(self.model):
+            able = find_ability(self.model, self.vocabulary, self.longest)
+            plan = self._plan(requests, name, able.trees)
+            self._check_model_limits(plan, name)
+            with fast_linears(self.model, len(plan.ids)):
+                return plan, *self._log_probs(plan, able.head, name)
 
     def _plan(self, requests: Sequence[ScoreRequest], name: Callable[[int], str], trees: bool) -> ScoringPlan:
         def make(pack_tokens: int | None) -> ScoringPlan:
@@ -143,25 +171,24 @@ class SentenceScorer:
                 "embeddings; is this the model's own tokenizer?"
             )
 
-    def _log_probs(self, plan: ScoringPlan, able: Ability, name: Callable[[int], str]) -> FloatArray:
-        """Of every prediction of the plan."""
-        logits = 1 if able.sliced_head else max(1, getattr(_text_config(self.model), "vocab_size", None) or 1)
-        result, texts = np.zeros(len(plan.targets)), plan.texts_by_pack
+    def _log_probs(self, plan: ScoringPlan, head: str, name: Callable[[int], str]) -> tuple[FloatArray, float]:
+        logits = 1 if head == SLICED else max(1, getattr(_text_config(self.model), "vocab_size", None) or 1)
+        result, texts, sample = np.zeros(len(plan.targets)), plan.texts_by_pack, 0.0
         on_cpu = embedding_device(self.model).type == "cpu"
         most = min(self.max_batch_tokens, CPU_TOKENS) if on_cpu else self.max_batch_tokens
         for number, packs in enumerate(plan_batches(plan, most, MAX_LOGITS // logits)):
-            if self._processes.is_mine(number):
+            is_mine = self._processes.is_mine(number)
+            if is_mine or number == 0:
                 batch = make_batch(plan, packs, self.prefix_id)
-                result[batch.predictions] = batch_log_probs(
-                    self.model, batch, trees=plan.is_tree, sliced_head=able.sliced_head
-                )
+                values = batch_log_probs(self.model, batch, trees=plan.is_tree, head=head)
+                sample = float(values.sum()) if number == 0 else sample
+            if is_mine:
+                result[batch.predictions] = values
             if self._processes.size == 1:
                 _check_finite(result, plan, name)
             if self.progress is not None:
                 self.progress(int(texts[packs].sum()))
-        result = self._processes.total(result)
-        _check_finite(result, plan, name)
-        return result
+        return result, sample
 
 
 def _prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[str, int]:
@@ -186,8 +213,7 @@ def _text_config(model: Any) -> Any:
 def _attention_window(model: Any) -> int | None:
     """Tokens that a layer looks back at most; a mask that is given from outside would take the place of that limit."""
     config = _text_config(model)
-    sizes = [getattr(config, key, None) for key in ("sliding_window", "attention_chunk_size", "window_size")]
-    return min((size for size in sizes if isinstance(size, int)), default=None)
+    return min((size for key in WINDOWS if isinstance(size := getattr(config, key, None), int)), default=None)
 
 
 def _check_finite(log_probs: FloatArray, plan: ScoringPlan, name: Callable[[int], str]) -> None:

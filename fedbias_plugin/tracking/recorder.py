@@ -38,11 +38,12 @@ class RunRecorder:
             info: what trackers are told.
             writes: False in every process but the main one, which records the run for all.
         """
-        self.is_open, self._writes, self._details = True, writes, files["run.json"]
+        self._writes, self._details = writes, files["run.json"]
         if writes:
             for name, content in files.items():
                 write_json_atomic(self._output_dir / name, content)
             self._trackers.start(info)
+        self.is_open = True
 
     def log_round(self, record: RoundRecord, item_scores: Mapping[str, Any]) -> None:
         """Write one round; ``item_scores``: benchmark name -> scores of the global model's items."""
@@ -53,9 +54,9 @@ class RunRecorder:
 
     def close(self, history: Sequence[RoundRecord], failure: str | None = None) -> None:
         """Write ``summary.json``, or mark the run failed; a run that is not open stays as it is."""
-        if self.is_open and self._writes:
+        was_open, self.is_open = self.is_open, False
+        if was_open and self._writes:
             if failure is None:
                 self._trackers.finish(summarise(history, self._details))
             else:
                 self._trackers.abort(failure)
-        self.is_open = False

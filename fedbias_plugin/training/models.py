@@ -196,7 +196,8 @@ def best_device() -> torch.device:
     """The first GPU if there is one, else the CPU; of the processes of a launcher, each has its own GPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    rank = os.environ.get("LOCAL_RANK", "0")  # -1 from old launchers that started only one
+    return torch.device("cuda", int(rank) % torch.cuda.device_count() if rank.isdigit() else 0)
 
 
 def resolve_model(name_or_path: str) -> str:

@@ -3,13 +3,16 @@
 import logging
 
 import numpy as np
+import peft
 import pytest
 import torch
 import transformers
 
-from fedbias_plugin.evaluation import fast_linears
+from fedbias_plugin.errors import UserError
+from fedbias_plugin.evaluation import ability, fast_linears
 from fedbias_plugin.evaluation import scorer as scorer_module
-from fedbias_plugin.evaluation.ability import Ability, ability
+from fedbias_plugin.evaluation.ability import Ability, find_ability
+from fedbias_plugin.evaluation.forward import HOOKED, SLICED, WHOLE
 from fedbias_plugin.evaluation.inference import evaluating
 from fedbias_plugin.evaluation.items import ScoreRequest
 from fedbias_plugin.evaluation.scorer import SentenceScorer
@@ -33,19 +36,25 @@ CONFIGS = {
     ),
     "bloom": lambda: transformers.BloomConfig(vocab_size=330, hidden_size=32, n_layer=2, n_head=4),
     "mpt": lambda: transformers.MptConfig(vocab_size=330, d_model=32, n_layers=2, n_heads=4),
+    "lfm2": lambda: transformers.Lfm2Config(
+        **{**SHAPE, "num_hidden_layers": 3},
+        **LONG,
+        num_key_value_heads=2,
+        layer_types=["conv", "conv", "full_attention"],
+    ),
     "mamba": lambda: transformers.MambaConfig(vocab_size=330, hidden_size=32, num_hidden_layers=2),
 }
 TREES = ("mistral", "gemma2", "qwen2", "gpt_neox", "opt")
-PLAIN = ("bloom", "mpt", "mamba")
+PLAIN = ("bloom", "mpt", "lfm2", "mamba")
 
 
-def build(family, dtype=torch.float32):
+def build(family, dtype=torch.float32, scale=6):
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(CONFIGS[family](), dtype=dtype)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
-                parameter.mul_(6)
+                parameter.mul_(scale)
     return model
 
 
@@ -60,7 +69,7 @@ def one_by_one(model, tokenizer, request):
 
 def able(model):
     with evaluating(model):
-        return ability(model, 330)
+        return find_ability(model, 330, 96)
 
 
 @pytest.mark.parametrize("family", TREES)
@@ -98,15 +107,69 @@ def test_the_rounding_of_a_16_bit_model_is_not_taken_for_a_wrong_mask(family):
 def test_attention_that_takes_no_mask_is_not_tried(bos_tokenizer, monkeypatch):
     model = build("qwen2")
     model.config._attn_implementation = "flash_attention_2"
-    from fedbias_plugin.evaluation import ability as ability_module
-
-    monkeypatch.setattr(ability_module, "head_is_last", lambda *_: True)
-    assert able(model) == Ability(trees=False, sliced_head=True)
+    monkeypatch.setattr(ability, "head_is_last", lambda *_: True)
+    assert able(model) == Ability(SLICED, "flash_attention_2 attention takes no mask of any pattern")
 
 
 def test_a_head_that_is_not_the_last_step_is_found():
-    assert able(build("qwen2")).sliced_head
-    assert not able(build("gemma2")).sliced_head
+    assert able(build("qwen2")).head == SLICED
+    assert able(build("gemma2")).head == HOOKED
+
+
+@pytest.mark.parametrize("way", ["by keyword", "twice", "by its weight"])
+def test_a_head_that_is_applied_in_another_way_is_left_to_the_model(way, bos_tokenizer, monkeypatch):
+    model = build("qwen2")
+    expected = [one_by_one(model, bos_tokenizer, request) for request in REQUESTS]
+    head = model.lm_head
+
+    class Applied(torch.nn.Module):
+        def forward(self, states):
+            if way == "by keyword":
+                return head(input=states)
+            if way == "twice":
+                return torch.cat([head(states[:, :2]), head(states[:, 2:])], dim=1)
+            return states @ head.weight.t()
+
+    model.lm_head = Applied()
+    model.get_output_embeddings = lambda: head
+    assert able(model).head == WHOLE
+    for request, result, reference in zip(
+        REQUESTS, SentenceScorer(model, bos_tokenizer).score(REQUESTS), expected, strict=True
+    ):
+        assert len(result.log_probs) == len(reference), request
+        np.testing.assert_allclose(result.log_probs, reference, atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1, 2, 4])
+def test_a_hybrid_model_is_refused_however_small_its_weights(scale, monkeypatch):
+    """LFM2's attention follows the mask, its convolutions do not: the error is a small share of a wrong mask's."""
+    monkeypatch.setattr(ability, "_known_obstacle", lambda config: "")
+    assert not able(build("lfm2", scale=scale)).trees
+
+
+def test_nothing_is_remembered_of_a_model_that_changes(bos_tokenizer):
+    model = build("mpt")
+    good = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(float("nan"))
+    with pytest.raises(UserError, match="not finite"):
+        SentenceScorer(model, bos_tokenizer).score(REQUESTS)
+    model.load_state_dict(good)
+    for request, result in zip(REQUESTS, SentenceScorer(model, bos_tokenizer).score(REQUESTS), strict=True):
+        np.testing.assert_allclose(result.log_probs, one_by_one(model, bos_tokenizer, request), atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_prompt_tuning_is_noticed_after_a_score_without_it(bos_tokenizer):
+    base = build("qwen2")
+    expected = one_by_one(base, bos_tokenizer, REQUESTS[0])
+    model = peft.get_peft_model(base, peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    with model.disable_adapter():
+        off = SentenceScorer(model, bos_tokenizer).score(REQUESTS)
+    on = SentenceScorer(model, bos_tokenizer).score(REQUESTS)
+    np.testing.assert_allclose(off[0].log_probs, expected, atol=1e-4)
+    assert abs(on[0].log_probs - off[0].log_probs).max() > 1e-2
 
 
 def reads_trees(model, tokenizer, monkeypatch):

@@ -105,6 +105,15 @@ def test_other_kinds_of_lora_are_left_to_peft(options, kernels):
     torch.testing.assert_close(found, logits(model), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("where", ["base_layer", "lora_A.default", "lora_B.default"])
+def test_a_hook_inside_a_layer_with_lora_still_counts(where, kernels):
+    model = with_lora(llama(), ["v_proj"])
+    layer = model.base_model.model.model.layers[0].self_attn.v_proj
+    layer.get_submodule(where).register_forward_hook(lambda module, inputs, output: output * 3)
+    torch.testing.assert_close(fast_logits(model)[0], logits(model), atol=1e-4, rtol=1e-4)
+
+
 def snapshot(model):
     """All that a scoring call could leave behind: bits, where they lie, what covers a module."""
     return (

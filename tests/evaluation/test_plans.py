@@ -70,6 +70,42 @@ def test_a_tokenizer_without_a_fast_core_is_never_looked_up(tmp_path, made, bos_
     assert not list(tmp_path.iterdir())
 
 
+def test_a_tokenizer_that_is_changed_inside_gets_a_new_plan(bos_tokenizer):
+    from tokenizers.normalizers import Replace
+
+    cache, tokenizer = PlanCache(), copy.deepcopy(bos_tokenizer)
+    before = plan_of(cache, tokenizer)
+    tokenizer.backend_tokenizer.normalizer = Replace("nurse", "ox")
+    assert plan_of(cache, tokenizer).lengths[0] < before.lengths[0]
+
+
+def test_special_tokens_in_a_text_are_read_as_the_tokenizer_is_told(bos_tokenizer):
+    cache, requests = PlanCache(), [ScoreRequest("It rained.</s>")]
+    split = copy.deepcopy(bos_tokenizer)
+    split.split_special_tokens = True
+    assert plan_of(cache, bos_tokenizer, requests).lengths[0] < plan_of(cache, split, requests).lengths[0]
+
+
+def test_a_tokenizer_with_code_of_its_own_is_never_looked_up(made, bos_tokenizer):
+    from tokenizers import PreTokenizedString
+    from tokenizers.pre_tokenizers import PreTokenizer
+
+    class Own(type(bos_tokenizer)):
+        pass
+
+    class Part:
+        def pre_tokenize(self, text: PreTokenizedString):
+            text.split(lambda index, piece: [piece])
+
+    own, part = copy.deepcopy(bos_tokenizer), copy.deepcopy(bos_tokenizer)
+    own.__class__ = Own
+    part.backend_tokenizer.pre_tokenizer = PreTokenizer.custom(Part())
+    cache = PlanCache()
+    for tokenizer in (own, own, part, part):
+        plan_of(cache, tokenizer)
+    assert len(made) == 4
+
+
 @pytest.mark.parametrize("damage", [b"", b"not a zip file", None])
 def test_a_damaged_stored_plan_is_made_anew(tmp_path, made, bos_tokenizer, damage):
     plan_of(PlanCache(tmp_path), bos_tokenizer)

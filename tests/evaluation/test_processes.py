@@ -30,13 +30,58 @@ def test_two_processes_give_the_results_of_one_bit_for_bit(tmp_path, random_mode
     flags = ["--model_name_or_path", str(random_model), "--data_dir", str(small_data), "--bias_batch_tokens", "64"]
     one, two = tmp_path / "one.json", tmp_path / "two.json"
     assert run(*EVALUATE, *flags, "--output", str(one))[0] == 0
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(free_port())]
-    code, output, errors = run(*launch, *EVALUATE, *flags, "--output", str(two))
+    code, output, errors = launch(*EVALUATE, *flags, "--output", str(two))
     assert code == 0, errors
     assert json.loads(two.read_text()) == json.loads(one.read_text())
     assert errors.count(f"written: {two}") == 1
     assert output.count("CrowS-Pairs") == 1
+
+
+def launch(*command):
+    """In two processes, as ``accelerate launch`` starts one for each GPU."""
+    return run("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port()), *command)
+
+
+DISAGREEING = """
+import sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from fedbias_plugin.errors import UserError
+from fedbias_plugin.evaluation.processes import join_processes
+from fedbias_plugin.evaluation.scorer import ScoreRequest, SentenceScorer
+
+processes = join_processes()
+model, tokenizer = (kind.from_pretrained(sys.argv[1]) for kind in (AutoModelForCausalLM, AutoTokenizer))
+if processes.rank == 1:
+    if sys.argv[2] == "weights":
+        model.lm_head.weight.data.mul_(2)
+    else:
+        def forward(*args, **kwargs):
+            raise RuntimeError("out of memory")
+        model.forward = forward
+scorer = SentenceScorer(model, tokenizer, processes=processes, max_batch_tokens=16)
+try:
+    scorer.score([ScoreRequest(f"The nurse is {word}.") for word in ("kind", "rude", "calm", "loud", "brave")])
+except (UserError, RuntimeError) as error:
+    print(f"process {processes.rank}: {error}\\n", end="", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "first", "second"),
+    [
+        ("weights", "do not hold the same model", "do not hold the same model"),
+        ("memory", "scoring failed in process 1", "out of memory"),
+    ],
+)
+def test_processes_that_cannot_go_on_together_all_say_so(what, first, second, tmp_path, random_model):
+    script = tmp_path / "disagreeing.py"
+    script.write_text(DISAGREEING)
+    code, output, errors = launch(str(script), str(random_model), what)
+    assert code == 0, errors
+    lines = sorted(line for line in output.splitlines() if line.startswith("process"))
+    assert [line[:9] for line in lines] == ["process 0", "process 1"], output
+    assert first in lines[0]
+    assert second in lines[1]
 
 
 def test_training_in_several_processes_is_refused(tmp_path):

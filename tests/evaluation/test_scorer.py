@@ -11,6 +11,7 @@ import torch
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.evaluation import forward
 from fedbias_plugin.evaluation import scorer as scorer_module
+from fedbias_plugin.evaluation.ability import Ability
 from fedbias_plugin.evaluation.scorer import ScoreRequest, SentenceScorer
 
 FAMILIES = ("llama", "mistral", "phi3", "gemma2", "gpt2")
@@ -103,7 +104,13 @@ def test_a_tokenizer_without_bos_and_eos_is_refused(build_model, eos_tokenizer):
         SentenceScorer(build_model(), tokenizer)
 
 
-def test_batches_stay_within_the_token_budget_and_count_every_text_once(build_model, bos_tokenizer):
+@pytest.fixture
+def without_trial(monkeypatch):
+    """Only the calls of the scoring itself are counted."""
+    monkeypatch.setattr(scorer_module, "find_ability", lambda model, *_: Ability(forward.SLICED))
+
+
+def test_batches_stay_within_the_token_budget_and_count_every_text_once(build_model, bos_tokenizer, without_trial):
     spy, counted = Spy(build_model()), []
     requests = [ScoreRequest(f"{word} {request.text}") for request in REQUESTS for word in ("One", "Two", "Three")]
     SentenceScorer(spy, bos_tokenizer, max_batch_tokens=130, progress=counted.append).score(requests)
@@ -112,14 +119,11 @@ def test_batches_stay_within_the_token_budget_and_count_every_text_once(build_mo
     assert len(counted) > 1
 
 
-def test_no_token_is_read_twice_and_padding_is_small(build_model, bos_tokenizer):
+def test_no_token_is_read_twice_and_padding_is_small(build_model, bos_tokenizer, without_trial):
     spy = Spy(build_model())
     beginning = "The chess player and the old farmer walked along the river and"
     requests = [ScoreRequest(f"{beginning} {word}.") for word in ("sang", "met a smith", "met a nurse", "ate bread")]
-    scorer = SentenceScorer(spy, bos_tokenizer)
-    scorer.score(requests)  # tries the model out
-    spy.seen.clear()
-    scorer.score(requests)
+    SentenceScorer(spy, bos_tokenizer).score(requests)
     whole = [[0, *bos_tokenizer.encode(request.text, add_special_tokens=False)] for request in requests]
     prefixes = {tuple(ids[:end]) for ids in whole for end in range(1, len(ids))}
     assert [call["input_ids"].numel() for call in spy.seen] == [len(prefixes)]
@@ -134,15 +138,14 @@ def rows_of_the_head(model, tokenizer):
     return rows, results
 
 
-def test_the_head_is_evaluated_only_where_a_token_is_predicted(build_model, bos_tokenizer):
+def test_the_head_is_evaluated_only_where_a_token_is_predicted(build_model, bos_tokenizer, without_trial):
     model = build_model()
-    rows_of_the_head(model, bos_tokenizer)
     rows, results = rows_of_the_head(model, bos_tokenizer)
     # One row more for the end of the model's own forward pass.
     assert sum(rows) <= 1 + sum(len(result.token_ids) for result in results)
 
 
-def test_the_softmax_in_slices_changes_nothing(build_model, bos_tokenizer, monkeypatch):
+def test_the_softmax_in_slices_changes_nothing(build_model, bos_tokenizer, without_trial, monkeypatch):
     model = build_model()
     _, whole = rows_of_the_head(model, bos_tokenizer)
     monkeypatch.setitem(forward.SLICE_LOGITS, "cpu", 3 * model.config.vocab_size)
@@ -154,6 +157,7 @@ def test_the_softmax_in_slices_changes_nothing(build_model, bos_tokenizer, monke
 
 def test_a_head_that_cannot_be_sliced_limits_the_batch(build_model, bos_tokenizer, monkeypatch):
     model = build_model("gemma2")  # soft-caps its logits
+    monkeypatch.setattr(scorer_module, "find_ability", lambda model, *_: Ability(forward.HOOKED))
     _, whole = rows_of_the_head(model, bos_tokenizer)
     longest = max(len(result.token_ids) for result in whole)
     monkeypatch.setattr(scorer_module, "TREE_TOKENS", longest)

@@ -58,3 +58,13 @@ def test_another_process_writes_nothing_at_all(recorded):
 
 def test_a_run_that_failed_has_no_summary(recorded):
     assert recorded(writes=True, failure="the disk is full")[0] == ["start", 1, "the disk is full"]
+
+
+def test_a_run_that_could_not_be_opened_is_not_closed(tmp_path, make_run):
+    (tmp_path / "out").write_text("a file where the folder should be")
+    tracker = Listening()
+    recorder = RunRecorder(tmp_path / "out", tracker)
+    with pytest.raises(FileExistsError):
+        recorder.open(FILES, make_run(), writes=True)
+    recorder.close([], failure="the disk is full")
+    assert tracker.calls == []
