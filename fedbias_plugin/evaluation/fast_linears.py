@@ -24,7 +24,7 @@ from fedbias_plugin.memory import free_memory_bytes
 
 logger = logging.getLogger(__name__)
 
-FEWEST_TOKENS = 2048
+FEWEST_TOKENS = 512
 """Copies of the weights are made for at least so many tokens; for fewer they cost more time than they save."""
 FEWEST_FEATURES = 64
 """Narrower layers, such as an adapter's own, are left as they are."""
