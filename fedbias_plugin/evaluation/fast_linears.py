@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from fedbias_plugin.errors import UserError
 from fedbias_plugin.memory import free_memory_bytes
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,9 @@ FEWEST_FEATURES = 64
 """Narrower layers, such as an adapter's own, are left as they are."""
 SWITCH = "FEDBIAS_ONEDNN"
 """Environment variable: 1 or 0 decides instead of the measurement, so that runs agree in every bit."""
-GAIN = 0.95
+FEWEST_WEIGHTS = 4_000_000
+"""Smaller models gain little from oneDNN, and a measurement near the limit would not decide alike in every run."""
+GAIN = 0.9
 """oneDNN is used where its share of the ordinary kernels' time is below this."""
 MEASURED_ROWS = 512
 REPEATS = 4
@@ -168,8 +171,13 @@ def _onednn_pays(layers: list[_Layer]) -> bool:
         return False
     if {layer.weight.dtype for layer in layers} - {torch.float32, torch.bfloat16}:
         return False
-    if os.environ.get(SWITCH) in ("0", "1"):
-        return os.environ[SWITCH] == "1"
+    wanted = os.environ.get(SWITCH, "")
+    if wanted not in ("", "0", "1"):
+        raise UserError(f"{SWITCH} is {wanted!r}; it must be 0 (ordinary kernels) or 1 (oneDNN), or not be set.")
+    if wanted:
+        return wanted == "1"
+    if sum(layer.weight.numel() for layer in layers) < FEWEST_WEIGHTS:
+        return False
     shapes = Counter((tuple(layer.weight.shape), layer.weight.dtype) for layer in layers)
     return _measured_gain(tuple(sorted(shapes.items(), key=str)), torch.get_num_threads()) < GAIN
 

@@ -9,6 +9,7 @@ import torch
 import transformers
 from transformers.pytorch_utils import Conv1D
 
+from fedbias_plugin.errors import UserError
 from fedbias_plugin.evaluation import fast_linears as module
 from fedbias_plugin.evaluation.fast_linears import FEWEST_TOKENS, fast_linears
 
@@ -25,6 +26,7 @@ def kernels(request, monkeypatch):
     if request.param and not torch.backends.mkldnn.is_available():
         pytest.skip("this build of torch has no oneDNN")
     monkeypatch.setattr(module, "GAIN", request.param)
+    monkeypatch.setattr(module, "FEWEST_WEIGHTS", 0)
     return "onednn" if request.param else "ordinary"
 
 
@@ -172,6 +174,18 @@ def test_a_user_can_decide_instead_of_the_measurement(switch, onednn, monkeypatc
     monkeypatch.setenv("FEDBIAS_ONEDNN", switch)
     monkeypatch.setattr(module, "_measured_gain", None)  # is not asked
     assert module._onednn_pays(module._linear_layers(llama())) is onednn
+
+
+def test_a_small_model_is_not_measured_so_that_its_runs_agree(monkeypatch):
+    monkeypatch.setattr(module, "_measured_gain", None)  # is not asked
+    assert not module._onednn_pays(module._linear_layers(llama()))
+
+
+@needs_onednn
+def test_another_value_of_the_switch_is_refused(monkeypatch):
+    monkeypatch.setenv("FEDBIAS_ONEDNN", "yes")
+    with pytest.raises(UserError, match="FEDBIAS_ONEDNN is 'yes'; it must be 0"):
+        module._onednn_pays(module._linear_layers(llama()))
 
 
 def test_the_measurement_compares_shares_of_time_and_is_made_once(monkeypatch):
