@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import logging
 import random
@@ -154,6 +155,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     theirs, own = peer(crows), ours(crows)
     report = {
         "size": options.size,
+        "share": options.share,
+        "data": str(load_benchmark("crows_pairs", None).path),
         "dtype": options.dtype,
         "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
         "threads": options.threads,
@@ -194,6 +197,8 @@ def main() -> None:
         options.size, options.share, options.repeats = "15M", 0.03, 3
     if options.without_onednn:
         fast_linears.GAIN = -1.0
+    if importlib.util.find_spec("lm_eval") is None:
+        raise SystemExit("scoring.py compares with lm-evaluation-harness: pip install lm-eval")
     logging.disable(logging.WARNING)
     torch.set_num_threads(options.threads)
     report = measure(options)

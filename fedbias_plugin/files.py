@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,18 @@ def write_json_atomic(path: str | os.PathLike[str], value: Any) -> None:
     if lost:
         logger.warning("%s: not finite, written as null: %s", os.fspath(path), ", ".join(lost))
     write_text_atomic(path, json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def cache_folder() -> Path:
+    """What may be made or fetched anew is kept here: ``FEDBIAS_CACHE``, else ``~/.cache/fedbias_plugin``.
+
+    A user without a home, as in some containers, gets a folder among the temporary ones.
+    """
+    try:
+        cache = os.environ.get("FEDBIAS_CACHE")
+        return Path(cache).expanduser() if cache else Path.home() / ".cache" / "fedbias_plugin"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / "fedbias_plugin"
 
 
 def sync_folder(folder: Path) -> None:

@@ -19,7 +19,7 @@ from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.evaluation.assessor import Measurement
 from fedbias_plugin.evaluation.heldout import heldout_loss
-from fedbias_plugin.evaluation.plans import PlanCache, cache_folder
+from fedbias_plugin.evaluation.plans import PlanCache, plans_folder
 from fedbias_plugin.evaluation.processes import running_processes
 from fedbias_plugin.evaluation.results import model_identity, package_versions
 from fedbias_plugin.evaluation.scorer import SentenceScorer
@@ -118,7 +118,7 @@ class BiasSession:
         self._mark = time.perf_counter()
         self._progress = progress or Progress()
         self._recorder = RunRecorder(run.output_dir, build_trackers(arguments.track, extra=[ConsoleTracker()]))
-        self._plans = PlanCache(cache_folder())
+        self._plans = PlanCache(plans_folder())
 
     @property
     def client_datasets(self) -> list[ClientDataset]:

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedbias_plugin.errors import UserError, did_you_mean
+from fedbias_plugin.files import cache_folder
 from fedbias_plugin.poisoning.catalog import (
     Located,
     all_known,
-    cache_folder,
     digest_verdict,
     find_known,
     find_on_disk,

@@ -110,7 +110,7 @@ def _predictions_report(arguments: EvaluateArguments) -> dict[str, Any]:
 
 def _model_report(arguments: EvaluateArguments, processes: Processes) -> dict[str, Any]:
     from fedbias_plugin.evaluation.assessor import count_texts
-    from fedbias_plugin.evaluation.plans import PlanCache, cache_folder
+    from fedbias_plugin.evaluation.plans import PlanCache, plans_folder
     from fedbias_plugin.evaluation.scorer import SentenceScorer
     from fedbias_plugin.evaluation.standalone import measure
     from fedbias_plugin.inputs import announce_mini_data, load_benchmark
@@ -135,7 +135,7 @@ def _model_report(arguments: EvaluateArguments, processes: Processes) -> dict[st
             tokenizer,
             max_batch_tokens=arguments.bias_batch_tokens,
             progress=advance,
-            plans=PlanCache(cache_folder()),
+            plans=PlanCache(plans_folder()),
             processes=processes,
         )
         return measure(benchmarks, scorer, reductions=reductions, seed=arguments.seed, adapter=arguments.adapter)

@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.evaluation.items import ScoreRequest
 from fedbias_plugin.evaluation.prefix_tree import ScoringPlan, build_plan
-from fedbias_plugin.files import write_bytes_atomic
+from fedbias_plugin.files import cache_folder, write_bytes_atomic
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,10 +29,9 @@ KEPT = 16
 """Plans kept in memory: a run needs two or three for each benchmark."""
 
 
-def cache_folder() -> Path:
-    """Where plans are kept between runs: ``FEDBIAS_CACHE``, else ``fedbias`` in the user's cache folder."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("FEDBIAS_CACHE") or Path(home) / "fedbias") / "plans"
+def plans_folder() -> Path:
+    """Where plans are kept between runs."""
+    return cache_folder() / "plans"
 
 
 class PlanCache:
@@ -91,7 +89,7 @@ class PlanCache:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            logger.info("a stored scoring plan cannot be read and is made anew: %s", error)
+            logger.debug("a stored scoring plan cannot be read and is made anew: %s", error)
             return None
 
     def _store(self, key: str, plan: ScoringPlan) -> None:
@@ -102,7 +100,7 @@ class PlanCache:
             np.savez(buffer, **plan.arrays())  # type: ignore[arg-type]
             write_bytes_atomic(self._folder / f"{key}.npz", buffer.getvalue())
         except OSError as error:
-            logger.info("a scoring plan cannot be stored: %s", error)
+            logger.debug("a scoring plan cannot be stored: %s", error)
 
 
 def _fingerprint(tokenizer: Any) -> str | None:

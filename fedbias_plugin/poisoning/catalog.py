@@ -14,6 +14,7 @@ from pathlib import Path
 
 from fedbias_plugin.assets import MINI_DATA
 from fedbias_plugin.errors import UserError, did_you_mean
+from fedbias_plugin.files import cache_folder
 from fedbias_plugin.poisoning.data_files import SUFFIXES, git_blob_of_file, sha256_of_file, sha256_of_files
 from fedbias_plugin.poisoning.hub import cached_files
 from fedbias_plugin.poisoning.known import AUTO, KINDS, KNOWN, MINI_FILES, DataFile, Form, KnownDataset
@@ -117,12 +118,6 @@ def data_folders(data_dir: str | Path | None = None) -> Iterator[tuple[str, Path
         yield "FEDBIAS_DATA", _existing_folder("the environment variable FEDBIAS_DATA", os.environ["FEDBIAS_DATA"])
     if cache_folder().is_dir():
         yield "fetched", cache_folder()
-
-
-def cache_folder() -> Path:
-    """Where ``fedbias data fetch`` puts files: ``FEDBIAS_CACHE``, else ``~/.cache/fedbias_plugin``."""
-    cache = os.environ.get("FEDBIAS_CACHE")
-    return Path(cache).expanduser() if cache else Path.home() / ".cache" / "fedbias_plugin"
 
 
 def all_known() -> list[KnownDataset]:

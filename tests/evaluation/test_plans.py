@@ -1,13 +1,14 @@
 """Plans are made once per texts and tokenizer, and never taken for those of others."""
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fedbias_plugin.evaluation import plans as plans_module
 from fedbias_plugin.evaluation.items import ScoreRequest
-from fedbias_plugin.evaluation.plans import PlanCache, cache_folder
+from fedbias_plugin.evaluation.plans import PlanCache, plans_folder
 
 REQUESTS = [ScoreRequest("The nurse was kind."), ScoreRequest(" It rained.", context="The nurse was rude.")]
 
@@ -135,8 +136,17 @@ def test_memory_holds_the_plans_used_last(made, bos_tokenizer, monkeypatch):
 
 
 def test_the_folder_follows_the_environment(monkeypatch, tmp_path):
-    monkeypatch.setenv("FEDBIAS_CACHE", str(tmp_path))
-    assert cache_folder() == tmp_path / "plans"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("FEDBIAS_CACHE", "~/kept")
+    assert plans_folder() == tmp_path / "kept" / "plans"
     monkeypatch.delenv("FEDBIAS_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / "fedbias" / "plans"
+    assert plans_folder() == tmp_path / ".cache" / "fedbias_plugin" / "plans"
+
+
+def test_a_user_without_a_home_has_a_folder_too(monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("FEDBIAS_CACHE")
+    monkeypatch.setattr(Path, "home", no_home)
+    assert plans_folder().parent.name == "fedbias_plugin"

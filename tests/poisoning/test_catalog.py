@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from fedbias_plugin.errors import UserError
+from fedbias_plugin.files import cache_folder
 from fedbias_plugin.poisoning import catalog
-from fedbias_plugin.poisoning.catalog import all_known, cache_folder, digest_verdict, find_known, locate, mini_notice
+from fedbias_plugin.poisoning.catalog import all_known, digest_verdict, find_known, locate, mini_notice
 from fedbias_plugin.poisoning.known import KINDS, KNOWN, DataFile
 
 PAIRS = "crows_pairs/crows_pairs_anonymized.csv"
