@@ -10,7 +10,6 @@ tensor by tensor, one new tensor for every operation and client, as OpenFedLLM's
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import statistics
 import time
@@ -18,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from reporting import line, write_report
 
 from fedbias_plugin.aggregation.server_optimizers import ServerOptimizer
 from fedbias_plugin.aggregation.substitution import substitute
@@ -115,14 +115,11 @@ def main() -> None:
         for fed_alg in ("fedavg", "fedadam"):
             row = measure(fed_alg, shapes, clients, 3 if options.quick else 5)
             report[f"{fed_alg}_{clients}_clients"] = row
-            print(
-                f"{fed_alg}, {clients} clients, {size / 1e6:.0f}M: " + ", ".join(f"{k} {v:.3g}" for k, v in row.items())
-            )
+            print(f"{fed_alg}, {clients} clients, {size / 1e6:.0f}M: {line(row)}")
             if fed_alg == "fedavg":
                 report[f"ratio_{clients}_clients"] = row["ratio"]
     report["peak_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+    write_report(report, options.json)
 
 
 if __name__ == "__main__":

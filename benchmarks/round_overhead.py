@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from reporting import line, write_report
 
 from fedbias_plugin.cli.main import main as fedbias
 
@@ -63,13 +64,8 @@ def main() -> None:
     report["peak_memory_gib"] = peaks[-1] / 2**30
     if rounds > SETTLED:
         report["memory_growth"] = peaks[-1] / peaks[SETTLED - 1] - 1
-    print(
-        ", ".join(
-            f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in report.items()
-        )
-    )
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+    print(line(report))
+    write_report(report, options.json)
 
 
 if __name__ == "__main__":

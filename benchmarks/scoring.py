@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
-import json
 import logging
 import random
 import statistics
@@ -24,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from reporting import line, write_report
 
 from fedbias_plugin.evaluation import fast_linears
 from fedbias_plugin.evaluation.items import ScoreRequest
@@ -202,13 +202,8 @@ def main() -> None:
     logging.disable(logging.WARNING)
     torch.set_num_threads(options.threads)
     report = measure(options)
-    print(
-        ", ".join(
-            f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in report.items()
-        )
-    )
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+    print(line(report))
+    write_report(report, options.json)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedbias_plugin.evaluation.forward import HOOKED, SLICED, WHOLE, batch_log_probs, head_is_last, model_inputs
+from fedbias_plugin.evaluation.inference import text_config
 from fedbias_plugin.evaluation.prefix_tree import Batch, ScoringPlan, build_plan, make_batch
 
 logger = logging.getLogger(__name__)
@@ -74,13 +75,12 @@ def find_ability(model: Any, vocabulary: int, longest: int | None) -> Ability:
 def _try_out(model: Any, vocabulary: int, length: int) -> Ability:
     texts = _texts(vocabulary, length)
     starts = [1] * len(texts)
-    plain, tree = build_plan(texts, starts, None), build_plan(texts, starts, sum(map(len, texts)))
-    rows = make_batch(plain, range(len(texts)), 0)
     head = _head(model, make_batch(build_plan([texts[0][:4]], [1], None), [0], 0))
-    obstacle = _known_obstacle(model.config)
+    obstacle = _known_obstacle(model)
     if obstacle:
         return Ability(head, obstacle)
-    expected = _log_probs(model, plain, rows, False, head)
+    plain, tree = build_plan(texts, starts, None), build_plan(texts, starts, sum(map(len, texts)))
+    expected = _log_probs(model, plain, make_batch(plain, range(len(texts)), 0), False, head)
     batch = make_batch(tree, [0], 0)
     try:
         right = np.abs(_log_probs(model, tree, batch, True, head) - expected)
@@ -110,12 +110,11 @@ def _head(model: Any, text: Batch) -> str:
         return WHOLE
 
 
-def _known_obstacle(config: Any) -> str:
-    attention = getattr(config, "_attn_implementation", None) or "eager"
+def _known_obstacle(model: Any) -> str:
+    attention = getattr(model.config, "_attn_implementation", None) or "eager"
     if attention not in TREE_ATTENTION:
         return f"{attention} attention takes no mask of any pattern"
-    text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    layers = sorted(set(getattr(text_config, "layer_types", None) or ()).difference(TREE_LAYERS))
+    layers = sorted(set(getattr(text_config(model), "layer_types", None) or ()).difference(TREE_LAYERS))
     return f"it has {layers[0]} layers" if layers else ""
 
 

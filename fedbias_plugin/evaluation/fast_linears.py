@@ -86,7 +86,7 @@ def _replacements(model: nn.Module) -> Iterator[tuple[_Layer, Callable[[Tensor],
         rearranged = []
         layers = [layer for layer in layers if layer.adapters]
     if not _fits(layers):
-        logger.info("scoring goes on without merged weights: there is no memory for the copies")
+        _tell_of_memory()
         return
     chosen = {id(layer) for layer in rearranged}
     for layer in layers:
@@ -95,6 +95,12 @@ def _replacements(model: nn.Module) -> Iterator[tuple[_Layer, Callable[[Tensor],
             yield layer, functools.partial(_onednn_linear, packed, layer.bias)
         elif layer.adapters:
             yield layer, functools.partial(linear, weight=layer.merged(), bias=layer.bias)
+
+
+@functools.lru_cache
+def _tell_of_memory() -> None:
+    """Once, not for every client and benchmark."""
+    logger.info("scoring goes on without merged weights, which is slower: there is no memory for the copies")
 
 
 def _onednn_linear(packed: Tensor, bias: Tensor | None, states: Tensor) -> Tensor:

@@ -14,9 +14,8 @@ from fedbias_plugin.evaluation.prefix_tree import Batch
 
 SLICE_LOGITS = {"cpu": 2**21, "cuda": 2**26}
 """Logits that are in float32 at one time: 8 MiB on a CPU, which stay in its cache, 256 MiB on a GPU."""
-
-
 SLICED, HOOKED, WHOLE = "sliced", "hooked", "whole"
+"""The ways to apply the LM head, see :func:`batch_log_probs`."""
 
 
 def batch_log_probs(model: Any, batch: Batch, *, trees: bool, head: str) -> NDArray[np.float64]:

@@ -53,6 +53,12 @@ def _unpacked_4bit_weights(model: nn.Module) -> Iterator[None]:
             setattr(module, flag, True)
 
 
+def text_config(model: Any) -> Any:
+    """The configuration of the language part, also for models that see images."""
+    config = model.config
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
 def embedding_device(model: Any) -> torch.device:
     """Where token ids go in: the device of the input embedding, also for a model that is spread over devices."""
     embedding = model.get_input_embeddings()

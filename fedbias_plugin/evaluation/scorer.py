@@ -16,7 +16,7 @@ from fedbias_plugin.errors import UserError
 from fedbias_plugin.evaluation.ability import find_ability
 from fedbias_plugin.evaluation.fast_linears import fast_linears
 from fedbias_plugin.evaluation.forward import SLICED, batch_log_probs
-from fedbias_plugin.evaluation.inference import embedding_device, evaluating
+from fedbias_plugin.evaluation.inference import embedding_device, evaluating, text_config
 from fedbias_plugin.evaluation.items import FloatArray, ScoreRequest, TokenScores
 from fedbias_plugin.evaluation.plans import PlanCache
 from fedbias_plugin.evaluation.prefix_tree import ScoringPlan, make_batch, plan_batches
@@ -156,7 +156,7 @@ class SentenceScorer:
     @property
     def longest(self) -> int | None:
         """Most tokens, the prefix among them, that the model has positions for; None when it does not say."""
-        found = getattr(_text_config(self.model), "max_position_embeddings", None)
+        found = getattr(text_config(self.model), "max_position_embeddings", None)
         return found if isinstance(found, int) else None
 
     def _check_model_limits(self, plan: ScoringPlan, name: Callable[[int], str]) -> None:
@@ -172,7 +172,7 @@ class SentenceScorer:
             )
 
     def _log_probs(self, plan: ScoringPlan, head: str, name: Callable[[int], str]) -> tuple[FloatArray, float]:
-        logits = 1 if head == SLICED else max(1, getattr(_text_config(self.model), "vocab_size", None) or 1)
+        logits = 1 if head == SLICED else max(1, getattr(text_config(self.model), "vocab_size", None) or 1)
         result, texts, sample = np.zeros(len(plan.targets)), plan.texts_by_pack, 0.0
         on_cpu = embedding_device(self.model).type == "cpu"
         most = min(self.max_batch_tokens, CPU_TOKENS) if on_cpu else self.max_batch_tokens
@@ -204,15 +204,9 @@ def _prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[str, int]:
     )
 
 
-def _text_config(model: Any) -> Any:
-    """The configuration of the language part, also for models that see images."""
-    config = model.config
-    return config.get_text_config() if hasattr(config, "get_text_config") else config
-
-
 def _attention_window(model: Any) -> int | None:
     """Tokens that a layer looks back at most; a mask that is given from outside would take the place of that limit."""
-    config = _text_config(model)
+    config = text_config(model)
     return min((size for key in WINDOWS if isinstance(size := getattr(config, key, None), int)), default=None)
 
 

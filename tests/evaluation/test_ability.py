@@ -143,7 +143,7 @@ def test_a_head_that_is_applied_in_another_way_is_left_to_the_model(way, bos_tok
 @pytest.mark.parametrize("scale", [1, 2, 4])
 def test_a_hybrid_model_is_refused_however_small_its_weights(scale, monkeypatch):
     """LFM2's attention follows the mask, its convolutions do not: the error is a small share of a wrong mask's."""
-    monkeypatch.setattr(ability, "_known_obstacle", lambda config: "")
+    monkeypatch.setattr(ability, "_known_obstacle", lambda model: "")
     assert not able(build("lfm2", scale=scale)).trees
 
 
