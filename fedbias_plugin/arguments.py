@@ -14,7 +14,10 @@ from typing import Any
 
 from fedbias_plugin.errors import UserError, did_you_mean
 
-AGGREGATIONS = ("host", "bama")
+AGGREGATIONS = ("host", "bama", "median", "trimmed_mean", "krum", "multi_krum", "norm_clip")
+USE_BYZANTINE_CLIENTS = ("trimmed_mean", "krum", "multi_krum")
+ATTACKS = ("none", "sign_flip", "model_replacement", "gaussian_noise", "probe_gaming")
+ON_BAD_UPDATE = ("stop", "drop")
 WEIGHTINGS = ("normalized", "paper")
 BENCHMARKS = ("crows_pairs", "stereoset")
 TRACKERS = ("jsonl", "wandb")
@@ -63,12 +66,45 @@ class BiasArguments:
     """
 
     # Aggregation
-    aggregation: str = option("host", "how clients are weighted: host (the server algorithm's own way) or bama")
+    aggregation: str = option(
+        "host",
+        "how clients are weighted: host (the server algorithm's own way) or bama; or one of the robust baselines "
+        "median, trimmed_mean, krum, multi_krum and norm_clip",
+    )
     bama_alpha: float = option(0.5, "alpha of eq. 1: scale of the bias score b_i, in [0, 1]")
     bama_lambda: float = option(0.2, "lambda of eq. 2 per percentage point: a client 1/lambda points worse weighs 1/e")
     bama_weighting: str = option("normalized", "eq. 3 to the letter (paper) or with factors that sum to 1 (normalized)")
     bama_crows_fraction: float = option(0.25, "share of CrowS-Pairs used as probe items for the weights")
     bama_stereoset_fraction: float = option(0.25, "share of StereoSet used as probe items for the weights")
+    byzantine_clients: int = option(
+        1, "f, the attackers a round that trimmed_mean, krum and multi_krum are to withstand"
+    )
+    clip_norm: float | None = option(
+        None, "with --aggregation norm_clip: longest update; without it the median of the round's update norms"
+    )
+    max_update_norm: float | None = option(
+        None, "an update with a larger L2 norm is a bad update; no limit when absent"
+    )
+    on_bad_update: str = option(
+        "stop",
+        "what to do with an update that has NaN or Inf, other tensors than the model, or too large a norm: stop the "
+        "run, or drop that client for the round",
+    )
+
+    # Attacks
+    attack: str = option(
+        "none",
+        "what attackers do besides holding biased rows: none, sign_flip, model_replacement, gaussian_noise or "
+        "probe_gaming",
+    )
+    attackers: str | None = option(
+        None, "client ids that attack, such as 0,2; without it the clients that hold biased rows"
+    )
+    attack_strength: float | None = option(
+        None,
+        "factor of the update (sign_flip: 1, model_replacement: the number of clients of the round), noise per size of "
+        "the update (gaussian_noise: 1), or extra rows per row (probe_gaming: 1)",
+    )
 
     # Data
     scenario: str = option("1B2C", "who holds biased rows: 3B, 3C, 1B2C, 2B1C, mix-1B2C, mix-2B1C, custom")
@@ -132,6 +168,12 @@ class BiasArguments:
         check_range("bias_batch_tokens", self.bias_batch_tokens, 1)
         if self.local_epochs is not None:
             check_range("local_epochs", self.local_epochs, 1)
+        check_choice("attack", self.attack, ATTACKS)
+        check_choice("on_bad_update", self.on_bad_update, ON_BAD_UPDATE)
+        check_range("byzantine_clients", self.byzantine_clients, 0)
+        for name in ("clip_norm", "max_update_norm", "attack_strength"):
+            if getattr(self, name) is not None:
+                check_range(name, getattr(self, name), 0, open_low=True)
         self._check_combinations()
 
     def _check_combinations(self) -> None:
@@ -146,12 +188,29 @@ class BiasArguments:
                 "--aggregation bama weighs clients by their bias, but no probe item is left: give --bias_benchmarks "
                 "crows_pairs,stereoset and at least one of --bama_crows_fraction, --bama_stereoset_fraction above 0."
             )
+        self._check_attack()
+
+    def _check_attack(self) -> None:
+        if self.attack == "none" and self.attackers:
+            raise UserError(f"--attackers {self.attackers} belongs to an --attack: {', '.join(ATTACKS[1:])}.")
+        if self.attack == "probe_gaming" and (self.scenario == "none" or not self.benchmark_names):
+            raise UserError(
+                "--attack probe_gaming adds rows from the bias benchmarks to those that --scenario deals: give "
+                "--scenario 1B2C or another, and --bias_benchmarks crows_pairs,stereoset."
+            )
+        self.attacker_ids  # noqa: B018  # likewise a malformed list
 
     def idle_flags(self, written: Container[str]) -> list[tuple[str, str]]:
         """Which of the flags ``written`` by the user change nothing in this run, each with the flags they need."""
         needs = []
         if self.aggregation != "bama":
             needs.append(("--aggregation bama", ["bama_lambda", "bama_weighting"]))
+        if self.aggregation not in USE_BYZANTINE_CLIENTS:
+            needs.append((f"--aggregation {' or '.join(USE_BYZANTINE_CLIENTS)}", ["byzantine_clients"]))
+        if self.aggregation != "norm_clip":
+            needs.append(("--aggregation norm_clip", ["clip_norm"]))
+        if self.attack == "none":
+            needs.append((f"--attack {' or '.join(ATTACKS[1:])}", ["attack_strength"]))
         if "wandb" not in split_list(self.track):
             needs.append(("--track jsonl,wandb", ["wandb_project", "wandb_mode"]))
         if self.scenario == "none":
@@ -187,3 +246,13 @@ class BiasArguments:
         for share in shares:
             check_range("biased_shares", share, 0, 1)
         return shares
+
+    @property
+    def attacker_ids(self) -> frozenset[int] | None:
+        """``attackers`` as client ids, or None when it is not given."""
+        if not self.attackers:
+            return None
+        ids = split_list(self.attackers)
+        if not ids or not all(client.isdecimal() for client in ids):
+            raise UserError(f"--attackers {self.attackers!r} must be client ids such as 0,2.")
+        return frozenset(int(client) for client in ids)

@@ -7,16 +7,23 @@ the old file or the new one, never half of one.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import logging
 import math
 import os
+import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fedbias_plugin.errors import UserError
+
 logger = logging.getLogger(__name__)
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 def plain_json(value: Any, path: str = "") -> tuple[Any, list[str]]:
@@ -84,6 +91,12 @@ def write_bytes_atomic(path: str | os.PathLike[str], data: bytes) -> None:
     sync_folder(target.parent)
 
 
+def delete_temporary_files(folder: Path) -> None:
+    """Remove what writes into ``folder`` left behind when their process was killed."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def write_json_atomic(path: str | os.PathLike[str], value: Any) -> None:
     """Write ``value`` as strict, indented JSON with :func:`write_text_atomic`.
 
@@ -97,6 +110,26 @@ def write_json_atomic(path: str | os.PathLike[str], value: Any) -> None:
     if lost:
         logger.warning("%s: not finite, written as null: %s", os.fspath(path), ", ".join(lost))
     write_text_atomic(path, json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def apply_umask(path: str | os.PathLike[str]) -> None:
+    """Give a file the mode that any new file would get; safetensors writes files that only their owner can read."""
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(path, 0o666 & ~mask)
+
+
+@contextmanager
+def disk_errors_named(folder: Path) -> Iterator[None]:
+    """Turn what a full or read-only disk raises within the block, in Python or in a Rust library, into a UserError."""
+    try:
+        yield
+    except Exception as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        code = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
+        if code not in DISK_ERRORS:
+            raise
+        raise UserError(f"{folder} cannot be written: {error}") from error
 
 
 def cache_folder() -> Path:

@@ -6,9 +6,10 @@ data, for FedProx's mu, before it aggregates and after. Nothing here knows which
 
 from __future__ import annotations
 
+import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,27 +19,28 @@ from fedbias_plugin.aggregation.substitution import substitute, update_norm
 from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.evaluation.assessor import Measurement
-from fedbias_plugin.evaluation.heldout import heldout_loss
-from fedbias_plugin.evaluation.plans import PlanCache, plans_folder
+from fedbias_plugin.evaluation.live_model import LiveModel
+from fedbias_plugin.evaluation.overlap import overlap_warnings
 from fedbias_plugin.evaluation.processes import running_processes
 from fedbias_plugin.evaluation.results import model_identity, package_versions
-from fedbias_plugin.evaluation.scorer import SentenceScorer
 from fedbias_plugin.inputs import announce_mini_data, load_assessor
 from fedbias_plugin.memory import peak_memory_bytes
-from fedbias_plugin.poisoning.loaders import ClientDataset, Partition, load_partition, manifest
+from fedbias_plugin.poisoning.loaders import ClientDataset, Partition, load_partition, manifest, partition_hash
 from fedbias_plugin.state import State
 from fedbias_plugin.tracking.console import ConsoleTracker
 from fedbias_plugin.tracking.progress import Progress
 from fedbias_plugin.tracking.recorder import RunRecorder
 from fedbias_plugin.tracking.records import ClientRecord, GlobalRecord, RoundRecord, RunInfo, Seconds, weight_summary
+from fedbias_plugin.tracking.sanity import round_warnings
 from fedbias_plugin.tracking.tracker import build_trackers
-from fedbias_plugin.training.states import write_state
 from fedbias_plugin.training.templates import TEMPLATES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-STATE_VERSION = 1
+logger = logging.getLogger(__name__)
+
+STATE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -110,15 +112,20 @@ class BiasSession:
         self._partition = partition
         sources = partition.sources if partition else {}
         benchmarks = self._assessor.benchmarks if self._assessor else {}
-        self._data_warnings = announce_mini_data(benchmarks, sources)
+        self._data_warnings = [*announce_mini_data(benchmarks, sources), *overlap_warnings(partition, benchmarks)]
         self._shares = {client.client: client.biased_share for client in self.client_datasets}
         self._last_weights: dict[int, float] = {}
         self._history: list[RoundRecord] = []
         self._pending = _PendingRound()
         self._mark = time.perf_counter()
-        self._progress = progress or Progress()
         self._recorder = RunRecorder(run.output_dir, build_trackers(arguments.track, extra=[ConsoleTracker()]))
-        self._plans = PlanCache(plans_folder())
+        self._live = LiveModel(
+            self._assessor,
+            self._heldout_pairs(),
+            seq_length=run.seq_length,
+            batch_tokens=arguments.bias_batch_tokens,
+            progress=progress or Progress(),
+        )
 
     @property
     def client_datasets(self) -> list[ClientDataset]:
@@ -163,7 +170,10 @@ class BiasSession:
         """
         start = time.perf_counter()
         self._pending = _PendingRound(train_seconds=start - self._mark)
-        measurements = self._assess_clients(round_number, model, tokenizer, global_state, local_states)
+        measurements = {}
+        if self._rule.needs_bias_scores or self._is_measured(round_number):
+            title = f"round {round_number}: score clients"
+            measurements = self._live.assess_clients(title, model, tokenizer, global_state, local_states)
         reports = ClientReports(
             self._run.fed_alg,
             sample_counts={client: sample_counts[client] for client in local_states},
@@ -213,34 +223,41 @@ class BiasSession:
                 evaluate=time.perf_counter() - start,
             ),
             peak_memory_bytes=peak_memory_bytes(),
-            warnings=[*self._data_warnings, *_warnings(measured)],
+            warnings=list(self._data_warnings),
         )
+        record.warnings += round_warnings(record, alpha=self._arguments.bama_alpha, lambda_=self._arguments.bama_lambda)
         self._history.append(record)
         self._recorder.log_round(record, item_scores)
         self._mark = time.perf_counter()
         return record
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run must know: last weights, probe items, rounds so far. JSON-ready."""
+        """What a resumed run must know: last weights, hashes of its data, where its records end. JSON-ready."""
         return {
             "version": STATE_VERSION,
             "last_weights": {str(client): weight for client, weight in self._last_weights.items()},
-            "probe": self._probe_hashes(),
-            "rounds": [record.to_json() for record in self._history],
+            "data": self._data_hashes(),
+            "records": self._recorder.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from :meth:`state_dict`.
+        """Continue from :meth:`state_dict` in the same output folder; later records there are taken back.
 
         Raises:
-            UserError: the state is of another version or of a run with other probe items.
+            UserError: the state is of another version or of a run with other data, or the records are damaged.
         """
         if state.get("version") != STATE_VERSION:
             raise UserError(f"The session state has version {state.get('version')}, this plugin reads {STATE_VERSION}.")
-        if state["probe"] != self._probe_hashes():
-            raise UserError("The session state was made with other probe items: check data, seed and fractions.")
+        now, then = self._data_hashes(), state["data"]
+        changed = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
+        if changed:
+            raise UserError(
+                f"The run to resume had other {' and '.join(changed)}: give it the data and the seed it began with."
+            )
         self._last_weights = {int(client): weight for client, weight in state["last_weights"].items()}
-        self._history = [RoundRecord.from_json(record) for record in state["rounds"]]
+        writes = running_processes().is_main
+        self._history = self._recorder.resume(state["records"], self._run_info(), package_versions(), writes=writes)
+        self._mark = time.perf_counter()
 
     def close(self, failure: str | None = None) -> None:
         """Write ``summary.json`` and close every tracker; safe to call twice and before any round.
@@ -250,9 +267,11 @@ class BiasSession:
         """
         self._recorder.close(self._history, failure)
 
-    def _probe_hashes(self) -> dict[str, str]:
+    def _data_hashes(self) -> dict[str, str]:
+        """Part of the data -> hash: the items of each benchmark with their split, and the clients' rows."""
         record = self._assessor.probe_record() if self._assessor else {}
-        return {name: part["probe_ids_sha256"] for name, part in record.items()}
+        hashes = {f"{name} items": f"{part['sha256']} {part['probe_ids_sha256']}" for name, part in record.items()}
+        return hashes | ({"training rows": partition_hash(self._partition)} if self._partition else {})
 
     def _first_files(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         """Name -> content of the files that say, before training, what the run is."""
@@ -268,7 +287,7 @@ class BiasSession:
             "config": dict(run.config),
             "versions": package_versions(),
             "model": model_identity(model),
-            "prefix_token": self._scorer(model, tokenizer).prefix_token,
+            "prefix_token": self._live.prefix_token(model, tokenizer),
             "seed": run.seed,
             "poisoned_shares": {str(client): share for client, share in self._shares.items()},
             "data": data,
@@ -295,43 +314,6 @@ class BiasSession:
     def _is_measured(self, round_number: int) -> bool:
         every = self._arguments.bias_eval_every
         return round_number % every == 0 or round_number == self._run.num_rounds
-
-    def _scorer(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, progress: Callable[[int], None] | None = None
-    ) -> SentenceScorer:
-        tokens = self._arguments.bias_batch_tokens
-        return SentenceScorer(
-            model,
-            tokenizer,
-            max_batch_tokens=tokens,
-            progress=progress,
-            plans=self._plans,
-            processes=running_processes(),
-        )
-
-    def _assess_clients(
-        self,
-        round_number: int,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        global_state: State,
-        local_states: Mapping[int, State],
-    ) -> dict[int, Measurement]:
-        """Every client's state on the probe items; the model holds the global state afterwards."""
-        wanted = self._rule.needs_bias_scores or self._is_measured(round_number)
-        if self._assessor is None or not wanted:
-            return {}
-        measurements = {}
-        texts = len(local_states) * self._assessor.probe_texts
-        try:
-            with self._progress.task(f"round {round_number}: score clients", texts) as advance:
-                scorer = self._scorer(model, tokenizer, advance)
-                for client, state in local_states.items():
-                    write_state(model, state)
-                    measurements[client] = self._assessor.assess(scorer)
-        finally:
-            write_state(model, global_state)
-        return measurements
 
     def _client_records(
         self,
@@ -361,12 +343,8 @@ class BiasSession:
         """The global model on everything, and the scores of every item by benchmark."""
         if not self._is_measured(round_number):
             return GlobalRecord(), {}
-        pairs = self._heldout_pairs()
-        texts = len(pairs) + (self._assessor.all_texts if self._assessor else 0)
-        with self._progress.task(f"round {round_number}: score the global model", texts) as advance:
-            scorer = self._scorer(model, tokenizer, advance)
-            measured = self._assessor.evaluate(scorer) if self._assessor else Measurement()
-            loss = heldout_loss(scorer, pairs, self._run.seq_length)
+        title = f"round {round_number}: score the global model"
+        measured, loss = self._live.evaluate(title, model, tokenizer)
         record = GlobalRecord(
             crows_pairs=measured.results.get("crows_pairs"),
             stereoset=measured.results.get("stereoset"),
@@ -380,14 +358,3 @@ class BiasSession:
         if self._partition is None or template is None:
             return []
         return [(template.prompt(row.instruction), row.response) for row in self._partition.heldout]
-
-
-def _warnings(measured: GlobalRecord) -> list[str]:
-    """What a reader of these numbers must know, from the results themselves."""
-    warnings = []
-    for name, block in (("crows_pairs", measured.crows_pairs), ("stereoset", measured.stereoset)):
-        if block and block.get("warning"):
-            warnings.append(block["warning"])
-        if block and block["items"] == "full" and "probe" in block:
-            warnings.append(f"{name}: all items are probe items, so there is no report half; the score is on them.")
-    return warnings

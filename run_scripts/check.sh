@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# Static checks alone: format, lint, types.
+# Static checks alone: format, lint, types; then known vulnerabilities of the installed packages, where they can be asked
+# for (they fail only with AUDIT=1).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 ruff format --check .
 ruff check .
 mypy
+python run_scripts/audit.py

@@ -23,6 +23,18 @@ from fedbias_plugin.errors import UserError
         ({"biased_shares": "1,0,0"}, "belongs to --scenario custom"),
         ({"scenario": "custom", "biased_shares": "1,zero"}, "must be numbers such as 1,0,0,0.5"),
         ({"scenario": "custom", "biased_shares": "1,0,1.2"}, "at most 1, got 1.2"),
+        ({"aggregation": "medain"}, "Did you mean 'median'?"),
+        ({"byzantine_clients": -1}, "--byzantine_clients must be at least 0"),
+        ({"clip_norm": 0.0}, "--clip_norm must be greater than 0"),
+        ({"max_update_norm": float("nan")}, "--max_update_norm must be greater than 0"),
+        ({"on_bad_update": "skip"}, "choose one of stop, drop"),
+        ({"attack": "sign_flop"}, "Did you mean 'sign_flip'?"),
+        ({"attack": "sign_flip", "attack_strength": 0}, "--attack_strength must be greater than 0"),
+        ({"attack": "sign_flip", "attackers": "0;2"}, "--attackers '0;2' must be client ids such as 0,2."),
+        ({"attack": "sign_flip", "attackers": "-1"}, "--attackers '-1' must be client ids such as 0,2."),
+        ({"attackers": "0"}, "--attackers 0 belongs to an --attack: sign_flip, model_replacement"),
+        ({"attack": "probe_gaming", "scenario": "none"}, "give --scenario 1B2C or another"),
+        ({"attack": "probe_gaming", "bias_benchmarks": "none"}, "and --bias_benchmarks crows_pairs,stereoset"),
         ({"local_epochs": 0}, "--local_epochs must be at least 1"),
         ({"aggregation": "bama", "bias_benchmarks": "none"}, "no probe item is left"),
         ({"aggregation": "bama", "bama_crows_fraction": 0, "bama_stereoset_fraction": 0}, "no probe item is left"),
@@ -44,6 +56,23 @@ def test_defaults_are_those_of_the_metrics_document():
 def test_none_means_no_benchmark_and_repeats_count_once():
     assert BiasArguments(bias_benchmarks="none").benchmark_names == []
     assert BiasArguments(bias_benchmarks="stereoset, stereoset").benchmark_names == ["stereoset"]
+
+
+def test_attackers_are_client_ids_and_none_stands_for_the_clients_with_biased_rows():
+    assert BiasArguments(attack="sign_flip", attackers="2, 0").attacker_ids == {0, 2}
+    assert BiasArguments(attack="sign_flip").attacker_ids is None
+
+
+def test_a_flag_of_another_rule_is_named_with_the_flag_it_needs():
+    written = {"byzantine_clients", "clip_norm", "attack_strength"}
+    idle = dict(BiasArguments().idle_flags(written))
+    assert idle == {
+        "byzantine_clients": "--aggregation trimmed_mean or krum or multi_krum",
+        "clip_norm": "--aggregation norm_clip",
+        "attack_strength": "--attack sign_flip or model_replacement or gaussian_noise or probe_gaming",
+    }
+    used = BiasArguments(aggregation="krum", attack="sign_flip")
+    assert [name for name, _ in used.idle_flags(written)] == ["clip_norm"]
 
 
 def test_the_closed_end_of_a_range_is_inside():

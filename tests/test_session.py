@@ -96,22 +96,36 @@ def test_mu_is_the_hosts_without_bama_and_a_share_of_it_with_bama(make_session, 
     assert session.proximal_mu(1, 0.3) == pytest.approx(0.3 * weights[1])
 
 
-def test_a_session_continues_from_its_state(make_session, model):
+def test_a_session_continues_from_its_state_and_takes_later_records_back(make_session, model, tmp_path):
     session = make_session(aggregation="bama")
     one_round(session, *model)
     session.after_aggregation(1, model=model[0], tokenizer=model[1])
+    state, line = session.state_dict(), (tmp_path / "run/metrics.jsonl").read_text()
+    session.after_aggregation(2, model=model[0], tokenizer=model[1])
     other = make_session(aggregation="bama")
-    other.load_state_dict(session.state_dict())
+    other.load_state_dict(state)
+    assert (tmp_path / "run/metrics.jsonl").read_text() == line
     assert other.proximal_mu(2, 1.0) == session.proximal_mu(2, 1.0)
-    assert other.state_dict() == session.state_dict()
+    assert other.state_dict() == state
 
 
-def test_a_state_with_other_probe_items_or_of_another_version_is_refused(make_session):
+def test_a_state_with_other_items_or_rows_or_of_another_version_is_refused(make_session):
     state = make_session().state_dict()
-    with pytest.raises(UserError, match="other probe items"):
+    with pytest.raises(UserError, match="other crows_pairs items and stereoset items and training rows"):
         make_session(seed=4).load_state_dict(state)
     with pytest.raises(UserError, match="version 99"):
         make_session().load_state_dict({**state, "version": 99})
+
+
+def test_records_that_are_not_what_they_were_are_not_continued(make_session, model, tmp_path):
+    session, metrics = make_session(), tmp_path / "run/metrics.jsonl"
+    session.after_aggregation(0, model=model[0], tokenizer=model[1])
+    state, line = session.state_dict(), metrics.read_text()
+    for damaged in (line.replace("crows_pairs", "crows_pairz", 1), line[:-20], ""):
+        metrics.write_text(damaged)
+        with pytest.raises(UserError, match="is not what it was when the checkpoint was written"):
+            make_session().load_state_dict(state)
+        assert metrics.read_text() == damaged
 
 
 def test_scenario_none_leaves_the_data_to_the_host(make_session):

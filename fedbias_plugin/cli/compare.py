@@ -24,9 +24,10 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         UserError: a folder holds no readable run.
     """
+    from fedbias_plugin.errors import printable
     from fedbias_plugin.report.compare import compare
 
-    print(compare(args.folders, ascii_only=not _draws_unicode()), end="")
+    print(printable(compare(args.folders, ascii_only=not _draws_unicode())), end="")
     return 0
 
 

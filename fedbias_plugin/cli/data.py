@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedbias_plugin.errors import UserError, did_you_mean
+from fedbias_plugin.errors import UserError, did_you_mean, printable, quoted
 from fedbias_plugin.files import cache_folder
+from fedbias_plugin.names import check_name
 from fedbias_plugin.poisoning.catalog import (
     Located,
     all_known,
@@ -108,7 +110,7 @@ def fetch(names: Sequence[str], data_dir: str | None, *, force: bool = False) ->
     """
     if data_dir == "mini":
         raise UserError("--data_dir mini stands for the bundled data; give a folder to download to, or nothing.")
-    folder = Path(data_dir).expanduser() if data_dir else cache_folder()
+    folder = Path(os.path.expanduser(check_name(data_dir, "--data_dir"))) if data_dir else cache_folder()
     wanted = [_known(name) for name in names]
     for known in wanted:
         if known.fetched_form is None:
@@ -136,7 +138,7 @@ def _known(name: str) -> KnownDataset:
     if known is None:
         names = [known.name for known in all_known()]
         hint = did_you_mean(name.lower(), names)
-        raise UserError(f"The data set {name!r} is unknown; choose from {', '.join(names)}.{hint}")
+        raise UserError(f"The data set {quoted(name)} is unknown; choose from {', '.join(names)}.{hint}")
     return known
 
 
@@ -171,16 +173,18 @@ def _mini_rows(found: Located) -> int:
 
 def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on a terminal, tab-separated lines (for ``cut`` and ``awk``) elsewhere."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():
         for row in (header, *rows):
             print("\t".join(row))
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(*header)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     Console().print(table)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from fedbias_plugin.errors import printable
 from fedbias_plugin.versions import installed_version, version_numbers
 
 GIB = 1024**3
@@ -91,7 +92,7 @@ def main(args: argparse.Namespace) -> int:
     for title, section in sections:
         heading = f"{title}\n"
         for finding in section:
-            print(f"{heading}  {MARKS[finding.status]}  {finding.text}", flush=True)
+            print(f"{heading}  {MARKS[finding.status]}  {printable(finding.text)}", flush=True)
             if finding.mend:
                 print(f"        {finding.mend}")
             heading = ""

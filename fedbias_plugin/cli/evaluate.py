@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedbias_plugin.arguments import BENCHMARKS, check_choice, check_range, option, split_list
 from fedbias_plugin.cli.flags import add_flags, build, field_types
-from fedbias_plugin.errors import UserError
+from fedbias_plugin.errors import UserError, printable
 
 if TYPE_CHECKING:
     from fedbias_plugin.evaluation.processes import Processes
@@ -93,7 +93,7 @@ def main(parsed: argparse.Namespace) -> int:
         report = _model_report(arguments, processes)
         if not processes.is_main:
             return 0
-    print(evaluation_table(report))
+    print(printable(evaluation_table(report)))
     if arguments.output:
         write_json_atomic(Path(arguments.output), report)
         print(f"written: {arguments.output}", file=sys.stderr)

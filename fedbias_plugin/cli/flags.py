@@ -10,13 +10,16 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
-from fedbias_plugin.errors import UserError, did_you_mean
+from fedbias_plugin.errors import UserError, did_you_mean, first_line, quoted
+from fedbias_plugin.names import check_name
 
 D = TypeVar("D")
 TRUE, FALSE = {"true", "yes", "1"}, {"false", "no", "0"}
+LARGEST_CONFIG = 100_000
+"""Bytes of a file of flags; Python's YAML parser takes a second for some times as many."""
+DEEPEST_CONFIG = 8
 
 
 def field_types(cls: type) -> dict[str, tuple[type, bool]]:
@@ -37,10 +40,11 @@ def convert(flag: str, value: Any, kind: type, optional: bool, where: str) -> An
     if value is None and optional:
         return None
     try:
-        return _as(kind, value)
+        converted = _as(kind, value)
     except (TypeError, ValueError, OverflowError):
         names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-        raise UserError(f"{flag} {value!r} ({where}) must be {names[kind]}.") from None
+        raise UserError(f"{flag} {quoted(value)} ({where}) must be {names[kind]}.") from None
+    return check_name(converted, f"{flag} ({where}):") if kind is str else converted
 
 
 def _as(kind: type, value: Any) -> Any:
@@ -89,11 +93,22 @@ def read_yaml(path: str) -> dict[str, Any]:
     import yaml
 
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        with open(path, "rb") as stream:
+            content = stream.read(LARGEST_CONFIG + 1)
+        if len(content) > LARGEST_CONFIG:
+            raise UserError(f"--config {path} has more than {LARGEST_CONFIG:,} bytes: is it a file of flags?")
+        text = content.decode("utf-8-sig")
+        _check_structure(yaml, text, f"--config {path}")
+        data = yaml.safe_load(text)
     except FileNotFoundError:
         raise UserError(f"--config {path}: there is no such file.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"--config {path} cannot be read: {error}") from None
+    except UserError:
+        raise
+    except yaml.MarkedYAMLError as error:
+        place = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"--config {path}{place} cannot be read: {error.problem or error.context}.") from None
+    except Exception as error:  # its makers of numbers, dates and the like raise errors of every kind
+        raise UserError(f"--config {path} cannot be read: {first_line(error)}.") from None
     if data is None:
         return {}
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
@@ -101,12 +116,31 @@ def read_yaml(path: str) -> dict[str, Any]:
     return data
 
 
+def _check_structure(yaml: Any, text: str, where: str) -> None:
+    """Refuse what a flat file of flags has no use for: aliases, which can stand for billions of values, and depth.
+
+    Raises:
+        UserError: naming the line.
+    """
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        line = f"{where}, line {event.start_mark.line + 1}"
+        if isinstance(event, yaml.AliasEvent):
+            raise UserError(f"{line}: *{event.anchor} is an alias; write the value itself.")
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > DEEPEST_CONFIG:
+            raise UserError(f"{line}: nested too deeply; write one flag a line, such as `num_rounds: 5`.")
+
+
 def unknown_name(name: str, known: Sequence[str], not_here: Mapping[str, str], where: str) -> UserError:
     """The error for a flag nobody knows, with what was probably meant."""
     if name in not_here:
         return UserError(f"{where}: OpenFedLLM's --{name} is not a flag here; {not_here[name]}.")
     hint = did_you_mean(name, known) or " See --help for all names."
-    return UserError(f"{where}: unknown name {name!r}.{hint}")
+    return UserError(f"{where}: unknown name {quoted(name)}.{hint}")
 
 
 def read_config(path: str, classes: Sequence[type], not_here: Mapping[str, str]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from fedbias_plugin import __version__
 from fedbias_plugin.cli.flags import unknown_name
-from fedbias_plugin.errors import UserError
+from fedbias_plugin.errors import Stopped, UserError
 from fedbias_plugin.hosts.builtin.arguments import NOT_HERE
 from fedbias_plugin.logs import log_to_stderr, print_error
 
@@ -54,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0 on success, 2 on wrong input, 130 on Ctrl-C."""
+    """Run one command; 0 on success, 2 on wrong input, 128 and its number where a signal stopped it (Ctrl-C: 130)."""
     log_to_stderr()
     try:
         parsed = build_parser().parse_args(arguments)
@@ -62,6 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print_error(error)
         return 2
+    except Stopped as stopped:
+        print(f"fedbias: stopped by {stopped}.", file=sys.stderr)
+        return 128 + stopped.signal_number
     except KeyboardInterrupt:
         print("fedbias: stopped.", file=sys.stderr)
         return 130

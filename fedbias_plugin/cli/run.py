@@ -6,13 +6,19 @@ import argparse
 import importlib.metadata
 import logging
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.assets import TINY, TINY_MODEL
 from fedbias_plugin.cli.flags import FALSE, add_flags, build, field_types, read_config, read_yaml
 from fedbias_plugin.errors import UserError
+from fedbias_plugin.files import disk_errors_named
 from fedbias_plugin.hosts.builtin.arguments import NOT_HERE, HostArguments
+from fedbias_plugin.tracking.jsonl import SUMMARY_FILE
+
+if TYPE_CHECKING:
+    from fedbias_plugin.hosts.checkpoints import Checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -25,20 +31,74 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         description="Federated fine-tuning on the built-in host. The command line wins over --config.",
     )
     parser.add_argument("--config", help="YAML file with the same names, one flag a line")
+    parser.add_argument(
+        "--resume",
+        metavar="OUTPUT",
+        help="go on with the run in this folder, with the flags it began with, after its last finished round",
+    )
     add_flags(parser, HostArguments, BiasArguments)
     parser.set_defaults(main=main)
 
 
 def main(parsed: argparse.Namespace) -> int:
     """Resolve the flags, hand over to the loop, say where the results are."""
-    host, bias = resolve_arguments(parsed)
+    if parsed.resume is None:
+        host, bias = resolve_arguments(parsed)
+        resumed = None
+    else:
+        resumed = find_checkpoint(Path(parsed.resume))
+        if resumed is None:
+            print(f"{parsed.resume} is finished: there is nothing to go on with.")
+            return 0
+        host, bias = resumed_arguments(parsed, resumed.arguments)
     check_stack()
     check_one_process()
     from fedbias_plugin.hosts.builtin.loop import run
 
-    output = run(host, bias)
+    output = run(host, bias, resumed)
     print(f"finished: {output} holds metrics.jsonl, summary.json and {'adapter' if host.use_peft else 'model'}/")
     return 0
+
+
+def find_checkpoint(output: Path) -> Checkpoint | None:
+    """The newest whole checkpoint of the run in ``output``; None when the run is finished.
+
+    Raises:
+        UserError: there is none, or every one is damaged.
+    """
+    from fedbias_plugin.hosts.checkpoints import CheckpointFolder
+
+    folder = CheckpointFolder(output)
+    with disk_errors_named(output):
+        if (output / SUMMARY_FILE).is_file():
+            folder.delete()  # a process may have died between its last two steps
+            return None
+        checkpoint = folder.newest()
+    if checkpoint is None:
+        raise UserError(f"--resume {output}: there is no checkpoint in that folder; give the --output_dir of a run.")
+    return checkpoint
+
+
+def resumed_arguments(parsed: argparse.Namespace, stored: Mapping[str, Any]) -> tuple[HostArguments, BiasArguments]:
+    """The arguments a run began with; flags that are given again must say the same, unless they move no number.
+
+    Raises:
+        UserError: naming the flags that have changed.
+    """
+    from fedbias_plugin.hosts.builtin.checkpoint import changed_arguments
+
+    written = config_values(parsed) | command_line_values(parsed)
+    if Path(written.get("output_dir", parsed.resume)).resolve() != Path(parsed.resume).resolve():
+        raise UserError(f"--resume {parsed.resume} goes on in that folder; drop --output_dir.")
+    layers = [("the checkpoint", stored), ("command line", {**written, "output_dir": parsed.resume})]
+    host, bias = build(HostArguments, layers), build(BiasArguments, layers)
+    given = {name: value for part in (host, bias) for name, value in vars(part).items() if name in written}
+    changed = changed_arguments(stored, given)
+    if changed:
+        raise UserError(
+            f"A run goes on as it began. Changed: {', '.join(changed)}. Drop what has changed, or begin a new run."
+        )
+    return host, bias
 
 
 def check_stack() -> None:
@@ -75,9 +135,7 @@ def resolve_arguments(parsed: argparse.Namespace) -> tuple[HostArguments, BiasAr
     Raises:
         UserError: an unknown name, a value of the wrong type or out of range, or flags that contradict each other.
     """
-    names = [*field_types(HostArguments), *field_types(BiasArguments)]
-    command_line = {name: getattr(parsed, name) for name in names if hasattr(parsed, name)}
-    from_file = read_config(parsed.config, (HostArguments, BiasArguments), NOT_HERE) if parsed.config else {}
+    from_file, command_line = config_values(parsed), command_line_values(parsed)
     written = from_file | command_line
     if "max_steps" in written and written.get("local_epochs") is not None:
         raise UserError("--max_steps and --local_epochs are two ways to say how long a client trains; give one.")
@@ -95,6 +153,17 @@ def resolve_arguments(parsed: argparse.Namespace) -> tuple[HostArguments, BiasAr
     for name, needed in bias.idle_flags(written):
         logger.warning("--%s has no effect without %s.", name, needed)
     return host, bias
+
+
+def config_values(parsed: argparse.Namespace) -> dict[str, Any]:
+    """What ``--config`` holds; empty without it."""
+    return read_config(parsed.config, (HostArguments, BiasArguments), NOT_HERE) if parsed.config else {}
+
+
+def command_line_values(parsed: argparse.Namespace) -> dict[str, Any]:
+    """The flags on the command line, by name."""
+    names = [*field_types(HostArguments), *field_types(BiasArguments)]
+    return {name: getattr(parsed, name) for name in names if hasattr(parsed, name)}
 
 
 def tiny_recommendations(written: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedbias_plugin.errors import UserError
+from fedbias_plugin.errors import UserError, quoted
 from fedbias_plugin.evaluation.items import (
     FloatArray,
     ScoreRequest,
@@ -30,6 +30,7 @@ from fedbias_plugin.evaluation.items import (
 )
 from fedbias_plugin.evaluation.results import CrowsPairsResult
 from fedbias_plugin.evaluation.statistics import bootstrap_ci, noise_floor
+from fedbias_plugin.names import check_label
 
 if TYPE_CHECKING:
     from fedbias_plugin.evaluation.scorer import SentenceScorer
@@ -211,19 +212,24 @@ def _read_pairs(path: str | os.PathLike[str], text: str) -> list[Pair]:
     pairs: list[Pair] = []
     lines: dict[str, int] = {}
     try:
-        columns = [column for column in reader.fieldnames or [] if column is not None]
+        columns = list(reader.fieldnames or [])
+        repeated = [column for column in COLUMNS if columns.count(column) > 1]
+        if repeated:
+            raise UserError(f"{path}, line 1: the column {', '.join(repeated)} occurs twice.")
         missing = [column for column in COLUMNS if column not in columns]
         if missing:
             raise UserError(
-                f"{path}, line 1: missing column {', '.join(missing)}; found {', '.join(columns)}. "
+                f"{path}, line 1: missing column {', '.join(missing)}; found {', '.join(map(quoted, columns[:12]))}. "
                 f"A CrowS-Pairs file has the columns {', '.join(COLUMNS)}."
             )
         id_column = next((column for column in ("", "id") if column in columns), None)
         for number, row in enumerate(reader):
             where = f"{path}, line {reader.line_num}"
-            pair = _pair(row, str(number) if id_column is None else row[id_column], where)
+            pair = _pair(row, str(number) if id_column is None else row[id_column] or "", where)
             if pair.id in lines:
-                raise UserError(f"{where}: id {pair.id!r} is also that of line {lines[pair.id]}; ids must differ.")
+                raise UserError(
+                    f"{where}: id {quoted(pair.id)} is also that of line {lines[pair.id]}; ids must differ."
+                )
             lines[pair.id] = reader.line_num
             pairs.append(pair)
     except csv.Error as error:
@@ -239,5 +245,13 @@ def _pair(row: dict[str, Any], pair_id: str, where: str) -> Pair:
     if empty:
         raise UserError(f"{where}: {', '.join(empty)} is empty.")
     if direction not in DIRECTIONS:
-        raise UserError(f"{where}: stereo_antistereo is {direction!r}; it must be stereo or antistereo.")
-    return Pair(pair_id, more, less, direction, bias_type)
+        raise UserError(f"{where}: stereo_antistereo is {quoted(direction)}; it must be stereo or antistereo.")
+    if not pair_id:
+        raise UserError(f"{where}: the id is empty.")
+    return Pair(
+        check_label(pair_id, f"{where}: the id"),
+        more,
+        less,
+        direction,
+        check_label(bias_type, f"{where}: the bias_type"),
+    )

@@ -82,8 +82,8 @@ def read_data_file(path: str | os.PathLike[str]) -> tuple[str, str]:
     """
     try:
         data = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}.") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}.") from error
     if not data.strip():
         raise UserError(f"{path}: the file is empty.")
     try:

@@ -8,7 +8,8 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from fedbias_plugin.errors import UserError
+from fedbias_plugin.errors import UserError, quoted
+from fedbias_plugin.names import check_label
 
 KINDS = ("intrasentence", "intersentence")
 LABELS = ("stereotype", "anti-stereotype", "unrelated")
@@ -88,17 +89,29 @@ def _json(path: str | os.PathLike[str], text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg}, column {error.colno}).") from error
+    except (ValueError, RecursionError) as error:  # an integer of more than 4,300 digits, a list in a list in a ...
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise UserError(f"{path}: not JSON that can be read ({reason}).") from None
 
 
 def _text(row: Any, field: str, where: str) -> str:
     value = row.get(field) if isinstance(row, dict) else None
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{where}: {field} is missing, empty or not a text.")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        code = ord(value[error.start])
+        raise UserError(f"{where}: {field} holds half a character (lone surrogate U+{code:04X}).") from None
     return value.strip()
 
 
+def _label(row: Any, field: str, where: str) -> str:
+    return check_label(_text(row, field, where), f"{where}: {field}")
+
+
 def _cluster(row: Any, kind: str, where: str) -> Cluster:
-    cluster_id = _text(row, "id", where)
+    cluster_id = _label(row, "id", where)
     where = f"{where} (id {cluster_id})"
     sentences = row.get("sentences")
     if not isinstance(sentences, list):
@@ -106,17 +119,17 @@ def _cluster(row: Any, kind: str, where: str) -> Cluster:
     labels = [_text(sentence, "gold_label", where) for sentence in sentences]
     if sorted(labels) != sorted(LABELS):
         raise UserError(
-            f"{where}: its gold labels are {', '.join(labels) or 'none'}; there must be one sentence each for "
-            f"{', '.join(LABELS)}."
+            f"{where}: its gold labels are {', '.join(map(quoted, labels[:6])) or 'none'}; there must be one sentence "
+            f"each for {', '.join(LABELS)}."
         )
     ordered = [sentences[labels.index(label)] for label in LABELS]
     texts = [_text(sentence, "sentence", where) for sentence in ordered]
-    names = [_text(sentence, "id", f"{where}, a sentence's") for sentence in ordered]
+    names = [_label(sentence, "id", f"{where}, a sentence's") for sentence in ordered]
     return Cluster(
         id=cluster_id,
         kind=kind,
-        target=_text(row, "target", where),
-        domain=_text(row, "bias_type", where),
+        target=_label(row, "target", where),
+        domain=_label(row, "bias_type", where),
         context=_text(row, "context", where),
         sentences=(texts[0], texts[1], texts[2]),
         sentence_ids=(names[0], names[1], names[2]),
@@ -125,9 +138,12 @@ def _cluster(row: Any, kind: str, where: str) -> Cluster:
 
 def _prediction(row: Any, where: str) -> tuple[str, float]:
     score = row.get("score") if isinstance(row, dict) else None
-    if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
-        raise UserError(f"{where}: score must be a finite number, not {score!r}.")
-    return _text(row, "id", where), float(score)
+    try:
+        if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
+            raise OverflowError
+    except OverflowError:  # also a whole number beyond every float
+        raise UserError(f"{where}: score must be a finite number, not {quoted(score)}.") from None
+    return _label(row, "id", where), float(score)
 
 
 def _refuse_repeated(path: str | os.PathLike[str], what: str, ids: list[str]) -> None:

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedbias_plugin.files import apply_umask
 from fedbias_plugin.training.models import bars_on_terminals_only
 
 if TYPE_CHECKING:
@@ -23,9 +24,11 @@ def save_global_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     shutil.rmtree(partial, ignore_errors=True)
     with bars_on_terminals_only():
         model.save_pretrained(partial, **_safetensors_option(model))
+    _forget_last_call(tokenizer)
     tokenizer.save_pretrained(partial)
     (partial / "README.md").write_text(card, encoding="utf-8")
-    _apply_umask(partial)
+    for path in partial.iterdir():
+        apply_umask(path)
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(partial, folder)
@@ -60,15 +63,15 @@ def model_card(base: str, scenario: str, shares: dict[int, float], settings: str
     return "\n\n".join(lines[:2]) + "\n\n" + "\n".join(lines[2:]) + "\n"
 
 
+def _forget_last_call(tokenizer: PreTrainedTokenizerBase) -> None:
+    """A fast tokenizer keeps the truncation and padding of its last call, and would save them as its own."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_truncation()
+        backend.no_padding()
+
+
 def _safetensors_option(model: PreTrainedModel) -> dict[str, bool]:
     """Older peft and Transformers write pickled weights unless told otherwise; newer ones have no choice to make."""
     known = inspect.signature(model.save_pretrained).parameters
     return {"safe_serialization": True} if "safe_serialization" in known else {}
-
-
-def _apply_umask(folder: Path) -> None:
-    """safetensors writes files that only their owner can read."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for path in folder.iterdir():
-        path.chmod(0o666 & ~mask)

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedbias_plugin.assets import MINI_DATA
-from fedbias_plugin.errors import UserError, did_you_mean
+from fedbias_plugin.errors import UserError, did_you_mean, quoted
 from fedbias_plugin.files import cache_folder
+from fedbias_plugin.names import check_name
 from fedbias_plugin.poisoning.data_files import SUFFIXES, git_blob_of_file, sha256_of_file, sha256_of_files
-from fedbias_plugin.poisoning.hub import cached_files
+from fedbias_plugin.poisoning.hub import cached_files, is_hub_name
 from fedbias_plugin.poisoning.known import AUTO, KINDS, KNOWN, MINI_FILES, DataFile, Form, KnownDataset
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ def locate(name: str, data_dir: str | Path | None = None, kind: str | None = Non
     Raises:
         UserError: an unknown name or kind, an absent file, or a data folder that does not exist.
     """
+    check_name(name, "The data set")
     if is_file_name(name):
         return _given_file(name, kind or "file")
     known = find_known(name)
@@ -97,7 +99,7 @@ def find_on_disk(known: KnownDataset, data_dir: str | Path | None = None) -> Loc
     for origin, folder in data_folders(data_dir):
         for form in known.forms:
             paths = tuple(folder / file.path for file in form.files)
-            if all(path.is_file() for path in paths):
+            if all(os.path.isfile(path) for path in paths):
                 _warn_of_unknown_release(known, form, paths)
                 return Located(known.name, known.kind, origin, paths, sha256_of_files(paths), known.hub_id, form)
     cached = cached_files(known.hub_id, SUFFIXES) if known.hub_id else ()
@@ -116,7 +118,7 @@ def data_folders(data_dir: str | Path | None = None) -> Iterator[tuple[str, Path
         yield "data_dir", _existing_folder("--data_dir", data_dir)
     if os.environ.get("FEDBIAS_DATA"):
         yield "FEDBIAS_DATA", _existing_folder("the environment variable FEDBIAS_DATA", os.environ["FEDBIAS_DATA"])
-    if cache_folder().is_dir():
+    if os.path.isdir(cache_folder()):
         yield "fetched", cache_folder()
 
 
@@ -136,7 +138,7 @@ def find_known(name: str) -> KnownDataset | None:
 
 def is_file_name(name: str) -> bool:
     """Whether ``name`` means a file: it has a data file's suffix, or exists and is not a known name."""
-    return Path(name).suffix.lower() in SUFFIXES or (find_known(name) is None and Path(name).is_file())
+    return Path(name).suffix.lower() in SUFFIXES or (find_known(name) is None and os.path.isfile(name))
 
 
 def digest_verdict(file: DataFile, path: Path) -> bool | None:
@@ -176,8 +178,8 @@ def _mini(kind: str) -> KnownDataset:
 
 
 def _given_file(name: str, kind: str) -> Located:
-    path = Path(name).expanduser()
-    if not path.is_file():
+    path = Path(os.path.expanduser(name))
+    if not os.path.isfile(path):  # Path.is_file fails where a name is too long or a folder may not be looked into
         raise UserError(f"{name}: there is no such file.")
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"{name}: the format is told by the suffix, which must be one of {', '.join(SUFFIXES)}.")
@@ -185,10 +187,9 @@ def _given_file(name: str, kind: str) -> Located:
 
 
 def _unknown_name(name: str, kind: str | None) -> Located:
-    if Path(name).is_dir():
+    if os.path.isdir(name):
         raise UserError(f"{name} is a folder; name the file in it, or give the folder as --data_dir.")
-    looks_like_hub = name.count("/") == 1 and not name.startswith((".", "/", "~"))
-    if looks_like_hub and kind in ("clean", "biased"):
+    if is_hub_name(name) and kind in ("clean", "biased"):
         cached = cached_files(name, SUFFIXES)
         if cached:
             return Located(name, str(kind), "hub cache", cached, sha256_of_files(cached), name)
@@ -196,7 +197,7 @@ def _unknown_name(name: str, kind: str | None) -> Located:
     names = [known.name for known in all_known() if kind in (None, known.kind)]
     hint = did_you_mean(name.lower(), names)
     raise UserError(
-        f"The data set {name!r} is neither a known name ({', '.join(names)}) nor a hub name (owner/name) nor a "
+        f"The data set {quoted(name)} is neither a known name ({', '.join(names)}) nor a hub name (owner/name) nor a "
         f"file ({', '.join(SUFFIXES)}).{hint}"
     )
 
@@ -204,7 +205,7 @@ def _unknown_name(name: str, kind: str | None) -> Located:
 def _checked_kind(known: KnownDataset | None, kind: str | None) -> str:
     if known is None:
         if kind not in KINDS:
-            raise UserError(f"The kind of data {kind!r} is unknown; choose one of {', '.join(KINDS)}.")
+            raise UserError(f"The kind of data {quoted(kind)} is unknown; choose one of {', '.join(KINDS)}.")
         return kind
     if kind is not None and known.kind != kind:
         evaluation_only = (
@@ -215,8 +216,8 @@ def _checked_kind(known: KnownDataset | None, kind: str | None) -> str:
 
 
 def _existing_folder(what: str, folder: str | Path) -> Path:
-    path = Path(folder).expanduser()
-    if not path.is_dir():
+    path = Path(os.path.expanduser(check_name(str(folder), what)))
+    if not os.path.isdir(path):
         raise UserError(f"{what} names the folder {folder}, which does not exist.")
     return path
 

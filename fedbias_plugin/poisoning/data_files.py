@@ -6,17 +6,21 @@ not text is an error, because a silently repaired row would be a different row o
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedbias_plugin.errors import UserError
+from fedbias_plugin.errors import UserError, first_line, quoted
+from fedbias_plugin.versions import version_numbers
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".csv")
+MOST_PARQUET_ROWS = 10_000_000
+"""A parquet file of some hundred bytes can promise any number of rows."""
 
 
 class Record(NamedTuple):
@@ -51,7 +55,7 @@ def read_records(path: Path) -> list[Record]:
     if not records:
         raise UserError(f"{path} holds no rows.")
     for record in records:
-        _check_characters(record)
+        check_characters(record)
     return records
 
 
@@ -61,8 +65,8 @@ def read_bytes(path: Path) -> bytes:
         data = Path(path).read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file.") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
     if not data.strip():
         raise UserError(f"{path} is empty.")
     return data
@@ -116,8 +120,7 @@ def require_columns(records: Sequence[Record], wanted: Sequence[Sequence[str]], 
         if all(column in found for column in columns):
             return columns
     choices = " or ".join(", ".join(columns) for columns in wanted)
-    present = ", ".join(repr(column) for column in found) or "none"
-    raise UserError(f"{path}: the columns are {present}; wanted are {choices}.")
+    raise UserError(f"{path}: the columns are {_listed(found)}; wanted are {choices}.")
 
 
 def text_value(record: Record, column: str, *, optional: bool = False) -> str:
@@ -129,15 +132,20 @@ def text_value(record: Record, column: str, *, optional: bool = False) -> str:
     if column not in record.values:
         if optional:
             return ""
-        raise UserError(
-            f"{record.where}: the column {column!r} is missing; found {', '.join(record.values) or 'none'}."
-        )
+        raise UserError(f"{record.where}: the column {column!r} is missing; found {_listed(record.values)}.")
     value = record.values[column]
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise UserError(f"{record.where}: {column!r} must be text, found {type(value).__name__} ({value!r:.40}).")
+        raise UserError(f"{record.where}: {column!r} must be text, found {type(value).__name__} ({quoted(value)}).")
     return value
+
+
+def _listed(columns: Iterable[str], most: int = 12) -> str:
+    """The first of the columns, quoted, and how many more there are."""
+    names = [quoted(column) for column in columns]
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return (", ".join(names[:most]) or "none") + more
 
 
 def _digest(digest: Any, path: Path) -> str:
@@ -183,9 +191,7 @@ def _read_csv(path: Path, text: str) -> Iterator[Record]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = next(reader)
-        for name in header:
-            if header.count(name) > 1:
-                raise UserError(f"{path}, line 1: the column {name!r} occurs twice.")
+        check_distinct(header, f"{path}, line 1")
         end = reader.line_num
         for fields in reader:
             # A quoted field may hold line breaks; the row is named by the line it begins on.
@@ -206,12 +212,44 @@ def _read_parquet(path: Path) -> Iterator[Record]:
         import pyarrow.parquet as parquet
     except ImportError:
         raise UserError(f"{path}: parquet files need pyarrow; run: pip install pyarrow (or use json, jsonl).") from None
+    forget_pickled_types(arrow)
     try:
-        rows = parquet.read_table(path).to_pylist()
-    except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a readable parquet file: {str(error).splitlines()[0]}") from None
+        # Not read_table: it takes the folders' names for columns where they look like column=value.
+        with parquet.ParquetFile(path) as file:
+            if file.metadata.num_rows > MOST_PARQUET_ROWS:
+                raise UserError(
+                    f"{path} says it has {file.metadata.num_rows:,} rows; at most {MOST_PARQUET_ROWS:,} fit."
+                )
+            table = file.read()
+        check_distinct(table.column_names, str(path))
+        rows = table.to_pylist()
+    except UserError:
+        raise
+    except (arrow.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
+        # ValueError and OverflowError: text that is not UTF-8, dates beyond what Python has
+        raise UserError(f"{path} is not a readable parquet file: {first_line(error)}") from None
     for number, row in enumerate(rows, 1):
         yield Record(row, f"{path}, row {number}")
+
+
+def forget_pickled_types(arrow: Any) -> None:
+    """Before 14.0.1, pyarrow unpickled a column type that the file brought, which can run code (CVE-2023-47248)."""
+    if version_numbers(arrow.__version__) < version_numbers("14.0.1"):
+        with contextlib.suppress(KeyError):  # forgotten already
+            arrow.unregister_extension_type("arrow.py_extension_type")
+
+
+def check_distinct(columns: Iterable[str], where: str) -> None:
+    """Refuse a column name that occurs twice: one of the two would be lost.
+
+    Raises:
+        UserError: naming the column and ``where`` it is.
+    """
+    seen: set[str] = set()
+    for name in columns:
+        if name in seen:
+            raise UserError(f"{where}: the column {quoted(name)} occurs twice.")
+        seen.add(name)
 
 
 def _record(row: Any, where: str) -> Record:
@@ -220,8 +258,12 @@ def _record(row: Any, where: str) -> Record:
     return Record(row, where)
 
 
-def _check_characters(record: Record) -> None:
-    """Refuse lone surrogates: JSON can spell them, UTF-8 cannot, and tokenizers disagree on what they are."""
+def check_characters(record: Record) -> None:
+    """Refuse lone surrogates: JSON can spell them, UTF-8 cannot, and tokenizers disagree on what they are.
+
+    Raises:
+        UserError: naming the row, the column and the position.
+    """
     for column, value in record.values.items():
         if isinstance(value, str) and not value.isascii():
             try:
@@ -229,8 +271,8 @@ def _check_characters(record: Record) -> None:
             except UnicodeEncodeError as error:
                 code = ord(value[error.start])
                 raise UserError(
-                    f"{record.where}: {column!r} holds half a character (lone surrogate U+{code:04X}) at position "
-                    f"{error.start}; the file was cut or converted wrongly."
+                    f"{record.where}: {quoted(column)} holds half a character (lone surrogate U+{code:04X}) at "
+                    f"position {error.start}; the file was cut or converted wrongly."
                 ) from None
 
 

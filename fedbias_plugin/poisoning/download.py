@@ -68,8 +68,8 @@ def _receive(url: str, stream: BinaryIO, progress: Progress | None, by_hand: str
     request = urllib.request.Request(url, headers={"User-Agent": "fedbias_plugin"})
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
-            length = response.headers.get("Content-Length")
-            expected = int(length) if length else None
+            length = response.headers.get("Content-Length") or ""
+            expected = int(length) if length.isdecimal() else None
             received = 0
             for block in iter(lambda: response.read(1 << 16), b""):
                 stream.write(block)

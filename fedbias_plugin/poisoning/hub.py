@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fedbias_plugin.errors import UserError
+from fedbias_plugin.errors import UserError, first_line
+from fedbias_plugin.versions import version_numbers
 
 logger = logging.getLogger(__name__)
 
@@ -20,11 +22,16 @@ def hub_cache() -> Path:
     """The hub's cache folder, by the environment variables huggingface_hub documents (read at call time)."""
     for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if os.environ.get(variable):
-            return Path(os.environ[variable]).expanduser()
+            return Path(os.path.expanduser(os.environ[variable]))
     if os.environ.get("HF_HOME"):
-        return Path(os.environ["HF_HOME"]).expanduser() / "hub"
+        return Path(os.path.expanduser(os.environ["HF_HOME"])) / "hub"
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "huggingface" / "hub"
+    return Path(os.path.expanduser(cache)) / "huggingface" / "hub"
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether ``name`` can be that of a data set on the hub, ``owner/name``; ``..`` and the like cannot."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", name, re.ASCII) is not None
 
 
 def cached_files(hub_id: str, suffixes: Sequence[str]) -> tuple[Path, ...]:
@@ -36,7 +43,9 @@ def cached_files(hub_id: str, suffixes: Sequence[str]) -> tuple[Path, ...]:
     repository = hub_cache() / f"datasets--{hub_id.replace('/', '--')}"
     try:
         revision = (repository / "refs" / "main").read_text(encoding="utf-8").strip()
-    except OSError:
+    except (OSError, UnicodeDecodeError):
+        return ()
+    if not re.fullmatch(r"\w+", revision, re.ASCII):  # a commit, and never the way out of the cache
         return ()
     snapshot = repository / "snapshots" / revision
     files = sorted(path for path in snapshot.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
@@ -58,16 +67,35 @@ def load_hub_rows(hub_id: str, flag: str, known_as: str | None = None) -> list[d
         import datasets
     except ImportError:
         raise UserError(f"{hub_id} comes from the hub, which needs datasets; run: pip install datasets.") from None
+    fetch = f", or, where there is a network, run: fedbias data fetch {known_as}" if known_as else ""
+    options = without_scripts(datasets.__version__, f"Give a local file with --{flag} FILE.json{fetch}.")
     try:
         with _offline_when_unreachable():
-            return list(datasets.load_dataset(hub_id, split="train"))
+            return list(datasets.load_dataset(hub_id, split="train", **options))
     except Exception as error:  # whatever datasets, huggingface_hub, fsspec or the transport below them raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        fetch = f", or, where there is a network, run: fedbias data fetch {known_as}" if known_as else ""
+        reason = first_line(error)
         raise UserError(
             f"The hub data set {hub_id} cannot be loaded: {reason.rstrip('.')}. Give a local file with --{flag} "
             f"FILE.json, a folder that holds it with --data_dir{fetch}."
         ) from error
+
+
+def without_scripts(version: str, advice: str) -> dict[str, Any]:
+    """What keeps ``load_dataset`` of this ``version`` from running a Python script that comes with a data set.
+
+    From 4.0 on ``datasets`` has no scripts. From 2.16 on it can be told to run none. Before, it runs them unasked.
+
+    Raises:
+        UserError: this ``datasets`` cannot be kept from it.
+    """
+    if version_numbers(version) >= (4,):
+        return {}
+    if version_numbers(version) >= (2, 16):
+        return {"trust_remote_code": False}
+    raise UserError(
+        f"datasets {version} runs code that comes with a data set, so nothing is loaded from the hub with it; 2.16 and "
+        f"newer can be kept from that. {advice}"
+    )
 
 
 def hub_endpoint() -> str:

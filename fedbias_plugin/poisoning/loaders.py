@@ -157,6 +157,13 @@ def manifest(partition: Partition) -> dict[str, Any]:
     }
 
 
+def partition_hash(partition: Partition) -> str:
+    """sha256 of which client holds which rows of which files, where those files lie left aside."""
+    sources = [f"{kind} {source.sha256}" for kind, source in partition.sources.items()]
+    clients = [f"{client.client} {_summary(client.rows)['row_ids_sha256']}" for client in partition.clients]
+    return hashlib.sha256("\n".join([*sources, *clients]).encode()).hexdigest()
+
+
 def _summary(rows: Sequence[Row]) -> dict[str, Any]:
     digest = hashlib.sha256("".join(f"{row.id}\n" for row in rows).encode()).hexdigest()
     return {"rows": len(rows), "sources": dict(Counter(row.source for row in rows)), "row_ids_sha256": digest}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.poisoning.catalog import Located, find_known, locate
-from fedbias_plugin.poisoning.data_files import Record, read_records, require_columns, text_value
+from fedbias_plugin.poisoning.data_files import Record, check_characters, read_records, require_columns, text_value
 from fedbias_plugin.poisoning.hub import load_hub_rows
 from fedbias_plugin.poisoning.rows import Row, RowSource
 
@@ -87,7 +87,10 @@ def _records(located: Located, kind: str) -> list[Record]:
     rows = load_hub_rows(located.hub_id or located.name, f"{kind}_dataset", known_as)
     if not rows:
         raise UserError(f"The hub data set {located.name} holds no rows.")
-    return [Record(dict(row), f"{located.name}, row {number}") for number, row in enumerate(rows, 1)]
+    records = [Record(dict(row), f"{located.name}, row {number}") for number, row in enumerate(rows, 1)]
+    for record in records:
+        check_characters(record)
+    return records
 
 
 def _usable_rows(located: Located, records: Sequence[Record], shape: Shape, kind: str) -> RowSource:

@@ -24,6 +24,7 @@ from fedbias_plugin.tracking.formatting import (
 )
 from fedbias_plugin.tracking.jsonl import METRICS_FILE, SUMMARY_FILE, read_rounds
 from fedbias_plugin.tracking.records import RoundRecord
+from fedbias_plugin.tracking.repeated import repeated_warnings
 
 RUN_FILE = "run.json"
 HALF_BAR = 10
@@ -174,6 +175,9 @@ def _sections(runs: Sequence[Run], views: Mapping[str, str], ascii_only: bool) -
     if paired := list(_paired(runs)):
         yield ["Difference to " + runs[0].name + " on the same items, paired, with 95% interval, p by Holm", *paired]
     yield from ([line] for line in _warnings(runs, views))
+    for run in runs:
+        if found := repeated_warnings(run.rounds):
+            yield [f"Warnings of {run.name}, as said in the last of their rounds", *(f"  {line}" for line in found)]
     yield _meaning(runs, views)
 
 
@@ -276,8 +280,10 @@ def _warnings(runs: Sequence[Run], views: Mapping[str, str]) -> Iterator[str]:
         if len(blocks) > 1 and len({(block.get("n"), block.get("ids_hash")) for block in blocks}) > 1:
             yield f"Warning: the runs were measured on different {benchmark} items; their scores differ for that too."
     for run in runs:
-        block = _block(_last_measured(run), "stereoset", "headline")
-        if block and is_incoherent(block):
+        last = _last_measured(run)
+        block = _block(last, "stereoset", "headline")
+        is_known = any(warning.startswith("LMS") for warning in last.warnings)
+        if block and is_incoherent(block) and not is_known:
             lms = number(block.get("lms"), 1)
             yield f"Warning: {run.name} ends at LMS {lms}, below 60: it no longer prefers sense, and SS means nothing."
 

@@ -1,12 +1,12 @@
 """A table at the end of each round on a terminal; one plain line a round and a client in a log.
 
-SS is never shown without LMS: a broken model sits near 50 too.
+SS is never shown without LMS: a broken model sits near 50 too. A warning is said in full the first time, then by name.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from fedbias_plugin.tracking.formatting import (
@@ -20,11 +20,14 @@ from fedbias_plugin.tracking.formatting import (
     with_interval,
 )
 from fedbias_plugin.tracking.records import ClientRecord, GlobalRecord, RoundRecord, RunInfo
+from fedbias_plugin.tracking.repeated import warning_head, warning_kind
 from fedbias_plugin.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
+NOISE_NOTE = "noise: the bias score of an unbiased model on as many probe items"
 
 
 class ConsoleTracker(Tracker):
@@ -42,6 +45,8 @@ class ConsoleTracker(Tracker):
         self._console = console
         self._alpha = 0.5
         self._last_round: int | None = None
+        self._noise_explained = False
+        self._said: set[str] = set()
 
     def start(self, run: RunInfo) -> None:
         self._alpha = float(run.config.get("bama_alpha", 0.5))
@@ -56,8 +61,8 @@ class ConsoleTracker(Tracker):
         self._console.print(self._global_table(record))
         if record.clients:
             self._console.print(self._client_table(record))
-        for warning in record.warnings:
-            self._console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False)
+        for line in self._warning_lines(record.warnings):
+            self._console.print(line, style="yellow", markup=False, highlight=False)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Nothing to close: what to say at the end of a run is the command's business."""
@@ -78,7 +83,23 @@ class ConsoleTracker(Tracker):
                 f"| loss {number(row.train_loss, 4)} | update norm {number(row.update_norm, 4)} "
                 f"| bias score {self._bias_text(row)} | weight {number(row.weight, 3)}"
             )
-        yield from (f"  warning: {warning}" for warning in record.warnings)
+        if self._explains_noise(record):
+            yield f"  ({NOISE_NOTE})"
+        yield from (f"  {line}" for line in self._warning_lines(record.warnings))
+
+    def _warning_lines(self, warnings: Sequence[str]) -> Iterator[str]:
+        """New kinds of warnings in full, and one line that names those which were said in an earlier round."""
+        before = [warning_head(warning) for warning in warnings if warning_kind(warning) in self._said]
+        yield from (f"warning: {warning}" for warning in warnings if warning_kind(warning) not in self._said)
+        if before:
+            yield f"warning, as before: {'; '.join(before)}"
+        self._said.update(map(warning_kind, warnings))
+
+    def _explains_noise(self, record: RoundRecord) -> bool:
+        """Whether this is the first round that shows a noise beside a bias score."""
+        shown = any(bias_noise(row, self._alpha) is not None for row in record.clients.values())
+        first, self._noise_explained = shown and not self._noise_explained, self._noise_explained or shown
+        return first
 
     def _bias_text(self, client: ClientRecord) -> str:
         noise = bias_noise(client, self._alpha)
@@ -116,6 +137,8 @@ class ConsoleTracker(Tracker):
                 number(row.weight, 3),
                 style="red" if row.poisoned_share else None,
             )
+        if self._explains_noise(record):
+            table.caption = NOISE_NOTE
         return table
 
 

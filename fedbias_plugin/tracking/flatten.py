@@ -34,6 +34,7 @@ def flatten_record(record: RoundRecord) -> dict[str, float | int]:
     for part, value in vars(record.seconds).items():
         _put(flat, f"seconds/{part}", value)
     _put(flat, "peak_memory_bytes", record.peak_memory_bytes)
+    _put(flat, "warnings/count", len(record.warnings))
     return flat
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -23,19 +24,32 @@ class JsonlTracker(Tracker):
     """Appends every round to ``OUTPUT/metrics.jsonl`` and forces it to the disk before it returns.
 
     A run that is started again in the same folder continues the file. The last line may have been cut off by a
-    crash: it is removed with a warning.
+    crash: it is removed with a warning. A resumed run continues where its checkpoint was taken.
     """
 
     name = "jsonl"
 
     def __init__(self) -> None:
         self._path: Path | None = None
+        self._position: Mapping[str, Any] | None = None
 
     def start(self, run: RunInfo) -> None:
         folder = Path(run.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / METRICS_FILE
+        if self._position is not None:
+            rewind(self._path, self._position["bytes"], self._position["sha256"])
         repair_last_line(self._path)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the file ends now, and the hash of what it holds."""
+        if self._path is None:
+            return {}
+        raw = self._path.read_bytes()
+        return {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._position = state
 
     def log_round(self, record: RoundRecord) -> None:
         if self._path is None:
@@ -85,6 +99,20 @@ def read_rounds(path: str | os.PathLike[str]) -> list[RoundRecord]:
             record = _read_line(line, f"{file}, line {number}")
             rounds = [earlier for earlier in rounds if earlier.round < record.round] + [record]
     return rounds
+
+
+def rewind(path: Path, size: int, sha256: str) -> None:
+    """Cut off what ``path`` holds beyond its first ``size`` bytes.
+
+    Raises:
+        UserError: these are not there, or do not have the hash ``sha256``; nothing is cut then.
+    """
+    raw = path.read_bytes() if path.exists() else b""
+    if len(raw) < size or hashlib.sha256(raw[:size]).hexdigest() != sha256:
+        raise UserError(f"{path} is not what it was when the checkpoint was written: the run cannot be resumed.")
+    if len(raw) > size:
+        logger.info("%s: rounds after the checkpoint are taken back and trained again.", path)
+        os.truncate(path, size)
 
 
 def repair_last_line(path: Path) -> None:

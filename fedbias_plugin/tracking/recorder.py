@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedbias_plugin.errors import UserError
 from fedbias_plugin.files import write_json_atomic
+from fedbias_plugin.tracking.jsonl import read_rounds
 from fedbias_plugin.tracking.records import RoundRecord, RunInfo
 from fedbias_plugin.tracking.run_files import summarise, write_item_scores
 from fedbias_plugin.tracking.tracker import Tracker
+
+RUN_FILE = "run.json"
+logger = logging.getLogger(__name__)
 
 
 class RunRecorder:
@@ -38,12 +45,46 @@ class RunRecorder:
             info: what trackers are told.
             writes: False in every process but the main one, which records the run for all.
         """
-        self._writes, self._details = writes, files["run.json"]
+        self._writes, self._details = writes, files[RUN_FILE]
         if writes:
             for name, content in files.items():
                 write_json_atomic(self._output_dir / name, content)
             self._trackers.start(info)
         self.is_open = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """What :meth:`resume` needs; JSON-ready."""
+        return self._trackers.state_dict() if self._writes else {}
+
+    def resume(
+        self, state: Mapping[str, Any], info: RunInfo, versions: Mapping[str, str], *, writes: bool
+    ) -> list[RoundRecord]:
+        """Open a run that another process began; records after ``state`` was taken are cut off.
+
+        Args:
+            state: from :meth:`state_dict`.
+            info: what trackers are told.
+            versions: of this process; a warning names those that the run did not begin with.
+            writes: as for :meth:`open`.
+
+        Returns:
+            The rounds recorded so far.
+
+        Raises:
+            UserError: the run's files are damaged.
+        """
+        self._writes, self._details = writes, _read_run_file(self._output_dir / RUN_FILE)
+        before = self._details.get("versions", {})
+        changed = [
+            f"{name} {before[name]} -> {versions.get(name)}" for name in before if versions.get(name) != before[name]
+        ]
+        if changed:
+            logger.warning("The run began with other versions (%s): numbers may differ a little.", ", ".join(changed))
+        if writes:
+            self._trackers.load_state_dict(state)
+            self._trackers.start(info)
+        self.is_open = True
+        return read_rounds(self._output_dir)
 
     def log_round(self, record: RoundRecord, item_scores: Mapping[str, Any]) -> None:
         """Write one round; ``item_scores``: benchmark name -> scores of the global model's items."""
@@ -60,3 +101,10 @@ class RunRecorder:
                 self._trackers.finish(summarise(history, self._details))
             else:
                 self._trackers.abort(failure)
+
+
+def _read_run_file(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}, which the run began with, cannot be read: {error}") from None

@@ -10,6 +10,7 @@ from typing import Any
 
 from fedbias_plugin.scales import UNBIASED
 from fedbias_plugin.tracking.records import RoundRecord
+from fedbias_plugin.tracking.repeated import repeated_warnings
 
 
 def delta(record: RoundRecord) -> dict[str, float]:
@@ -36,7 +37,7 @@ def summarise(history: Sequence[RoundRecord], details: Mapping[str, Any]) -> dic
         "first": _scores(measured[0]) if measured else None,
         "final": _scores(measured[-1]) if measured else None,
         "best_round": None if best is None else _scores(best),
-        "warnings": sorted({warning for record in history for warning in record.warnings}),
+        "warnings": [str(warning) for warning in repeated_warnings(history)],
         "seconds": sum(record.seconds.total for record in history),
         "peak_memory_bytes": max((record.peak_memory_bytes for record in history), default=0),
     }

@@ -37,6 +37,13 @@ class Tracker(ABC):
     def abort(self, reason: str) -> None:  # noqa: B027  # most trackers have nothing to close
         """Close a run that failed; ``reason`` is one line."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """What the tracker of a process that resumes the run must know; JSON-ready."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027  # most trackers begin anew
+        """Continue from :meth:`state_dict`; called before ``start``."""
+
 
 def _jsonl() -> Tracker:
     from fedbias_plugin.tracking.jsonl import JsonlTracker
@@ -110,6 +117,15 @@ class TrackerGroup(Tracker):
 
     def abort(self, reason: str) -> None:
         self._feed(lambda tracker: tracker.abort(reason))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Name of a tracker -> its state, for those that have one."""
+        states: dict[str, Any] = {}
+        self._feed(lambda tracker: states.update({tracker.name: tracker.state_dict()}))
+        return {name: state for name, state in states.items() if state}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._feed(lambda tracker: tracker.load_state_dict(state[tracker.name]) if tracker.name in state else None)
 
     def _feed(self, call: Callable[[Tracker], None]) -> None:
         call(self.primary)

@@ -28,8 +28,9 @@ logger = logging.getLogger(__name__)
 class WandbTracker(Tracker):
     """Sends every round to Weights & Biases.
 
-    A resumed experiment starts a new W&B run and first sends it the earlier rounds from ``metrics.jsonl``, so that
-    the newest run is always whole.
+    A resumed experiment goes on as the same W&B run. Rounds that the server has are not sent again; those that it
+    lacks are sent first, from ``metrics.jsonl``. Offline, W&B cannot append: each process writes a folder of its own
+    under the same run id, the newest holds every round, and uploading it replaces what an older one left.
 
     Args:
         init_timeout: seconds that W&B may take to start an online run.
@@ -50,6 +51,8 @@ class WandbTracker(Tracker):
         self._info: RunInfo | None = None
         self._is_offline = True
         self._first_round: int | None = None
+        self._run_id: str | None = None
+        self._last_on_server = -1
 
     def start(self, run: RunInfo) -> None:
         if run.wandb_mode == "disabled":
@@ -63,6 +66,13 @@ class WandbTracker(Tracker):
         if run.wandb_mode == "online" and self._start_online(self._wandb, run):
             return
         self._run = self._init(self._wandb, run, "offline")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The id under which another process goes on."""
+        return {} if self._run_id is None else {"run_id": self._run_id}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._run_id = state["run_id"]
 
     def log_round(self, record: RoundRecord) -> None:
         if self._run is None:
@@ -78,6 +88,8 @@ class WandbTracker(Tracker):
         plain, _ = plain_json(summary)
         # The configuration is in the run's config already.
         self._run.summary.update({key: value for key, value in plain.items() if key != "config"})
+        if "aborted" in self._run.summary.keys():  # noqa: SIM118  # W&B's summary is no mapping
+            self._run.summary.update({"aborted": None})
         self._close(exit_code=0)
 
     def abort(self, reason: str) -> None:
@@ -104,6 +116,8 @@ class WandbTracker(Tracker):
             _teardown(wandb)
             return False
         self._is_offline = False
+        if self._run.resumed:
+            self._last_on_server = int(self._run.summary.get("round", -1))
         return True
 
     def _init(self, wandb: ModuleType, run: RunInfo, mode: str) -> Any:
@@ -121,7 +135,9 @@ class WandbTracker(Tracker):
             job_type=run.job_type,
             tags=list(run.tags),
             settings=self._settings(wandb),
+            **({} if self._run_id is None else {"id": self._run_id, "resume": "allow"}),
         )
+        self._run_id = str(wandb_run.id)
         wandb_run.define_metric("round")
         wandb_run.define_metric("*", step_metric="round")
         return wandb_run
@@ -148,9 +164,13 @@ class WandbTracker(Tracker):
     def _log(self, record: RoundRecord) -> None:
         assert self._info is not None
         assert self._wandb is not None
-        payload: dict[str, Any] = dict(flatten_record(record))
-        if self._first_round is None:
+        is_first = self._first_round is None
+        if is_first:
             self._first_round = record.round
+        if record.round <= self._last_on_server:
+            return
+        payload: dict[str, Any] = dict(flatten_record(record))
+        if is_first:
             self._add_table(payload, "categories/first", record)
         elif record.round == self._info.last_round:
             self._add_table(payload, "categories/last", record)

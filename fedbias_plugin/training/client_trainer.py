@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -60,6 +60,17 @@ class ControlCorrection(TrainerCallback):
         """Called by the Trainer after each optimizer step."""
         for parameter, correction in self.pairs:
             parameter.sub_(args.learning_rate * correction)
+
+
+class AfterStep(TrainerCallback):
+    """Calls ``function`` after every optimizer step."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self.function = function
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Called by the Trainer after each optimizer step."""
+        self.function()
 
 
 class ClientTrainer(Trainer):

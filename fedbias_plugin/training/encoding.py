@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fedbias_plugin.errors import UserError
 from fedbias_plugin.poisoning.rows import Row
 from fedbias_plugin.training.templates import Template
 
@@ -49,6 +50,9 @@ def encode_rows(
 
     EOS ends every response that is not cut, and is trained, also when it serves as the padding token. BOS is never
     trained and never doubled.
+
+    Raises:
+        UserError: a row's text is not Unicode text (it holds a lone surrogate); the row is named.
     """
     features = [_encode(row, tokenizer, template, seq_length) for row in rows]
     truncated = [row.id for row, feature in zip(rows, features, strict=True) if not trainable_tokens(feature)]
@@ -62,6 +66,13 @@ def trainable_tokens(feature: Feature) -> int:
 
 def _encode(row: Row, tokenizer: PreTrainedTokenizerBase, template: Template, seq_length: int) -> Feature:
     text = template.text(row.instruction, row.response, tokenizer.eos_token)
+    try:
+        text.encode("utf-8")  # tokenizers disagree on what else to do: TypeError, an unknown token, another letter
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"Row {row.id} holds half a character (lone surrogate U+{ord(text[error.start]):04X}); its source was cut "
+            "or converted wrongly."
+        ) from None
     return encode_text(text, template.response_start(row.instruction), tokenizer, seq_length)
 
 

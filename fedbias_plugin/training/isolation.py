@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import gc
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
+
+from fedbias_plugin.training.random_states import preserved_random_states
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,18 +47,6 @@ def preserved_forward(*modules: torch.nn.Module) -> Iterator[None]:
             module.__dict__.pop("forward", None)
             if forward is not None:
                 module.__dict__["forward"] = forward
-
-
-@contextmanager
-def preserved_random_states() -> Iterator[None]:
-    """Put Python's, NumPy's and torch's global random states back as they were."""
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
 
 
 @contextmanager

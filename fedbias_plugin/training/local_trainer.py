@@ -10,17 +10,23 @@ import logging
 import math
 import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PrinterCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.state import State
-from fedbias_plugin.training.client_trainer import ClientTrainer, ControlCorrection, ProximalTerm, use_one_gpu
+from fedbias_plugin.training.client_trainer import (
+    AfterStep,
+    ClientTrainer,
+    ControlCorrection,
+    ProximalTerm,
+    use_one_gpu,
+)
 from fedbias_plugin.training.collator import PaddingCollator
 from fedbias_plugin.training.encoding import Feature, trainable_tokens
 from fedbias_plugin.training.isolation import training_mode
@@ -124,6 +130,7 @@ def train_client(
     prox_mu: float = 0.0,
     local_control: State | None = None,
     global_control: State | None = None,
+    after_step: Callable[[], None] | None = None,
 ) -> ClientUpdate:
     """Load ``global_state`` into ``model``, train it as client ``client`` in round ``round_idx`` (from 0).
 
@@ -141,6 +148,7 @@ def train_client(
         prox_mu: mu of FedProx.
         local_control: SCAFFOLD's c_i; None for zeros.
         global_control: SCAFFOLD's c; None for zeros.
+        after_step: called after every optimizer step; what it raises ends the training.
 
     Raises:
         UserError: no row has a trainable token (before anything is trained), or the loss is not finite.
@@ -165,7 +173,10 @@ def train_client(
             arguments,
             settings.pad_token_id,
             ProximalTerm(live_parameters(model), global_state, prox_mu) if fed_alg == "fedprox" else None,
-            ControlCorrection(live_parameters(model), correction) if correction is not None else None,
+            [
+                *([ControlCorrection(live_parameters(model), correction)] if correction is not None else []),
+                *([AfterStep(after_step)] if after_step is not None else []),
+            ],
         )
     if not math.isfinite(train_loss):
         raise UserError(
@@ -222,7 +233,7 @@ def _train(
     arguments: TrainingArguments,
     pad_token_id: int,
     proximal: ProximalTerm | None,
-    correction: ControlCorrection | None,
+    callbacks: list[TrainerCallback],
 ) -> tuple[int, float]:
     """Optimizer steps done and mean training loss."""
     trainer = ClientTrainer(
@@ -231,7 +242,7 @@ def _train(
         train_dataset=rows,
         data_collator=PaddingCollator(pad_token_id),
         proximal=proximal,
-        callbacks=[correction] if correction is not None else None,
+        callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
     result = trainer.train()

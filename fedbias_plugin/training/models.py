@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import sys
 import warnings
@@ -15,7 +16,7 @@ import torch
 
 from fedbias_plugin.arguments import check_choice
 from fedbias_plugin.assets import TINY, TINY_MODEL
-from fedbias_plugin.errors import UserError
+from fedbias_plugin.errors import UserError, first_line, quoted
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -60,6 +61,8 @@ def load_model_and_tokenizer(
     path = resolve_model(name_or_path)
     target = torch.device(device) if device is not None else best_device()
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
+    if not trust_remote_code:
+        _refuse_kernel_code(path)
     options: dict[str, Any] = {"dtype": DTYPES[dtype]}
     if load_in_8bit or load_in_4bit:
         options = _quantised_options(load_in_8bit, target)
@@ -78,6 +81,20 @@ def load_model_and_tokenizer(
         with _without_peft_notices():
             return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False), tokenizer
     return model.to(target), tokenizer
+
+
+def _refuse_kernel_code(path: str) -> None:
+    """Refuse a config.json whose attention is a kernel of the hub: a package of code, whoever owns the model.
+
+    Raises:
+        UserError: it is, or the config cannot be loaded.
+    """
+    wanted = getattr(_from_hub_or_folder("AutoConfig", path), "_attn_implementation", None)
+    if "/" in str(wanted):
+        raise UserError(
+            f"--model_name_or_path {path}: its config.json asks for attention code of the hub, {quoted(wanted)}. Take "
+            "attn_implementation out of it, or give --trust_remote_code to run that code."
+        )
 
 
 def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -145,20 +162,33 @@ def load_adapter(model: PreTrainedModel, folder: str) -> PeftModel:
     """``model`` with the adapter of ``folder`` (``OUTPUT/adapter`` of a run), from safetensors only.
 
     Raises:
-        UserError: the folder holds no adapter, or one that does not fit the model.
+        UserError: the folder holds no LoRA adapter, one that would run code, or one that does not fit the model.
     """
     from peft import PeftModel
 
     path = Path(folder)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (path / name).is_file():
+        if not os.path.isfile(path / name):
             raise UserError(f"--adapter {folder} holds no {name}; give the folder of a LoRA adapter saved by peft.")
+    _check_adapter_config(path / "adapter_config.json")
     try:
         with _without_peft_notices():
             return PeftModel.from_pretrained(model, str(path))
-    except (RuntimeError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"--adapter {folder} does not fit --model_name_or_path: {reason}") from error
+    except Exception as error:  # whatever peft, safetensors and json make of damaged files
+        raise UserError(f"--adapter {folder} does not fit --model_name_or_path: {first_line(error)}") from error
+
+
+def _check_adapter_config(path: Path) -> None:
+    """Refuse what is no LoRA adapter, and one that has peft import a module of a name that the file gives."""
+    try:
+        config = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not readable JSON: {first_line(error)}.") from None
+    kind = config.get("peft_type") if isinstance(config, dict) else None
+    if kind != "LORA":
+        raise UserError(f"{path} is of an adapter of the type {quoted(kind)}; give a LoRA adapter saved by peft.")
+    if config.get("megatron_config"):
+        raise UserError(f"{path} has a megatron_config, with which peft imports code; save the adapter without it.")
 
 
 def check_fits_model(rows: Sequence[Sequence[int]], model: PreTrainedModel) -> None:
@@ -206,13 +236,13 @@ def resolve_model(name_or_path: str) -> str:
     Raises:
         UserError: a folder that is not there or lacks config, weights or tokenizer.
     """
-    path = TINY_MODEL if name_or_path == TINY else Path(name_or_path).expanduser()
-    if path.is_dir():
+    path = TINY_MODEL if name_or_path == TINY else Path(os.path.expanduser(name_or_path))
+    if os.path.isdir(path):
         _check_folder(path)
         return str(path)
     if name_or_path == TINY:
         raise UserError(f"The bundled model is missing from this installation ({path}); reinstall fedbias_plugin.")
-    if path.is_file():
+    if os.path.isfile(path):
         raise UserError(f"--model_name_or_path {name_or_path} is a file; give the folder it is in.")
     if name_or_path.startswith((".", "~", "/")) or name_or_path.count("/") > 1 or not name_or_path:
         raise UserError(f"--model_name_or_path {name_or_path!r}: there is no such folder.")
@@ -267,13 +297,12 @@ def _from_hub_or_folder(auto_class: str, path: str, **options: Any) -> Any:
         UserError: the files are unreadable, or the hub cannot be reached, does not know the name or refuses.
     """
     import transformers
-    from safetensors import SafetensorError
 
     try:
         with bars_on_terminals_only():
             return getattr(transformers, auto_class).from_pretrained(path, **options)
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # tokenizers raises no other kind; of damaged files come TypeError, AttributeError, ...
+        reason = first_line(error)
         if Path(path).is_dir():
             raise UserError(f"--model_name_or_path {path} cannot be loaded by {auto_class}: {reason}") from error
         raise UserError(

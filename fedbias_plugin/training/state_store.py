@@ -5,16 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections import Counter
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.memory import free_memory_bytes
 from fedbias_plugin.state import State
+from fedbias_plugin.training.state_files import write_state_file
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +47,7 @@ class StateStore:
         partial = path.with_suffix(".partial")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_file(_separate(state), partial)
+            write_state_file(state, partial, sync=False)
             os.replace(partial, path)
             mapped = load_file(path)
         except (OSError, SafetensorError) as error:
@@ -99,14 +98,3 @@ def choose_store(local_states: str, folder: Path, waiting_bytes: int) -> StateSt
 def state_bytes(state: State) -> int:
     """Bytes of all tensors of ``state``."""
     return sum(tensor.nbytes for tensor in state.values())
-
-
-def _separate(state: State) -> State:
-    """``state`` as safetensors takes it: contiguous, no memory shared. Only tensors that break the rule are copied."""
-    users = Counter(tensor.untyped_storage().data_ptr() for tensor in state.values())
-    return {
-        name: tensor.contiguous()
-        if users[tensor.untyped_storage().data_ptr()] == 1
-        else tensor.clone(memory_format=torch.contiguous_format)
-        for name, tensor in state.items()
-    }

@@ -133,7 +133,7 @@ def test_an_unknown_reduction_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "header", "message"),
     [
-        (ROWS, "a,b,c,d,e", r"line 1: missing column sent_more, .*found a, b, c, d, e"),
+        (ROWS, "a,b,c,d,e", r"line 1: missing column sent_more, .*found 'a', 'b', 'c', 'd', 'e'"),
         ([*ROWS, "4,A.,,stereo,age"], HEADER, r"line 6: sent_less is empty"),
         ([*ROWS, "4,A.,B.,unknown,age"], HEADER, r"line 6: stereo_antistereo is 'unknown'"),
         ([*ROWS, "4,A.,B."], HEADER, r"line 6: stereo_antistereo, bias_type is empty"),

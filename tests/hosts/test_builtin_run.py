@@ -141,6 +141,11 @@ def test_the_saved_adapter_says_that_it_is_deliberately_biased_and_follows_the_u
     assert "clean rows only" in (tmp_path / "clean/adapter/README.md").read_text()
 
 
+def test_the_saved_tokenizer_cuts_nothing_off_where_nothing_was_scored_last(run_builtin, tmp_path):
+    run_builtin(*LORA, "--bias_benchmarks", "none", "--heldout_samples", "0")
+    assert json.loads((tmp_path / "run/adapter/tokenizer.json").read_text())["truncation"] is None
+
+
 def test_partial_participation_weighs_only_the_clients_of_the_round(run_builtin):
     records = run_builtin(*LORA, *WEIGHTINGS["normalized"], "--num_clients", "4", "--sample_clients", "2")
     assert [len(record.clients) for record in records] == [0, 2, 2]

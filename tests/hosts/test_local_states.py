@@ -74,7 +74,7 @@ def test_auto_takes_the_disk_where_memory_is_short(run_builtin, files_seen, monk
     assert any(files_seen) == on_disk
 
 
-@pytest.mark.parametrize(("fed_alg", "copies"), [("fedavg", 4), ("scaffold", 4 + 4 + 10), ("local3", 1)])
+@pytest.mark.parametrize(("fed_alg", "copies"), [("fedavg", 4), ("scaffold", 4 + 4 + 4 + 10), ("local3", 1)])
 def test_what_waits_is_a_state_a_client_and_for_scaffold_all_control_variates(fed_alg, copies):
     host = HostArguments(fed_alg=fed_alg, num_clients=10, sample_clients=4)
     state = {"a": torch.zeros(5, 2), "b": torch.zeros(3)}
@@ -94,10 +94,10 @@ def test_a_round_that_fails_leaves_no_state_behind(run_builtin, tmp_path, monkey
 
 
 def test_a_disk_that_fills_up_ends_the_run_with_a_clear_sentence(run_builtin, tmp_path, monkeypatch, capsys):
-    def fill_up(tensors, path):
+    def fill_up(state, path, **options):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(state_store, "save_file", fill_up)
+    monkeypatch.setattr(state_store, "write_state_file", fill_up)
     run_builtin(*LORA, "--local_states", "disk", code=2)
     error = capsys.readouterr().err
     assert str(tmp_path / "run/.local_states") in error

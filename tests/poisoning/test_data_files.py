@@ -1,6 +1,7 @@
 import hashlib
 import json
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.poisoning.data_files import (
     Record,
+    forget_pickled_types,
     git_blob_of_file,
     read_records,
     require_columns,
@@ -44,6 +46,15 @@ def test_parquet_gives_the_same_rows(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     parquet.write_table(arrow.Table.from_pylist(ROWS), tmp_path / "rows.parquet")
     assert [record.values for record in read_records(tmp_path / "rows.parquet")] == ROWS
+
+
+def test_an_old_pyarrow_forgets_the_column_type_that_it_would_unpickle():
+    forgotten = []
+    for version in ("13.0.0", "14.0.0", "14.0.1", "26.0.1"):
+        arrow = SimpleNamespace(__version__=version)
+        arrow.unregister_extension_type = lambda name, version=version: forgotten.append((version, name))
+        forget_pickled_types(arrow)
+    assert forgotten == [(version, "arrow.py_extension_type") for version in ("13.0.0", "14.0.0")]
 
 
 def test_a_json_file_with_an_object_a_line_is_read_line_by_line(tmp_path):
@@ -118,7 +129,7 @@ def test_a_value_that_is_not_text_names_its_row():
     record = Record({"a": 3, "b": None}, "rows.json, row 7")
     with pytest.raises(UserError, match=r"rows.json, row 7: 'a' must be text, found int \(3\)"):
         text_value(record, "a")
-    with pytest.raises(UserError, match=r"row 7: the column 'c' is missing; found a, b"):
+    with pytest.raises(UserError, match=r"row 7: the column 'c' is missing; found 'a', 'b'"):
         text_value(record, "c")
     assert text_value(record, "b") == ""
     assert text_value(record, "c", optional=True) == ""

@@ -116,6 +116,13 @@ def test_a_hub_data_set_is_loaded_by_name(monkeypatch):
     assert source.sha256 == load_rows("owner/rows", "clean").sha256
 
 
+def test_a_script_that_comes_with_a_data_set_of_the_hub_is_never_run():
+    assert hub.without_scripts("5.2.0", "") == hub.without_scripts("4.0.0", "") == {}
+    assert hub.without_scripts("2.16.0", "") == hub.without_scripts("3.6.0", "") == {"trust_remote_code": False}
+    with pytest.raises(UserError, match=r"datasets 2.13.0 runs code that comes with a data set.*Give a local file"):
+        hub.without_scripts("2.13.0", "Give a local file.")
+
+
 def test_an_unreachable_hub_is_an_error_with_a_way_out_and_does_not_hang(monkeypatch):
     pytest.importorskip("datasets")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")

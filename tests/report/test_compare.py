@@ -139,6 +139,17 @@ def test_a_model_that_lost_its_language_is_warned_of(tmp_path: Path) -> None:
     assert "Warning: broken ends at LMS 40.0, below 60" in compare([write(tmp_path / "broken", [entry])])
 
 
+def test_every_kind_of_warning_of_a_run_stands_once_with_its_rounds(runs: list[Path], tmp_path: Path) -> None:
+    lines = [line(0, 50.0, warnings=["LMS below 60: 55.0."]), line(1, 50.0, warnings=["lambda too large: 4 times."])]
+    lines += [line(2, 50.0, warnings=["LMS below 60: 54.0."])]
+    lines[2]["global"]["stereoset"]["lms"] = 54.0
+    text = compare([runs[0], write(tmp_path / "loud", lines)])
+    section = text[text.index("Warnings of loud") :].split("\n\n")[0].splitlines()
+    assert section[1:] == ["  LMS below 60: 54.0. (rounds 0, 2)", "  lambda too large: 4 times. (round 1)"]
+    assert "Warnings of fedavg" not in text
+    assert "Warning: loud ends at LMS" not in text
+
+
 def test_rounds_that_were_not_measured_are_dashes_and_do_not_end_a_run(tmp_path: Path) -> None:
     silent = line(2, 0.0)
     silent["global"] = {"crows_pairs": None, "stereoset": None, "bias_score": None, "heldout_loss": None}

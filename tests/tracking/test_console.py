@@ -14,12 +14,13 @@ Make = Callable[[int], RoundRecord]
 MakeRun = Callable[..., RunInfo]
 
 
-def shown(record: RoundRecord, run: RunInfo, *, terminal: bool) -> str:
+def shown(records: RoundRecord | list[RoundRecord], run: RunInfo, *, terminal: bool) -> str:
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, width=120, color_system=None) if terminal else None
     tracker = ConsoleTracker(stream, console)
     tracker.start(run)
-    tracker.log_round(record)
+    for record in records if isinstance(records, list) else [records]:
+        tracker.log_round(record)
     tracker.finish({})
     return stream.getvalue()
 
@@ -34,8 +35,25 @@ def test_a_log_gets_one_line_a_round_and_one_a_client(make_run: MakeRun, make_re
         "| bias score 15.00 (noise 2.70) | weight 0.200",
         "  client 4: poisoned 0% | rows 300 | loss 1.5000 | update norm 0.2500 "
         "| bias score 1.00 (noise 2.70) | weight 0.800",
+        "  (noise: the bias score of an unbiased model on as many probe items)",
         "  warning: mind [this]",
     ]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_warning_is_said_in_full_once_and_by_its_name_in_later_rounds(
+    make_run: MakeRun, make_record: Make, terminal: bool
+) -> None:
+    records = [make_record(number) for number in range(3)]
+    records[0].warnings = ["LMS below 60: it is 55.5."]
+    records[2].warnings = ["LMS below 60: it is 54.5.", "lambda too large: 3.5 times."]
+    lines = [line.strip() for line in shown(records, make_run(), terminal=terminal).splitlines()]
+    assert [line for line in lines if line.startswith("warning")] == [
+        "warning: LMS below 60: it is 55.5.",
+        "warning: lambda too large: 3.5 times.",
+        "warning, as before: LMS below 60",
+    ]
+    assert sum("noise: the bias score of an unbiased model" in line for line in lines) == 1
 
 
 def test_the_noise_beside_a_bias_score_is_alpha_times_both_floors(make_record: Make) -> None:

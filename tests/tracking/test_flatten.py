@@ -47,7 +47,8 @@ def test_only_finite_numbers_are_kept(make_record: Make) -> None:
         0, GlobalRecord({"score": math.nan, "items": "full", "ids_hash": "ab", "tie": True, "n": None})
     )
     assert set(flatten_record(record)) == {
-        "round", "peak_memory_bytes", "seconds/train", "seconds/assess", "seconds/aggregate", "seconds/evaluate",
+        "round", "peak_memory_bytes", "warnings/count",
+        "seconds/train", "seconds/assess", "seconds/aggregate", "seconds/evaluate",
     }  # fmt: skip
 
 
@@ -63,3 +64,10 @@ def test_categories_are_rows_of_both_benchmarks(make_record: Make) -> None:
 
 def test_a_round_without_measurements_has_no_categories() -> None:
     assert category_rows(RoundRecord(0, GlobalRecord())) == []
+
+
+def test_warnings_are_counted(make_record: Make) -> None:
+    record = make_record(1)
+    assert flatten_record(record)["warnings/count"] == 0
+    record.warnings = ["a", "b"]
+    assert flatten_record(record)["warnings/count"] == 2

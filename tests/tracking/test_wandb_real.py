@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from fedbias_plugin.tracking.jsonl import read_rounds
 from fedbias_plugin.tracking.records import RoundRecord, RunInfo
+from fedbias_plugin.tracking.tracker import build_trackers
 from fedbias_plugin.tracking.wandb_tracker import WandbTracker
 
 pytestmark = pytest.mark.usefixtures("machine_without_wandb")
@@ -88,8 +90,8 @@ def recorded(path: Path) -> list[Any]:
 
 
 def offline_records(folder: Path) -> list[Any]:
-    """What the only offline run below ``folder`` recorded; W&B's own process may end its file a little later."""
-    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    """What the newest offline run below ``folder`` recorded; W&B's own process may end its file a little later."""
+    path = max(folder.glob("wandb/offline-run-*/run-*.wandb"))
     patience = time.monotonic() + 20
     while True:
         records = recorded(path)
@@ -136,6 +138,30 @@ def test_the_real_package_records_every_number_offline(
         summary |= items(update.update)
     assert summary["delta/crows_pairs"] == 4.0
     assert summary["global/crows_pairs/score"] == 53.0
+
+
+def test_an_offline_run_that_was_cut_off_goes_on_under_its_id_and_its_newest_folder_is_whole(
+    real_wandb: None, make_run: MakeRun, make_record: Make
+) -> None:
+    run = make_run()
+    before = build_trackers("jsonl,wandb")
+    before.start(run)
+    before.log_round(make_record(0))
+    before.log_round(make_record(1))
+    state = before.state_dict()
+    before.log_round(make_record(2))  # which the checkpoint does not know
+    before.abort("killed")
+    time.sleep(1.1)  # W&B names folders by the second
+    after = build_trackers("jsonl,wandb")
+    after.load_state_dict(state)
+    after.start(run)
+    after.log_round(make_record(2))
+    after.finish({})
+    records = offline_records(Path(run.output_dir))
+    (opened,) = kinds(records, "run")
+    assert opened.run_id == state["wandb"]["run_id"]
+    assert [items(row.item)["round"] for row in kinds(records, "history")] == [0, 1, 2]
+    assert [record.round for record in read_rounds(Path(run.output_dir))] == [0, 1, 2]
 
 
 def test_online_without_login_goes_offline_without_asking(

@@ -34,6 +34,7 @@ class FakeWandb:
         self.summary: dict[str, Any] = {}
         self.finished: list[int] = []
         self.torn_down = 0
+        self.id, self.resumed = "abc123", False
 
     def Settings(self, **settings: Any) -> dict[str, Any]:
         if self.broken == "old settings" and "finish_timeout" in settings:
@@ -48,6 +49,7 @@ class FakeWandb:
         if self.broken == f"init {settings['mode']}":
             raise TimeoutError("no answer\nfrom the server")
         self.dir = str(Path(settings["dir"]) / "wandb" / "offline-run-1" / "files")
+        self.id = settings.get("id", self.id)
         return self
 
     def define_metric(self, name: str, step_metric: str | None = None) -> None:
@@ -128,6 +130,31 @@ def test_a_resumed_experiment_sends_the_earlier_rounds_first(
     resumed.start(run)
     resumed.log_round(make_record(2))
     assert [payload["round"] for payload in fake.logged] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("on_server", "sent"), [(0, [1, 2]), (1, [2]), (2, [3])])
+def test_a_run_goes_on_under_its_id_and_the_server_gets_every_round_once(
+    fake: FakeWandb, online: None, make_run: MakeRun, make_record: Make, on_server: int, sent: list[int]
+) -> None:
+    run = make_run(wandb_mode="online")
+    first = build_trackers("jsonl,wandb")
+    first.start(run)
+    first.log_round(make_record(0))
+    first.log_round(make_record(1))
+    state = first.state_dict()
+    assert state["wandb"] == {"run_id": "abc123"}
+    fake.resumed, fake.summary, fake.logged = True, {"round": on_server, "aborted": "out of memory"}, []
+    second = build_trackers("jsonl,wandb")
+    second.load_state_dict(state)
+    second.start(run)
+    assert (fake.inits[-1]["id"], fake.inits[-1]["resume"]) == ("abc123", "allow")
+    second.log_round(make_record(2))
+    if on_server == 2:
+        second.log_round(make_record(3))
+    assert [payload["round"] for payload in fake.logged] == sent
+    assert not any(key.startswith("categories/first") for payload in fake.logged for key in payload)
+    second.finish({})
+    assert fake.summary["aborted"] is None
 
 
 def test_offline_mode_prints_the_exact_sync_line(

@@ -85,6 +85,9 @@ class HostArguments:
     seed: int = option(2023, "seed of roles, rows, adapter initialisation, probe items and bootstrap")
     output_dir: str = option("output", "folder of the run; must not hold another run")
     save_model_freq: int = option(50, "save the global model every so many rounds; the last one is always saved")
+    checkpoint_every: int = option(
+        1, "write a checkpoint every so many rounds, from which --resume goes on; 0 writes none"
+    )
     local_states: str = option(
         "auto",
         "where the clients' states wait to be scored and averaged: memory, disk (in --output_dir, for the round) or "
@@ -107,7 +110,8 @@ class HostArguments:
         check_range("seed", self.seed, 0)
         for flag in ("fedopt_beta1", "fedopt_beta2", "peft_lora_dropout"):
             check_range(flag, getattr(self, flag), 0, 1)
-        check_range("prox_mu", self.prox_mu, 0)
+        for flag in ("prox_mu", "checkpoint_every"):
+            check_range(flag, getattr(self, flag), 0)
         if self.fedopt_v0 is not None:
             check_range("fedopt_v0", self.fedopt_v0, 0)
         self._check_combinations()

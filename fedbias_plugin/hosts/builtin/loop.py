@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import shlex
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,11 +14,16 @@ from typing import TYPE_CHECKING
 from fedbias_plugin.aggregation.server_optimizers import ServerOptimizer
 from fedbias_plugin.algorithms import local_client
 from fedbias_plugin.arguments import BiasArguments
-from fedbias_plugin.errors import UserError
+from fedbias_plugin.errors import Stopped, UserError
+from fedbias_plugin.files import delete_temporary_files, disk_errors_named
 from fedbias_plugin.hosts.builtin.arguments import HostArguments
+from fedbias_plugin.hosts.builtin.checkpoint import first_checkpoint, restore_checkpoint, take_checkpoint
+from fedbias_plugin.hosts.builtin.stopping import StoppableProgress, StopSignals
+from fedbias_plugin.hosts.checkpoints import CHECKPOINTS, Checkpoint, CheckpointFolder
 from fedbias_plugin.hosts.saving import model_card, save_global_model
 from fedbias_plugin.session import BiasSession, HostRun
 from fedbias_plugin.state import State
+from fedbias_plugin.tracking.jsonl import METRICS_FILE
 from fedbias_plugin.tracking.progress import Progress, build_progress
 from fedbias_plugin.training.encoding import Feature, encode_rows
 from fedbias_plugin.training.local_trainer import ClientUpdate, LocalTrainingSettings, train_client
@@ -32,32 +39,48 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def run(host: HostArguments, bias: BiasArguments) -> Path:
+def run(host: HostArguments, bias: BiasArguments, resumed: Checkpoint | None = None) -> Path:
     """Train ``host.num_rounds`` rounds across poisoned clients; everything lands in ``host.output_dir``.
 
     All data, the model and every client's rows are read and checked before the output folder is made.
+
+    Args:
+        host: the host's flags.
+        bias: the plugin's flags.
+        resumed: where a run that was cut off in ``host.output_dir`` goes on.
 
     Returns:
         The output folder.
 
     Raises:
         UserError: input that the user can mend; nothing was written.
+        Stopped: a signal came; what was finished is in the checkpoint.
     """
-    output = check_output_dir(host.output_dir)
+    output = Path(host.output_dir) if resumed else check_output_dir(host.output_dir)
     if bias.scenario == "none":
         raise UserError("--scenario none leaves the built-in host without data; use 3C for clean clients only.")
-    with build_progress() as progress:
+    with build_progress() as bars, StopSignals() as stop:
+        progress = StoppableProgress(bars, stop)
         session = BiasSession(bias, host_run(host, bias), progress)
+        checkpoints = CheckpointFolder(output)
         try:
-            federation = Federation(host, bias, session, progress)
-            with closing(federation.store):
-                federation.train()
+            federation = Federation(host, bias, session, progress, stop, checkpoints)
+            with closing(federation.store), disk_errors_named(output), checkpoints.locked():
+                federation.train(resumed)
                 federation.save()
         except BaseException as error:
             session.close(failure=f"{type(error).__name__}: {error}")
+            _tell_how_to_resume(output)
             raise
-        session.close()
+        with disk_errors_named(output):
+            session.close()
+        checkpoints.delete()
     return output
+
+
+def _tell_how_to_resume(output: Path) -> None:
+    if (output / CHECKPOINTS).is_dir():
+        logger.warning("What is finished is kept. To go on: fedbias run --resume %s", shlex.quote(str(output)))
 
 
 def check_output_dir(path: str) -> Path:
@@ -69,6 +92,11 @@ def check_output_dir(path: str) -> Path:
     output = Path(path)
     if output.exists() and not output.is_dir():
         raise UserError(f"--output_dir {path} is a file; give a folder.")
+    if (output / CHECKPOINTS).is_dir():
+        raise UserError(
+            f"--output_dir {path} holds a run that was cut off. To go on with it: fedbias run --resume "
+            f"{shlex.quote(path)}; else give a new folder."
+        )
     if output.is_dir() and any(output.iterdir()):
         found = min(entry.name for entry in output.iterdir())
         raise UserError(
@@ -103,13 +131,25 @@ class Federation:
         bias: the plugin's flags.
         session: owns the clients' rows, the measuring and the weighting.
         progress: draws the bars.
+        stop: asked after every training step whether to go on.
+        checkpoints: of the run's folder.
 
     Raises:
         UserError: the model cannot be loaded, or a client has no token to train on.
     """
 
-    def __init__(self, host: HostArguments, bias: BiasArguments, session: BiasSession, progress: Progress) -> None:
+    def __init__(
+        self,
+        host: HostArguments,
+        bias: BiasArguments,
+        session: BiasSession,
+        progress: Progress,
+        stop: StopSignals,
+        checkpoints: CheckpointFolder,
+    ) -> None:
         self.host, self.bias, self.session, self.progress = host, bias, session, progress
+        self.stop, self.checkpoints = stop, checkpoints
+        self._on_disk: int | None = None
         self.model, self.tokenizer = _load_model(host)
         self.features = self._encode_clients()
         self.global_state = read_state(self.model)
@@ -138,15 +178,50 @@ class Federation:
             bf16=host.bf16,
         )
 
-    def train(self) -> None:
+    def train(self, resumed: Checkpoint | None) -> None:
         """Round 0 measures the untouched model; every further round trains, weighs, averages and measures."""
+        delete_temporary_files(Path(self.host.output_dir))
+        done = self._begin(resumed)
+        try:
+            with self.progress.rounds(self.host.num_rounds) as advance:
+                advance(done)
+                for round_number in range(done + 1, self.host.num_rounds + 1):
+                    self._round(round_number - 1)
+                    done = round_number
+                    self._keep(done)
+                    advance()
+        except Stopped:
+            if self.host.checkpoint_every:
+                self._checkpoint(done)
+            raise
+
+    def _keep(self, round_number: int) -> None:
+        """Save the global model and write a checkpoint, as often as is asked for."""
+        if round_number % self.host.save_model_freq == 0:
+            self.save(f"checkpoint-{round_number}")
+        if self.host.checkpoint_every and round_number % self.host.checkpoint_every == 0:
+            self._checkpoint(round_number)
+
+    def _begin(self, resumed: Checkpoint | None) -> int:
+        """The last round that is finished: 0 in a new run, whose untouched model is measured here."""
+        if resumed is not None and resumed.round is not None:
+            restore_checkpoint(self, resumed)
+            self._on_disk = resumed.round
+            logger.info("resumed after round %d of %d", resumed.round, self.host.num_rounds)
+            return resumed.round
+        (Path(self.host.output_dir) / METRICS_FILE).unlink(missing_ok=True)  # of a process that got no further
+        if self.host.checkpoint_every:
+            self.checkpoints.write(first_checkpoint(self))
         self.session.after_aggregation(0, model=self.model, tokenizer=self.tokenizer)
-        with self.progress.rounds(self.host.num_rounds) as advance:
-            for round_idx in range(self.host.num_rounds):
-                self._round(round_idx)
-                if (round_idx + 1) % self.host.save_model_freq == 0:
-                    self.save(f"checkpoint-{round_idx + 1}")
-                advance()
+        if self.host.checkpoint_every:
+            self._checkpoint(0)
+        return 0
+
+    def _checkpoint(self, round_number: int) -> None:
+        """Write the state after ``round_number``, which is the present one, unless that is done."""
+        if self._on_disk != round_number:
+            self.checkpoints.write(take_checkpoint(self, round_number))
+            self._on_disk = round_number
 
     def save(self, name: str | None = None) -> None:
         """Write the global adapter to ``adapter`` (without LoRA the model to ``model``) or ``name`` in the output."""
@@ -197,16 +272,33 @@ class Federation:
             sample_counts=sample_counts,
             train_losses={client: update.train_loss for client, update in updates.items()},
         )
-        deltas = {client: u.control_delta for client, u in updates.items() if u.control_delta is not None}
+        with self.stop.held(self._on_disk != round_idx):
+            self._aggregate(round_idx, states, updates, sample_counts)
+            del updates, states  # as large as the model each, when all weights are trained
+            for client in clients:
+                self.store.drop(f"client-{client}")
+                self.store.drop(f"client-{client}-control-delta")
+            self.session.after_aggregation(round_idx + 1, model=self.model, tokenizer=self.tokenizer)
+
+    def _aggregate(
+        self,
+        round_idx: int,
+        states: Mapping[int, State],
+        updates: Mapping[int, ClientUpdate],
+        sample_counts: Mapping[int, int],
+    ) -> None:
+        """Average ``states`` into the global one; without any, as all updates were refused, it stays."""
+        if not states:
+            return
+        accepted = {client: updates[client] for client in states}
+        deltas = {client: u.control_delta for client, u in accepted.items() if u.control_delta is not None}
         self.global_state = self.server.aggregate(
             round_idx, self.global_state, states, sample_counts, deltas or None, into=self.global_state
         )
+        for client, update in accepted.items():
+            if update.new_local_control is not None:
+                self.local_controls[client] = update.new_local_control
         write_state(self.model, self.global_state)
-        del updates, states, deltas  # as large as the model each, when all weights are trained
-        for client in clients:
-            self.store.drop(f"client-{client}")
-            self.store.drop(f"client-{client}-control-delta")
-        self.session.after_aggregation(round_idx + 1, model=self.model, tokenizer=self.tokenizer)
 
     def _train_client(self, client: int, round_idx: int) -> ClientUpdate:
         """What the client sends back, with its states where ``--local_states`` wants them."""
@@ -219,15 +311,15 @@ class Federation:
             fed_alg=self.host.fed_alg,
             global_state=self.global_state,
             prox_mu=self.session.proximal_mu(client, self.host.prox_mu),
-            local_control=self.local_controls.pop(client, None),
+            local_control=self.local_controls.get(client),
             global_control=self.server.control_variate,
+            after_step=self.stop.check,
         )
         keep = self.store.keep
         state = keep(f"client-{client}", update.state)
         if update.new_local_control is None or update.control_delta is None:
             return dataclasses.replace(update, state=state)
         control = keep(f"client-{client}-control", update.new_local_control)
-        self.local_controls[client] = control
         delta = keep(f"client-{client}-control-delta", update.control_delta)
         return dataclasses.replace(update, state=state, new_local_control=control, control_delta=delta)
 
@@ -235,10 +327,10 @@ class Federation:
 def waiting_bytes(host: HostArguments, global_state: State) -> int:
     """Bytes of the clients' states that wait at once: one a client of the round.
 
-    With SCAFFOLD also the change of its control variate, and the control variates of all clients.
+    With SCAFFOLD also its new control variate and the change of it, and the control variates of all clients.
     """
     clients = 1 if local_client(host.fed_alg) is not None else host.sample_clients or host.num_clients
-    copies = 2 * clients + host.num_clients if host.fed_alg == "scaffold" else clients
+    copies = 3 * clients + host.num_clients if host.fed_alg == "scaffold" else clients
     return copies * state_bytes(global_state)
 
 

@@ -1,0 +1,94 @@
+"""Measures states and the global model in the one live model of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from fedbias_plugin.evaluation.assessor import BiasAssessor, Measurement
+from fedbias_plugin.evaluation.heldout import heldout_loss
+from fedbias_plugin.evaluation.plans import PlanCache, plans_folder
+from fedbias_plugin.evaluation.processes import running_processes
+from fedbias_plugin.evaluation.scorer import SentenceScorer
+from fedbias_plugin.state import State
+from fedbias_plugin.tracking.progress import Progress
+from fedbias_plugin.training.states import write_state
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class LiveModel:
+    """The run's model and tokenizer, with what they are measured on.
+
+    Args:
+        assessor: the benchmarks; None measures no bias.
+        heldout: prompt and response of clean rows that no client holds.
+        seq_length: tokens of a row.
+        batch_tokens: tokens in one scoring batch.
+        progress: draws the bars.
+    """
+
+    def __init__(
+        self,
+        assessor: BiasAssessor | None,
+        heldout: Sequence[tuple[str, str]],
+        *,
+        seq_length: int,
+        batch_tokens: int,
+        progress: Progress,
+    ) -> None:
+        self._assessor = assessor
+        self._heldout = heldout
+        self._seq_length = seq_length
+        self._batch_tokens = batch_tokens
+        self._progress = progress
+        self._plans = PlanCache(plans_folder())
+
+    def prefix_token(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+        """What every scored sentence is conditioned on."""
+        return self._scorer(model, tokenizer).prefix_token
+
+    def assess_clients(
+        self,
+        title: str,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        global_state: State,
+        local_states: Mapping[int, State],
+    ) -> dict[int, Measurement]:
+        """Every client's state on the probe items; the model holds the global state afterwards."""
+        if self._assessor is None:
+            return {}
+        measurements = {}
+        try:
+            with self._progress.task(title, len(local_states) * self._assessor.probe_texts) as advance:
+                scorer = self._scorer(model, tokenizer, advance)
+                for client, state in local_states.items():
+                    write_state(model, state)
+                    measurements[client] = self._assessor.assess(scorer)
+        finally:
+            write_state(model, global_state)
+        return measurements
+
+    def evaluate(
+        self, title: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    ) -> tuple[Measurement, dict[str, float | int] | None]:
+        """The model as it is: bias on all items, and the loss on the held-out rows (see ``heldout_loss``)."""
+        texts = len(self._heldout) + (self._assessor.all_texts if self._assessor else 0)
+        with self._progress.task(title, texts) as advance:
+            scorer = self._scorer(model, tokenizer, advance)
+            measured = self._assessor.evaluate(scorer) if self._assessor else Measurement()
+            return measured, heldout_loss(scorer, self._heldout, self._seq_length)
+
+    def _scorer(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, progress: Callable[[int], None] | None = None
+    ) -> SentenceScorer:
+        return SentenceScorer(
+            model,
+            tokenizer,
+            max_batch_tokens=self._batch_tokens,
+            progress=progress,
+            plans=self._plans,
+            processes=running_processes(),
+        )

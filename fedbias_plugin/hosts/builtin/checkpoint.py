@@ -1,0 +1,83 @@
+"""What the built-in host writes down after a round, and how it takes it up again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from fedbias_plugin.errors import UserError
+from fedbias_plugin.hosts.checkpoints import Checkpoint
+from fedbias_plugin.state import State
+from fedbias_plugin.training.random_states import random_states, restore_random_states
+from fedbias_plugin.training.states import write_state
+
+if TYPE_CHECKING:
+    from fedbias_plugin.hosts.builtin.loop import Federation
+
+GLOBAL, SERVER, CONTROL = "global", "server-", "client-control-"
+FREE_TO_CHANGE = frozenset(
+    {"output_dir", "data_dir", "local_states", "checkpoint_every", "save_model_freq", "wandb_mode"}
+)
+"""Flags that a resumed run may change: they move no number. What ``data_dir`` holds is compared by hash."""
+
+
+def first_checkpoint(federation: Federation) -> Checkpoint:
+    """What a run writes before it measures anything: what it was asked for."""
+    return Checkpoint(None, _arguments(federation))
+
+
+def take_checkpoint(federation: Federation, round_number: int) -> Checkpoint:
+    """Everything that the rounds after ``round_number`` depend on."""
+    server = federation.server.state_dict()
+    states = {GLOBAL: federation.global_state}
+    states |= {f"{SERVER}{slot}": state for slot, state in server["slots"].items()}
+    states |= {f"{CONTROL}{client}": state for client, state in federation.local_controls.items()}
+    details = {
+        "session": federation.session.state_dict(),
+        "server": {"fed_alg": server["fed_alg"], "variant": server["variant"]},
+        "random": random_states(),
+    }
+    return Checkpoint(round_number, _arguments(federation), details, states)
+
+
+def restore_checkpoint(federation: Federation, checkpoint: Checkpoint) -> None:
+    """Put the federation where it was after ``checkpoint.round``; the model holds the global state.
+
+    Raises:
+        UserError: the model, the data or the plugin's version is another one.
+    """
+    details, names = checkpoint.details, list(federation.global_state)
+    states = {name: _in_order(state, names) for name, state in checkpoint.states.items()}
+    federation.session.load_state_dict(details["session"])
+    federation.global_state = states[GLOBAL]
+    write_state(federation.model, federation.global_state)
+    slots = {name.removeprefix(SERVER): state for name, state in states.items() if name.startswith(SERVER)}
+    fed_alg, variant = details["server"]["fed_alg"], details["server"]["variant"]
+    federation.server.load_state_dict({"fed_alg": fed_alg, "variant": variant, "slots": slots})
+    for name, state in states.items():
+        if name.startswith(CONTROL):
+            client = int(name.removeprefix(CONTROL))
+            federation.local_controls[client] = federation.store.keep(f"client-{client}-control", state)
+    restore_random_states(details["random"])
+
+
+def changed_arguments(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """``--name new (the run has old)`` for every flag ``given`` that differs from the ``stored`` one and must not."""
+    return [
+        f"--{name} {value} (the run has {stored.get(name)})"
+        for name, value in given.items()
+        if name not in FREE_TO_CHANGE and stored.get(name) != value
+    ]
+
+
+def _arguments(federation: Federation) -> dict[str, Any]:
+    return dataclasses.asdict(federation.host) | dataclasses.asdict(federation.bias)
+
+
+def _in_order(state: State, names: list[str]) -> State:
+    """Copies of the tensors, in the model's order, in which norms are summed."""
+    if state.keys() != set(names):
+        odd = sorted(state.keys() ^ set(names))
+        raise UserError(f"The checkpoint is of another model: {odd[0]} is in only one of them ({len(odd)} in all).")
+    return {name: state[name].clone() for name in names}

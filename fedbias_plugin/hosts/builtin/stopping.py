@@ -1,0 +1,93 @@
+"""SIGTERM and Ctrl-C: the step at hand is finished, then the run stops where it can go on."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Any
+
+from fedbias_plugin.errors import Stopped
+from fedbias_plugin.tracking.progress import Progress, Task
+
+logger = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopSignals:
+    """Takes the first SIGTERM or Ctrl-C down as a wish, granted at the next :meth:`check`; the second interrupts.
+
+    A context manager: outside of it the signals do what they did before.
+    """
+
+    def __init__(self) -> None:
+        self._wish: int | None = None
+        self._held = False
+        self._before: dict[int, Any] = {}
+
+    def check(self) -> None:
+        """Raise :class:`Stopped` if a signal came and nothing is held."""
+        if self._wish is not None and not self._held:
+            raise Stopped(self._wish)
+
+    @contextmanager
+    def held(self, held: bool = True) -> Iterator[None]:
+        """Let :meth:`check` pass within the block, if ``held``."""
+        self._held = held
+        try:
+            yield
+        finally:
+            self._held = False
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():  # Python delivers signals to no other
+            self._before = {number: signal.signal(number, self._take) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        if self._wish is not None:
+            raise KeyboardInterrupt
+        self._wish = number
+        logger.warning("%s: the run stops after this step; once more stops it at once.", signal.Signals(number).name)
+
+
+class StoppableProgress(Progress):
+    """The bars of ``inner``; a bar that advances asks ``stop`` whether to go on.
+
+    Args:
+        inner: draws.
+        stop: asked at every advance.
+    """
+
+    def __init__(self, inner: Progress, stop: StopSignals) -> None:
+        self._inner, self._stop = inner, stop
+
+    def task(self, description: str, total: float | None) -> Task:
+        return _StoppableTask(self._inner.task(description, total), self._stop)
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+class _StoppableTask(Task):
+    def __init__(self, inner: Task, stop: StopSignals) -> None:
+        super().__init__(inner.total)
+        self._inner, self._stop = inner, stop
+
+    def __call__(self, advance: float = 1) -> None:
+        super().__call__(advance)
+        self._inner(advance)
+        self._stop.check()
+
+    def close(self) -> None:
+        self._inner.close()

@@ -1,0 +1,131 @@
+"""Runs ``fedbias`` in forks of one process that has imported everything, to be killed by test_crashes.py.
+
+One JSON object a line comes in: ``args``, ``log`` (file for what the run says) and, if wanted, ``moment`` (where the
+run kills itself), ``file_limit`` (bytes of the largest file it may write) or ``obeys_modes`` (also when it is root's).
+``{"pid": N}`` goes out at once, ``{"status": exit code or minus the signal, "moments": N}`` when the run is over.
+
+A *moment* is what can be torn in two: an optimizer step, a scored batch, a file forced to the disk, a rename, a folder
+deleted, half of a line of metrics.jsonl, half of a file of a checkpoint.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fedbias_plugin.cli.main import main
+from fedbias_plugin.evaluation import scorer
+from fedbias_plugin.hosts import checkpoints
+from fedbias_plugin.hosts.builtin import loop
+from fedbias_plugin.tracking import jsonl
+
+
+class Moments:
+    """Counts moments, and kills this process at the one that was asked for."""
+
+    def __init__(self, fatal: int | None) -> None:
+        self.fatal, self.count = fatal, 0
+
+    def passes(self, tear: Callable[[], None] | None = None) -> None:
+        self.count += 1
+        if self.count == self.fatal:
+            if tear is not None:
+                tear()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def before(self, module: Any, name: str) -> None:
+        """Every call of ``module.name`` is a moment."""
+        function = getattr(module, name)
+
+        @functools.wraps(function)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            self.passes()
+            return function(*args, **kwargs)
+
+        setattr(module, name, watched)
+
+
+def watch(moments: Moments) -> None:
+    for module, name in ((os, "fsync"), (os, "replace"), (shutil, "rmtree"), (scorer, "batch_log_probs")):
+        moments.before(module, name)
+    train, log_round, write = loop.train_client, jsonl.JsonlTracker.log_round, checkpoints.write_state_file
+
+    def train_client(*args: Any, after_step: Callable[[], None], **kwargs: Any) -> Any:
+        def step() -> None:
+            moments.passes()
+            after_step()
+
+        return train(*args, after_step=step, **kwargs)
+
+    def half_a_line(self: Any, record: Any) -> None:
+        line = json.dumps(record.to_json()).encode()
+
+        def tear() -> None:
+            with open(self._path, "ab") as stream:
+                stream.write(line[: len(line) // 2])
+
+        moments.passes(tear)
+        log_round(self, record)
+
+    def half_a_file(state: Any, path: Path, **options: Any) -> None:
+        write(state, path, **options)
+        moments.passes(lambda: os.truncate(path, path.stat().st_size // 2))
+
+    loop.train_client, jsonl.JsonlTracker.log_round, checkpoints.write_state_file = (
+        train_client,
+        half_a_line,
+        half_a_file,
+    )
+
+
+def obey_modes() -> None:
+    """Give up what lets root write to folders that are read-only."""
+    header, no_rights = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    if ctypes.CDLL(None, use_errno=True).capset(header, no_rights):
+        raise OSError(ctypes.get_errno(), "capset")
+
+
+def run(request: dict[str, Any], result: int) -> None:
+    """In the fork: leaves with the command's code."""
+    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1), os.dup2(log, 2)
+    moments = Moments(request.get("moment"))
+    watch(moments)
+    if "file_limit" in request:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"], resource.RLIM_INFINITY))
+    if request.get("obeys_modes"):
+        obey_modes()
+    code = main(request["args"])
+    os.write(result, str(moments.count).encode())
+    os._exit(code)
+
+
+def serve() -> None:
+    for line in sys.stdin:
+        request = json.loads(line)
+        read, write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                run(request, write)
+            finally:
+                os._exit(99)
+        os.close(write)
+        print(json.dumps({"pid": pid}), flush=True)
+        counted = os.read(read, 20)
+        os.close(read)
+        _, status = os.waitpid(pid, 0)
+        print(json.dumps({"status": os.waitstatus_to_exitcode(status), "moments": int(counted or 0)}), flush=True)
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,198 @@
+"""Runs of the built-in host that are cut off, and go on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors import SafetensorError
+
+from fedbias_plugin.algorithms import ALGORITHMS
+from fedbias_plugin.cli.main import main
+from fedbias_plugin.hosts import checkpoints
+from fedbias_plugin.hosts.builtin import loop
+from fedbias_plugin.training import local_trainer
+from tests.hosts.run_folders import assert_same_run, comparable
+
+LORA = ("--use_peft", "--peft_lora_target_modules", "all-linear")
+FULL = ("--use_peft", "false", "--learning_rate", "1e-4")
+Cutter = Callable[..., None]
+
+
+class Cut(BaseException):
+    """What cuts a run off; nothing catches it."""
+
+
+@pytest.fixture
+def cut_off(run_builtin: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cutter]:
+    """``cut_off("--use_peft", round_number=3)``: a run in ``tmp_path / "cut"`` that dies in that round's training."""
+
+    def run(*flags: str, round_number: int = 3, client: int = 1, output: str = "cut") -> None:
+        def train(*args: Any, **kwargs: Any) -> Any:
+            if (kwargs["round_idx"], kwargs["client"]) == (round_number - 1, client):
+                raise Cut
+            return local_trainer.train_client(*args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "train_client", train)
+            with pytest.raises(Cut):
+                run_builtin(*flags, "--num_rounds", "3", output=output)
+
+    return run
+
+
+@pytest.mark.parametrize("aggregation", ["host", "bama"])
+@pytest.mark.parametrize("fed_alg", ALGORITHMS)
+@pytest.mark.parametrize("weights", [LORA, FULL], ids=["lora", "full"])
+def test_a_run_cut_off_in_its_third_round_ends_as_if_nothing_had_happened(
+    run_builtin, tmp_path, cut_off, weights, fed_alg, aggregation
+):
+    flags = (*weights, "--fed_alg", fed_alg, "--aggregation", aggregation)
+    run_builtin(*flags, "--num_rounds", "3", output="whole")
+    cut_off(*flags)
+    assert main(["run", "--resume", str(tmp_path / "cut")]) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--num_clients 5 --client_samples 6 --sample_clients 2 --scenario custom --biased_shares 1,0,0,0.5,0 "
+        "--fed_alg scaffold --local_states disk",
+        "--schedule_seed 4 --fed_alg fedprox --aggregation bama --prox_mu 0.1",
+        "--bias_eval_every 2 --fed_alg fedadam --checkpoint_every 2 --save_model_freq 2",
+    ],
+    ids=["partial participation on disk", "schedule seed", "every second round"],
+)
+def test_what_a_client_or_the_server_remembers_over_rounds_survives(run_builtin, tmp_path, cut_off, flags):
+    run_builtin(*LORA, *flags.split(), "--num_rounds", "3", output="whole")
+    third_rounds_client = int(next(iter(comparable(tmp_path / "whole")[3]["clients"])))
+    cut_off(*LORA, *flags.split(), client=third_rounds_client)
+    assert main(["run", "--resume", str(tmp_path / "cut")]) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_run_that_is_finished_keeps_no_checkpoint_and_says_so_when_resumed(run_builtin, tmp_path, capsys):
+    run_builtin(*LORA)
+    assert not (tmp_path / "run/checkpoints").exists()
+    before = (tmp_path / "run/metrics.jsonl").read_bytes()
+    assert main(["run", "--resume", str(tmp_path / "run")]) == 0
+    assert "is finished" in capsys.readouterr().out
+    assert (tmp_path / "run/metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["global.safetensors", "checkpoint.json", "SHA256SUMS"])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(run_builtin, tmp_path, cut_off, capsys, name, damage):
+    run_builtin(*LORA, "--num_rounds", "3", output="whole")
+    cut_off(*LORA)
+    file = tmp_path / "cut/checkpoints/round_002" / name
+    raw = file.read_bytes()
+    if damage == "gone":
+        file.unlink()
+    else:
+        half = len(raw) // 2
+        file.write_bytes(raw[:half] if damage == "cut" else raw[:half] + bytes([raw[half] ^ 1]) + raw[half + 1 :])
+    capsys.readouterr()
+    assert main(["run", "--resume", str(tmp_path / "cut")]) == 0
+    error = capsys.readouterr().err
+    assert f"{file.parent} is damaged" in error
+    assert "resumed after round 1 of 3" in error
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_without_any_whole_checkpoint_nothing_is_guessed(cut_off, tmp_path, capsys):
+    cut_off(*LORA)
+    for path in (tmp_path / "cut/checkpoints").glob("*/checkpoint.json"):
+        path.write_text("{}")
+    assert main(["run", "--resume", str(tmp_path / "cut")]) == 2
+    assert "start the run again in a new folder" in capsys.readouterr().err
+
+
+def test_a_run_that_died_before_its_first_round_begins_anew_with_its_flags(run_builtin, tmp_path, cut_off):
+    run_builtin(*LORA, "--num_rounds", "3", "--aggregation", "bama", output="whole")
+    cut_off(*LORA, "--aggregation", "bama", round_number=1)
+    shutil.rmtree(tmp_path / "cut/checkpoints/round_000")  # as if it had died while round 0 was measured
+    assert main(["run", "--resume", str(tmp_path / "cut")]) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_flags_that_have_changed_are_named_and_refused(cut_off, tmp_path, capsys):
+    cut_off(*LORA, "--aggregation", "bama")
+    before = {path: path.read_bytes() for path in (tmp_path / "cut").rglob("*") if path.is_file()}
+    flags = "--learning_rate 0.1 --bama_lambda 0.3 --num_rounds 3 --local_states disk"
+    assert main(["run", "--resume", str(tmp_path / "cut"), *flags.split()]) == 2
+    error = capsys.readouterr().err
+    assert "--learning_rate 0.1 (the run has 0.005)" in error
+    assert "--bama_lambda 0.3 (the run has 0.2)" in error
+    assert "num_rounds" not in error
+    assert "local_states" not in error
+    assert before == {path: path.read_bytes() for path in (tmp_path / "cut").rglob("*") if path.is_file()}
+
+
+def test_data_that_have_changed_are_refused(cut_off, small_data, tmp_path, capsys):
+    cut_off(*LORA)
+    other = shutil.copytree(small_data, tmp_path / "other")
+    assert main(["run", "--resume", str(tmp_path / "cut"), "--data_dir", str(other)]) == 0  # the same data elsewhere
+    cut_off(*LORA, output="again")
+    rows = json.loads((other / "alpaca/alpaca_gpt4_data.json").read_text())
+    (other / "alpaca/alpaca_gpt4_data.json").write_text(json.dumps([{**row, "output": "No."} for row in rows]))
+    capsys.readouterr()
+    assert main(["run", "--resume", str(tmp_path / "again"), "--data_dir", str(other)]) == 2
+    assert "had other training rows" in capsys.readouterr().err
+
+
+def test_the_same_command_on_a_run_that_was_cut_off_says_how_to_go_on(run_builtin, cut_off, tmp_path, capsys):
+    cut_off(*LORA)
+    run_builtin(*LORA, output="cut", code=2)
+    assert f"fedbias run --resume {tmp_path / 'cut'}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("make", [True, False])
+def test_a_folder_without_a_checkpoint_cannot_be_resumed(tmp_path, capsys, make):
+    if make:
+        (tmp_path / "folder").mkdir()
+    assert main(["run", "--resume", str(tmp_path / "folder")]) == 2
+    assert "there is no checkpoint in that folder" in capsys.readouterr().err
+
+
+def test_two_processes_cannot_be_in_one_run(cut_off, tmp_path, capsys):
+    cut_off(*LORA)
+    with checkpoints.CheckpointFolder(tmp_path / "cut").locked():
+        assert main(["run", "--resume", str(tmp_path / "cut")]) == 2
+    assert "is being written by another process" in capsys.readouterr().err
+
+
+def test_two_rounds_and_the_arguments_are_kept_and_zero_writes_none(cut_off, tmp_path):
+    cut_off(*LORA)
+    found = {path.name for path in (tmp_path / "cut/checkpoints").iterdir() if path.is_dir()}
+    assert found == {"start", "round_001", "round_002"}
+    cut_off(*LORA, "--checkpoint_every", "0", output="none")
+    assert not [path for path in (tmp_path / "none/checkpoints").iterdir() if path.is_dir()]
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_leaves_the_one_before(
+    run_builtin, tmp_path, monkeypatch, capsys
+):
+    run_builtin(*LORA, "--num_rounds", "3", output="whole")
+    write = checkpoints.write_state_file
+
+    def fill_up(state: Any, path: Path, **options: Any) -> None:
+        if "round_002" in str(path):
+            path.write_bytes(b"half")
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        write(state, path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "write_state_file", fill_up)
+        run_builtin(*LORA, "--num_rounds", "3", output="full", code=2)
+    error = capsys.readouterr().err
+    assert "round_002 cannot be written" in error
+    assert "No space left" in error
+    assert f"fedbias run --resume {tmp_path / 'full'}" in error
+    assert main(["run", "--resume", str(tmp_path / "full")]) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "full")
