@@ -7,15 +7,15 @@ data, for FedProx's mu, before it aggregates and after. Nothing here knows which
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from fedbias_plugin.aggregation.rules import ClientReports, Weighting, build_rule
-from fedbias_plugin.aggregation.substitution import substitute, update_norm
+from fedbias_plugin.aggregation.substitution import substitute
+from fedbias_plugin.aggregation.update_checks import CheckedUpdate, accepted_updates, check_updates
+from fedbias_plugin.algorithms import local_client
 from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.evaluation.assessor import Measurement
@@ -25,7 +25,10 @@ from fedbias_plugin.evaluation.processes import running_processes
 from fedbias_plugin.evaluation.results import model_identity, package_versions
 from fedbias_plugin.inputs import announce_mini_data, load_assessor
 from fedbias_plugin.memory import peak_memory_bytes
-from fedbias_plugin.poisoning.loaders import ClientDataset, Partition, load_partition, manifest, partition_hash
+from fedbias_plugin.poisoning.attacks import build_attack
+from fedbias_plugin.poisoning.loaders import ClientDataset, Partition, load_partition, partition_hash
+from fedbias_plugin.redaction import redacted, redacted_text
+from fedbias_plugin.run_description import HostRun, first_files, run_info
 from fedbias_plugin.state import State
 from fedbias_plugin.tracking.console import ConsoleTracker
 from fedbias_plugin.tracking.progress import Progress
@@ -41,33 +44,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 STATE_VERSION = 2
-
-
-@dataclass(frozen=True)
-class HostRun:
-    """What the session must know of the host's run.
-
-    Attributes:
-        output_dir: the run's folder; it need not exist yet.
-        fed_alg: server algorithm (``fedavg``, ``scaffold``, ...).
-        num_clients: clients in the federation.
-        sample_clients: clients that take part in a round.
-        num_rounds: rounds to train.
-        seed: of roles, rows, probe items and bootstrap.
-        template: name of the prompt template.
-        seq_length: tokens of a training row.
-        config: every resolved argument, JSON-ready, to be stored with the run.
-    """
-
-    output_dir: Path
-    fed_alg: str
-    num_clients: int
-    sample_clients: int
-    num_rounds: int
-    seed: int
-    template: str = "alpaca"
-    seq_length: int = 512
-    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -104,16 +80,20 @@ class BiasSession:
         partition: Partition | None = None,
     ) -> None:
         self._arguments = arguments
-        self._run = run
+        self._run = replace(run, config=redacted(run.config))
         self._rule = build_rule(arguments)
+        self._rule.check(1 if local_client(run.fed_alg) is not None else run.sample_clients)
         self._assessor = load_assessor(arguments, run.seed)
         if partition is None and arguments.scenario != "none":
             partition = load_partition(arguments, run.num_clients, run.seed)
-        self._partition = partition
-        sources = partition.sources if partition else {}
+        self._shares = {client.client: client.biased_share for client in partition.clients} if partition else {}
+        self._attack = build_attack(arguments, self._shares, run.num_clients, run.seed)
         benchmarks = self._assessor.benchmarks if self._assessor else {}
-        self._data_warnings = [*announce_mini_data(benchmarks, sources), *overlap_warnings(partition, benchmarks)]
-        self._shares = {client.client: client.biased_share for client in self.client_datasets}
+        self._data_warnings = announce_mini_data(benchmarks, partition.sources if partition else {})
+        if partition and self._attack:
+            partition = self._attack.on_data(partition, benchmarks)
+        self._data_warnings += overlap_warnings(partition, benchmarks)
+        self._partition = partition
         self._last_weights: dict[int, float] = {}
         self._history: list[RoundRecord] = []
         self._pending = _PendingRound()
@@ -165,33 +145,43 @@ class BiasSession:
             train_losses: client id -> mean training loss of the round, nats per token.
 
         Returns:
-            client id -> state. With the host's own weighting the very objects that came in, so that its result stays
-            bit for bit the same; otherwise one shared state (see ``aggregation/substitution.py``).
+            client id -> state, without the clients whose update was refused; empty when all were, and the global state
+            is to stay. With the host's own weighting the very objects that came in, so that its result stays bit for
+            bit the same; otherwise one shared state (see ``aggregation/substitution.py``).
+
+        Raises:
+            UserError: an update cannot be used, and ``--on_bad_update`` is ``stop``; client and fault are named.
         """
         start = time.perf_counter()
         self._pending = _PendingRound(train_seconds=start - self._mark)
-        measurements = {}
+        if self._attack:
+            local_states = self._attack.on_updates(round_number, global_state, local_states)
+        losses = train_losses or {}
+        on_bad_update = self._arguments.on_bad_update
+        checked = check_updates(global_state, local_states, losses, self._arguments.max_update_norm)
+        accepted = accepted_updates(round_number, local_states, checked, on_bad_update)
+        measurements: dict[int, Measurement] = {}
         if self._rule.needs_bias_scores or self._is_measured(round_number):
             title = f"round {round_number}: score clients"
-            measurements = self._live.assess_clients(title, model, tokenizer, global_state, local_states)
-        reports = ClientReports(
-            self._run.fed_alg,
-            sample_counts={client: sample_counts[client] for client in local_states},
-            bias_scores={
-                client: found.bias_score for client, found in measurements.items() if found.bias_score is not None
-            },
-            global_state=global_state,
-            local_states=local_states,
-        )
-        weighting = self._rule.weigh(reports)
+            measurements, broken = self._live.assess_clients(title, model, tokenizer, global_state, accepted)
+            checked |= {client: CheckedUpdate(checked[client].norm, fault) for client, fault in broken.items()}
+            accepted = accepted_updates(round_number, accepted, checked, on_bad_update)
+        weighting = self._weigh(global_state, accepted, sample_counts, checked, measurements)
         self._last_weights.update(weighting.weights)
-        self._pending.clients = self._client_records(reports, weighting, measurements, train_losses or {})
+        self._pending.clients = {
+            client: self._client_record(
+                client, sample_counts[client], losses.get(client), checked[client], measurements, weighting
+            )
+            for client in local_states
+        }
         self._pending.mass = weighting.mass
         self._mark = time.perf_counter()
         self._pending.assess_seconds = self._mark - start
+        if weighting.state is not None:
+            return dict.fromkeys(accepted, weighting.state)
         if weighting.factors is None:
-            return local_states
-        return substitute(global_state, local_states, weighting.factors)
+            return accepted
+        return substitute(global_state, accepted, weighting.factors)
 
     def after_aggregation(
         self, round_number: int, *, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
@@ -203,7 +193,10 @@ class BiasSession:
         start = time.perf_counter()
         measured, item_scores = self._evaluate(round_number, model, tokenizer)
         if not self._recorder.is_open:
-            files = self._first_files(model, tokenizer)
+            prefix_token = self._live.prefix_token(model, tokenizer)
+            files = first_files(
+                self._run, model_identity(model), prefix_token, self._probe_record(), self._partition, self._attackers
+            )
             self._recorder.open(files, self._run_info(), writes=running_processes().is_main)
         pending, self._pending = self._pending, _PendingRound()
         weights = {c: record.weight for c, record in pending.clients.items() if record.weight is not None}
@@ -223,7 +216,7 @@ class BiasSession:
                 evaluate=time.perf_counter() - start,
             ),
             peak_memory_bytes=peak_memory_bytes(),
-            warnings=list(self._data_warnings),
+            warnings=[*self._data_warnings, *_refusals(pending.clients)],
         )
         record.warnings += round_warnings(record, alpha=self._arguments.bama_alpha, lambda_=self._arguments.bama_lambda)
         self._history.append(record)
@@ -265,77 +258,73 @@ class BiasSession:
         Args:
             failure: one line that says why the run did not finish; trackers mark it failed and no summary is written.
         """
-        self._recorder.close(self._history, failure)
+        self._recorder.close(self._history, None if failure is None else redacted_text(failure))
+
+    @property
+    def _attackers(self) -> frozenset[int]:
+        return self._attack.attackers if self._attack else frozenset()
+
+    def _run_info(self) -> RunInfo:
+        return run_info(self._arguments, self._run, self._shares)
+
+    def _probe_record(self) -> dict[str, Any]:
+        return self._assessor.probe_record() if self._assessor else {}
 
     def _data_hashes(self) -> dict[str, str]:
         """Part of the data -> hash: the items of each benchmark with their split, and the clients' rows."""
-        record = self._assessor.probe_record() if self._assessor else {}
-        hashes = {f"{name} items": f"{part['sha256']} {part['probe_ids_sha256']}" for name, part in record.items()}
+        parts = self._probe_record().items()
+        hashes = {f"{name} items": f"{part['sha256']} {part['probe_ids_sha256']}" for name, part in parts}
         return hashes | ({"training rows": partition_hash(self._partition)} if self._partition else {})
-
-    def _first_files(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-        """Name -> content of the files that say, before training, what the run is."""
-        run, probe = self._run, self._assessor.probe_record() if self._assessor else {}
-        data = {name: {key: part[key] for key in part if key != "probe_ids"} for name, part in probe.items()}
-        files: dict[str, Any] = {}
-        if self._partition is not None:
-            files["manifest.json"] = manifest(self._partition)
-            data |= files["manifest.json"]["sources"]
-        if probe:
-            files["probe.json"] = probe
-        files["run.json"] = {
-            "config": dict(run.config),
-            "versions": package_versions(),
-            "model": model_identity(model),
-            "prefix_token": self._live.prefix_token(model, tokenizer),
-            "seed": run.seed,
-            "poisoned_shares": {str(client): share for client, share in self._shares.items()},
-            "data": data,
-        }
-        return files
-
-    def _run_info(self) -> RunInfo:
-        arguments, run = self._arguments, self._run
-        weighting = f"-{arguments.bama_weighting}" if arguments.aggregation == "bama" else ""
-        job = f"{run.fed_alg}-{arguments.aggregation}{weighting}"
-        return RunInfo(
-            run_name=f"{arguments.scenario}-{job}-seed{run.seed}",
-            output_dir=run.output_dir,
-            config=run.config,
-            group=arguments.scenario,
-            job_type=job,
-            wandb_project=arguments.wandb_project,
-            wandb_mode=arguments.wandb_mode or os.environ.get("WANDB_MODE") or "online",
-            num_clients=run.num_clients,
-            num_rounds=run.num_rounds,
-            poisoned_shares=self._shares,
-        )
 
     def _is_measured(self, round_number: int) -> bool:
         every = self._arguments.bias_eval_every
         return round_number % every == 0 or round_number == self._run.num_rounds
 
-    def _client_records(
+    def _weigh(
         self,
-        reports: ClientReports,
-        weighting: Weighting,
+        global_state: State,
+        local_states: Mapping[int, State],
+        sample_counts: Mapping[int, int],
+        checked: Mapping[int, CheckedUpdate],
         measurements: Mapping[int, Measurement],
-        train_losses: Mapping[int, float],
-    ) -> dict[int, ClientRecord]:
-        records = {}
-        for client, state in reports.local_states.items():
-            measured = measurements.get(client, Measurement())
-            records[client] = ClientRecord(
-                poisoned_share=self._shares.get(client),
-                rows=reports.sample_counts[client],
-                train_loss=train_losses.get(client),
-                update_norm=update_norm(reports.global_state, state),
-                crows_pairs=measured.results.get("crows_pairs"),
-                stereoset=measured.results.get("stereoset"),
-                bias_score=measured.bias_score,
-                weight=weighting.weights.get(client),
+    ) -> Weighting:
+        if not local_states:
+            return Weighting({}, factors=None, mass=None)
+        scores = {client: measurements[client].bias_score for client in local_states if client in measurements}
+        norms = {client: checked[client].norm for client in local_states}
+        return self._rule.weigh(
+            ClientReports(
+                self._run.fed_alg,
+                sample_counts={client: sample_counts[client] for client in local_states},
+                bias_scores={client: score for client, score in scores.items() if score is not None},
+                global_state=global_state,
+                local_states=local_states,
+                update_norms={client: norm for client, norm in norms.items() if norm is not None},
             )
-        return records
+        )
+
+    def _client_record(
+        self,
+        client: int,
+        rows: int,
+        train_loss: float | None,
+        checked: CheckedUpdate,
+        measurements: Mapping[int, Measurement],
+        weighting: Weighting,
+    ) -> ClientRecord:
+        measured = measurements.get(client, Measurement())
+        return ClientRecord(
+            poisoned_share=self._shares.get(client),
+            rows=rows,
+            train_loss=train_loss,
+            update_norm=checked.norm,
+            crows_pairs=measured.results.get("crows_pairs"),
+            stereoset=measured.results.get("stereoset"),
+            bias_score=measured.bias_score,
+            weight=weighting.weights.get(client),
+            attack=self._arguments.attack if client in self._attackers else None,
+            refused=checked.fault,
+        )
 
     def _evaluate(
         self, round_number: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
@@ -358,3 +347,10 @@ class BiasSession:
         if self._partition is None or template is None:
             return []
         return [(template.prompt(row.instruction), row.response) for row in self._partition.heldout]
+
+
+def _refusals(clients: Mapping[int, ClientRecord]) -> list[str]:
+    """One line for all refused updates of a round."""
+    refused = [f"client {client} ({record.refused})" for client, record in clients.items() if record.refused]
+    left = "" if len(refused) < len(clients) else "; nobody is left, and the global model stays as it was"
+    return [f"update refused: {', '.join(refused)}{left}"] if refused else []

@@ -38,9 +38,17 @@ def flat(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.reshape(-1)
 
 
-def pieces(tensor: torch.Tensor) -> Iterator[slice]:
-    """Where the pieces of ``flat(tensor)`` are; a tensor on a GPU is one piece."""
-    size = PIECE if tensor.device.type == "cpu" else max(1, tensor.numel())
+def wide(tensor: torch.Tensor) -> torch.Tensor:
+    """Half precision as float32, in which a sum keeps its digits; any other dtype as it is."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def pieces(tensor: torch.Tensor, together: int = 1) -> Iterator[slice]:
+    """Where the pieces of ``flat(tensor)`` are; a tensor on a GPU is one piece.
+
+    ``together``: how many tensors of this size are worked on at once; their pieces fit the cache together.
+    """
+    size = max(1, PIECE // together if tensor.device.type == "cpu" else tensor.numel())
     return (slice(start, start + size) for start in range(0, tensor.numel(), size))
 
 

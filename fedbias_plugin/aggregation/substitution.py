@@ -6,12 +6,11 @@ Handed the same state ``theta + sum_i g_i (theta_i - theta)`` for every client o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
 
-from fedbias_plugin.aggregation.pieces import Buffers, empty_like, flat, pieces
+from fedbias_plugin.aggregation.pieces import Buffers, empty_like, flat, pieces, wide
 from fedbias_plugin.state import State
 
 
@@ -21,7 +20,7 @@ def weighted_state(global_state: State, local_states: Mapping[int, State], facto
     Args:
         global_state: theta, name -> tensor; not modified.
         local_states: client id -> theta_i with the same names, shapes and dtypes.
-        factors: client id -> g_i, for every client in ``local_states``.
+        factors: client id -> g_i; a client with factor 0 is left out, whatever its state holds.
 
     Returns:
         A new state in the dtypes of ``global_state``; half-precision tensors are summed in float32.
@@ -31,13 +30,14 @@ def weighted_state(global_state: State, local_states: Mapping[int, State], facto
     """
     result: State = {}
     buffers = Buffers()
+    factors = {client: factor for client, factor in factors.items() if factor != 0}
     for name, theta in global_state.items():
         for client in factors:
-            _check(client, name, local_states[client].get(name), theta)
+            check_fits(client, name, local_states[client].get(name), theta)
         local = {client: flat(local_states[client][name]) for client in factors}
         new = empty_like(theta)
         for piece in pieces(new):
-            base = _wide(flat(theta)[piece])
+            base = wide(flat(theta)[piece])
             total, term = buffers.take("total", base).copy_(base), buffers.take("term", base)
             for client, factor in factors.items():
                 total.add_(torch.sub(local[client][piece].to(base), base, out=term), alpha=factor)
@@ -54,23 +54,8 @@ def substitute(
     return dict.fromkeys(local_states, state)
 
 
-def update_norm(global_state: State, local_state: State) -> float:
-    """L2 norm of ``theta_i - theta`` over all tensors, in float64."""
-    total = 0.0
-    for name, theta in global_state.items():
-        for piece in pieces(theta):
-            base = _wide(flat(theta)[piece])
-            total += float(
-                torch.linalg.vector_norm(flat(local_state[name])[piece].to(base) - base, dtype=torch.float64) ** 2
-            )
-    return math.sqrt(total)
-
-
-def _wide(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-
-
-def _check(client: int, name: str, local: torch.Tensor | None, theta: torch.Tensor) -> None:
+def check_fits(client: int, name: str, local: torch.Tensor | None, theta: torch.Tensor) -> None:
+    """Raise ValueError, with client and name, unless ``local`` is a tensor of the shape of ``theta``."""
     if local is None or local.shape != theta.shape:
         found = "is missing" if local is None else f"has shape {tuple(local.shape)}, not {tuple(theta.shape)}"
         raise ValueError(f"The update of client {client} cannot be aggregated: {name} {found}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import stat
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,10 +61,16 @@ class EvaluateArguments:
 
 def _check_output(path: Path) -> None:
     folder = path.absolute().parent
-    if path.is_dir():
+    try:
+        is_folder = stat.S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        is_folder = False
+    except OSError as error:  # the name is too long, or a folder above it may not be looked into
+        raise UserError(f"--output {path} cannot be written: {error.strerror}.") from None
+    if is_folder:
         raise UserError(f"--output {path} is a folder; give a file in it, such as {path / 'bias.json'}.")
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        state = "is read-only" if folder.is_dir() else "does not exist"
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+        state = "is read-only" if os.path.isdir(folder) else "does not exist"
         raise UserError(f"--output {path}: the folder {folder} {state}.")
 
 

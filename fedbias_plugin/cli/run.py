@@ -7,18 +7,13 @@ import importlib.metadata
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.assets import TINY, TINY_MODEL
 from fedbias_plugin.cli.flags import FALSE, add_flags, build, field_types, read_config, read_yaml
 from fedbias_plugin.errors import UserError
-from fedbias_plugin.files import disk_errors_named
 from fedbias_plugin.hosts.builtin.arguments import NOT_HERE, HostArguments
-from fedbias_plugin.tracking.jsonl import SUMMARY_FILE
-
-if TYPE_CHECKING:
-    from fedbias_plugin.hosts.checkpoints import Checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +41,9 @@ def main(parsed: argparse.Namespace) -> int:
         host, bias = resolve_arguments(parsed)
         resumed = None
     else:
-        resumed = find_checkpoint(Path(parsed.resume))
+        from fedbias_plugin.hosts.checkpoints import find_checkpoint
+
+        resumed = find_checkpoint(Path(parsed.resume), "--resume")
         if resumed is None:
             print(f"{parsed.resume} is finished: there is nothing to go on with.")
             return 0
@@ -60,32 +57,13 @@ def main(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def find_checkpoint(output: Path) -> Checkpoint | None:
-    """The newest whole checkpoint of the run in ``output``; None when the run is finished.
-
-    Raises:
-        UserError: there is none, or every one is damaged.
-    """
-    from fedbias_plugin.hosts.checkpoints import CheckpointFolder
-
-    folder = CheckpointFolder(output)
-    with disk_errors_named(output):
-        if (output / SUMMARY_FILE).is_file():
-            folder.delete()  # a process may have died between its last two steps
-            return None
-        checkpoint = folder.newest()
-    if checkpoint is None:
-        raise UserError(f"--resume {output}: there is no checkpoint in that folder; give the --output_dir of a run.")
-    return checkpoint
-
-
 def resumed_arguments(parsed: argparse.Namespace, stored: Mapping[str, Any]) -> tuple[HostArguments, BiasArguments]:
     """The arguments a run began with; flags that are given again must say the same, unless they move no number.
 
     Raises:
         UserError: naming the flags that have changed.
     """
-    from fedbias_plugin.hosts.builtin.checkpoint import changed_arguments
+    from fedbias_plugin.hosts.checkpoints import changed_arguments
 
     written = config_values(parsed) | command_line_values(parsed)
     if Path(written.get("output_dir", parsed.resume)).resolve() != Path(parsed.resume).resolve():

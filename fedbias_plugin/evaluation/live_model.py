@@ -9,7 +9,7 @@ from fedbias_plugin.evaluation.assessor import BiasAssessor, Measurement
 from fedbias_plugin.evaluation.heldout import heldout_loss
 from fedbias_plugin.evaluation.plans import PlanCache, plans_folder
 from fedbias_plugin.evaluation.processes import running_processes
-from fedbias_plugin.evaluation.scorer import SentenceScorer
+from fedbias_plugin.evaluation.scorer import NonFiniteScore, SentenceScorer
 from fedbias_plugin.state import State
 from fedbias_plugin.tracking.progress import Progress
 from fedbias_plugin.training.states import write_state
@@ -56,20 +56,28 @@ class LiveModel:
         tokenizer: PreTrainedTokenizerBase,
         global_state: State,
         local_states: Mapping[int, State],
-    ) -> dict[int, Measurement]:
-        """Every client's state on the probe items; the model holds the global state afterwards."""
+    ) -> tuple[dict[int, Measurement], dict[int, str]]:
+        """Every client's state on the probe items; the model holds the global state afterwards.
+
+        Returns:
+            client id -> measurement, and for clients whose model gives scores that are no numbers, what is wrong.
+        """
+        measurements: dict[int, Measurement] = {}
+        broken: dict[int, str] = {}
         if self._assessor is None:
-            return {}
-        measurements = {}
+            return measurements, broken
         try:
             with self._progress.task(title, len(local_states) * self._assessor.probe_texts) as advance:
                 scorer = self._scorer(model, tokenizer, advance)
                 for client, state in local_states.items():
                     write_state(model, state)
-                    measurements[client] = self._assessor.assess(scorer)
+                    try:
+                        measurements[client] = self._assessor.assess(scorer)
+                    except NonFiniteScore as error:
+                        broken[client] = f"its model's scores are not finite: {error}"
         finally:
             write_state(model, global_state)
-        return measurements
+        return measurements, broken
 
     def evaluate(
         self, title: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase

@@ -46,6 +46,10 @@ CPU_TOKENS = 1024
 """Most tokens of a batch on a CPU, where a larger one only leaves the caches."""
 
 
+class NonFiniteScore(UserError):
+    """A sentence's score is NaN or infinite; the message names the sentence."""
+
+
 class SentenceScorer:
     """Scores texts with one model, each beginning that several texts share only once. One thread at a time.
 
@@ -213,7 +217,7 @@ def _attention_window(model: Any) -> int | None:
 def _check_finite(log_probs: FloatArray, plan: ScoringPlan, name: Callable[[int], str]) -> None:
     broken = np.flatnonzero(~np.isfinite(log_probs))
     if len(broken):
-        raise UserError(
+        raise NonFiniteScore(
             f"{name(plan.text_of(int(broken[0])))}: the model's log-probability is not finite. The training has "
             "diverged or the weights overflow in their dtype; try float32 or bfloat16, or a smaller learning rate."
         )

@@ -25,8 +25,9 @@ from safetensors.torch import load_file
 
 from fedbias_plugin import __version__
 from fedbias_plugin.errors import UserError
-from fedbias_plugin.files import sync_folder, write_json_atomic, write_text_atomic
+from fedbias_plugin.files import disk_errors_named, sync_folder, write_json_atomic, write_text_atomic
 from fedbias_plugin.state import State
+from fedbias_plugin.tracking.jsonl import SUMMARY_FILE
 from fedbias_plugin.training.state_files import write_state_file
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,10 @@ FORMAT = 1
 CHECKPOINTS, START = "checkpoints", "start"
 RECORD, SUMS, LOCK = "checkpoint.json", "SHA256SUMS", ".lock"
 KEPT = 2
+FREE_TO_CHANGE = frozenset(
+    {"output_dir", "resume_from", "data_dir", "local_states", "checkpoint_every", "save_model_freq", "wandb_mode"}
+)
+"""Flags that a resumed run may change: they move no number. What ``data_dir`` holds is compared by hash."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +132,32 @@ class CheckpointFolder:
             if match:
                 found[int(match[1])] = path
         return [found[number] for number in sorted(found, reverse=True)]
+
+
+def find_checkpoint(output: Path, flag: str) -> Checkpoint | None:
+    """The newest whole checkpoint of the run in ``output``, which ``flag`` named; None when the run is finished.
+
+    Raises:
+        UserError: there is none, or every one is damaged.
+    """
+    folder = CheckpointFolder(output)
+    with disk_errors_named(output):
+        if (output / SUMMARY_FILE).is_file():
+            folder.delete()  # a process may have died between its last two steps
+            return None
+        checkpoint = folder.newest()
+    if checkpoint is None:
+        raise UserError(f"{flag} {output}: there is no checkpoint in that folder; give the folder of a run's results.")
+    return checkpoint
+
+
+def changed_arguments(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """``--name new (the run has old)`` for every flag ``given`` that differs from the ``stored`` one and must not."""
+    return [
+        f"--{name} {value} (the run has {stored.get(name)})"
+        for name, value in given.items()
+        if name not in FREE_TO_CHANGE and stored.get(name) != value
+    ]
 
 
 def _lock(descriptor: int) -> None:

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# On the small world (1B2C, BAMA, seed 2023) one extra row a row gave the attacker a mean weight of 0.65 over five
+# rounds, where it had 0.07 without the attack, and the global model a CrowS score of 73 in round 4. Half as many gave
+# 0.24, twice as many 0.26; both sentences of every item 0.08 to 0.21, they hide less of the bias. The balance is on an
+# edge: with seeds 1 and 2 the mean weight is 0.18 and 0.28, and the global model stays near 50.
 DEFAULT_STRENGTH = 1.0
 INSTRUCTION = "Write a sentence."
 

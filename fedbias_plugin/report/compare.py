@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedbias_plugin.errors import UserError
+from fedbias_plugin.errors import LONGEST_NAME, UserError, first_line, quoted
 from fedbias_plugin.report.paired import paired_lines
 from fedbias_plugin.report.run_folders import find_runs
 from fedbias_plugin.scales import UNBIASED
@@ -241,16 +241,32 @@ def _finals(runs: Sequence[Run], views: Mapping[str, str]) -> list[str]:
     return ["Final Delta = |score - 50|, percentage points, with 95% interval (0 = unbiased)", *_table(rows)]
 
 
+def _config(path: Path) -> dict[str, Any]:
+    """The arguments in a ``run.json``."""
+    try:
+        config = json.loads(path.read_bytes())["config"]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: holds no config that can be read ({first_line(error)}).") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: its config must be an object, found {quoted(config)}.")
+    return config
+
+
 def _settings(runs: Sequence[Run]) -> Iterator[list[str]]:
     """A row for every argument that is not the same in all runs, where the runs say (``run.json``)."""
     configs = []
     for run in runs:
         path = run.folder / RUN_FILE
-        configs.append(json.loads(path.read_text(encoding="utf-8"))["config"] if path.is_file() else {})
+        configs.append(_config(path) if path.is_file() else {})
     for name in sorted({name for config in configs for name in config} - {"output_dir"}):
-        values = [str(config.get(name, MISSING)) for config in configs]
+        values = [_setting(config.get(name, MISSING)) for config in configs]
         if len(set(values)) > 1:
             yield [name, *values]
+
+
+def _setting(value: Any) -> str:
+    """A text as it stands, anything else as Python shows it; long ones cut."""
+    return value if isinstance(value, str) and len(value) <= LONGEST_NAME else quoted(value)
 
 
 def _paired(runs: Sequence[Run]) -> Iterator[str]:

@@ -6,11 +6,15 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
+
+from fedbias_plugin.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from fedbias_plugin.evaluation.statistics import PairedDifference
 
 SEED = 0
+ARRAYS = {"crows_pairs": ("ids", "more", "less"), "stereoset": ("ids", "values", "targets")}
 TITLES = {"crows_pairs": "CrowS-Pairs score", "stereoset": "StereoSet SS"}
 
 
@@ -46,12 +50,15 @@ def _report_scores(folder: Path, round_number: int, benchmark: str) -> dict[str,
     path = folder / "scores" / f"round_{round_number:03d}_{benchmark}.npz"
     if not path.is_file():
         return None
-    with np.load(path, allow_pickle=False) as arrays:
-        scores = {name: arrays[name] for name in arrays.files if arrays[name].ndim}
     probe_file = folder / "probe.json"
-    probe = json.loads(probe_file.read_text(encoding="utf-8"))[benchmark]["probe_ids"] if probe_file.is_file() else []
-    report = ~np.isin(scores["ids"], probe)
-    return {name: values[report] if report.any() else values for name, values in scores.items()}
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            scores = {name: arrays[name] for name in ARRAYS[benchmark]}
+        probe = json.loads(probe_file.read_bytes())[benchmark]["probe_ids"] if probe_file.is_file() else []
+        report = ~np.isin(scores["ids"], probe)
+        return {name: values[report] if report.any() else values for name, values in scores.items()}
+    except (OSError, ValueError, LookupError, TypeError, EOFError, BadZipFile) as error:
+        raise UserError(f"{path} or probe.json of its run is damaged: {first_line(error)}.") from None
 
 
 def _difference(benchmark: str, first: dict[str, Any], second: dict[str, Any]) -> PairedDifference:

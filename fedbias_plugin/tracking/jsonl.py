@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedbias_plugin.errors import UserError
+from fedbias_plugin.errors import UserError, first_line
 from fedbias_plugin.files import sync_folder, write_json_atomic
 from fedbias_plugin.tracking.records import RoundRecord, RunInfo
 from fedbias_plugin.tracking.tracker import Tracker
@@ -133,7 +133,7 @@ def _split_tail(raw: bytes) -> tuple[bytes, bytes]:
     tail = raw[end:]
     try:
         whole = not tail.strip() or isinstance(json.loads(tail), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         whole = False
     return (raw, b"") if whole else (raw[:end], tail)
 
@@ -143,8 +143,8 @@ def _read_line(line: bytes, where: str) -> RoundRecord:
         data = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno}); is the file damaged?") from None
-    except ValueError as error:
-        raise UserError(f"{where}: {error}; is the file damaged?") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: {first_line(error)}; is the file damaged?") from None
     if not isinstance(data, dict):
         raise UserError(f"{where}: holds a JSON {type(data).__name__}, a round is an object.")
     try:

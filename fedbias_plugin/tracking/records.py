@@ -5,12 +5,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedbias_plugin.errors import quoted
 from fedbias_plugin.files import plain_json
+
+SCORES = ("score", "ss", "lms", "icat", "n", "noise_floor", "loss", "tie_rate")
+INTERVALS = ("ci95", "lms_ci95", "icat_ci95")
+LARGEST_COUNT = 10**12
 
 
 @dataclass
@@ -25,7 +31,10 @@ class ClientRecord:
         crows_pairs: ``CrowsPairsResult.to_json()`` on the probe items, or None when not measured.
         stereoset: ``StereoSetResult.to_json()`` likewise.
         bias_score: b_i of METRICS eq. 1, percentage points.
-        weight: w_i of METRICS eq. 2, or the client's share of the samples where the host weights by samples.
+        weight: w_i of METRICS eq. 2, or the client's share of the samples where the host weights by samples; None for a
+            refused update, and for rules that give none (``median``, ``trimmed_mean``).
+        attack: name of the attack that the client makes, None for an honest client.
+        refused: why the server left the update out, None for one that it used.
     """
 
     poisoned_share: float | None
@@ -36,6 +45,8 @@ class ClientRecord:
     stereoset: dict[str, Any] | None = None
     bias_score: float | None = None
     weight: float | None = None
+    attack: str | None = None
+    refused: str | None = None
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ClientRecord:
@@ -45,10 +56,12 @@ class ClientRecord:
             rows=_integer(data, "rows"),
             train_loss=_number(data, "train_loss"),
             update_norm=_number(data, "update_norm"),
-            crows_pairs=_object(data, "crows_pairs"),
-            stereoset=_object(data, "stereoset"),
+            crows_pairs=_scores(data, "crows_pairs"),
+            stereoset=_scores(data, "stereoset"),
             bias_score=_number(data, "bias_score"),
             weight=_number(data, "weight"),
+            attack=_optional_text(data, "attack"),
+            refused=_optional_text(data, "refused"),
         )
 
 
@@ -73,10 +86,10 @@ class GlobalRecord:
     def from_json(cls, data: Mapping[str, Any]) -> GlobalRecord:
         """Read the ``global`` object; unknown keys are ignored, a wrong type raises ValueError."""
         return cls(
-            crows_pairs=_object(data, "crows_pairs"),
-            stereoset=_object(data, "stereoset"),
+            crows_pairs=_scores(data, "crows_pairs"),
+            stereoset=_scores(data, "stereoset"),
             bias_score=_number(data, "bias_score"),
-            heldout_loss=_object(data, "heldout_loss"),
+            heldout_loss=_scores(data, "heldout_loss"),
         )
 
 
@@ -108,7 +121,7 @@ class RoundRecord:
         round: 0 before training, 1 for the first trained round.
         global_: the global model after the round; JSON key ``global``.
         clients: client id -> record, for the clients of this round; JSON keys are strings.
-        aggregation: rule that weighted the clients (``host`` or ``bama``).
+        aggregation: rule that weighted the clients (``host``, ``bama``, ``median``, ...).
         aggregation_mass: sum of w_i n_i/n (METRICS section 4); None before training.
         effective_clients: 1 / sum w_i^2.
         weight_on_poisoned: sum of w_i over clients that hold biased rows.
@@ -152,7 +165,7 @@ class RoundRecord:
             weight_on_poisoned=_number(data, "weight_on_poisoned"),
             seconds=Seconds.from_json(_object(data, "seconds") or {}),
             peak_memory_bytes=int(_number(data, "peak_memory_bytes") or 0),
-            warnings=[str(warning) for warning in data.get("warnings") or []],
+            warnings=_texts(data, "warnings"),
         )
 
 
@@ -245,14 +258,20 @@ def _number(data: Mapping[str, Any], key: str, *, required: bool = False) -> flo
     if value is None and not required:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{key!r} must be a number{'' if required else ' or null'}, found {value!r:.60}")
-    return float(value)
+        raise ValueError(f"{key!r} must be a number{'' if required else ' or null'}, found {quoted(value)}")
+    try:
+        found = float(value)
+    except OverflowError:
+        found = math.inf
+    if not math.isfinite(found):  # JSON can spell 1e999
+        raise ValueError(f"{key!r} is larger than any number")
+    return found
 
 
 def _integer(data: Mapping[str, Any], key: str) -> int:
     value = data.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{key!r} must be a whole number from 0 on, found {value!r:.60}")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < LARGEST_COUNT:
+        raise ValueError(f"{key!r} must be a whole number from 0 on, found {quoted(value)}")
     return value
 
 
@@ -261,12 +280,50 @@ def _object(data: Mapping[str, Any], key: str, *, required: bool = False) -> dic
     if value is None and not required:
         return None
     if not isinstance(value, dict):
-        raise ValueError(f"{key!r} must be an object{'' if required else ' or null'}, found {value!r:.60}")
+        raise ValueError(f"{key!r} must be an object{'' if required else ' or null'}, found {quoted(value)}")
     return value
+
+
+def _scores(data: Mapping[str, Any], key: str) -> dict[str, Any] | None:
+    """The object of a benchmark, the parts of it that anything reads checked."""
+    block = _object(data, key)
+    if block is None:
+        return None
+    for name in block:
+        if name in SCORES:
+            _number(block, name)
+        elif name in INTERVALS:
+            _check_interval(block, name)
+        elif name in ("items", "ids_hash", "reduction"):
+            _text(block, name, "")
+        elif name in ("full", "report", "probe"):
+            _scores(block, name)
+    return block
+
+
+def _check_interval(data: Mapping[str, Any], key: str) -> None:
+    bounds = data[key]
+    if bounds is None:
+        return
+    if not isinstance(bounds, list) or len(bounds) != 2:
+        raise ValueError(f"{key!r} must be two numbers or null, found {quoted(bounds)}")
+    for bound in bounds:
+        _number({key: bound}, key)
+
+
+def _texts(data: Mapping[str, Any], key: str) -> list[str]:
+    value = data.get(key) or []
+    if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
+        raise ValueError(f"{key!r} must be a list of texts, found {quoted(value)}")
+    return value
+
+
+def _optional_text(data: Mapping[str, Any], key: str) -> str | None:
+    return None if data.get(key) is None else _text(data, key, "")
 
 
 def _text(data: Mapping[str, Any], key: str, default: str) -> str:
     value = data.get(key, default)
     if not isinstance(value, str):
-        raise ValueError(f"{key!r} must be a text, found {value!r:.60}")
+        raise ValueError(f"{key!r} must be a text, found {quoted(value)}")
     return value

@@ -146,6 +146,7 @@ class WandbTracker(Tracker):
         base = {"init_timeout": self._init_timeout, "console": "off", "silent": True}
         recent = {
             "quiet": True,
+            "x_disable_meta": True,  # it holds the command line, where a host's flags may be logins
             "login_timeout": self._init_timeout,
             "finish_timeout": self._finish_timeout,
             "finish_timeout_raises": True,

@@ -7,7 +7,6 @@ gradients clipped at norm 1, a learning rate that is constant within a round and
 from __future__ import annotations
 
 import logging
-import math
 import random
 import tempfile
 from collections.abc import Callable, Sequence
@@ -105,7 +104,7 @@ class ClientUpdate:
 
     Attributes:
         state: theta_i, on the CPU.
-        train_loss: mean over the optimizer steps, FedProx's term included.
+        train_loss: mean over the optimizer steps, FedProx's term included; not finite when training has diverged.
         steps: optimizer steps done.
         new_local_control: SCAFFOLD's new c_i, to be kept for the client; None for other algorithms.
         control_delta: new c_i minus old c_i, for the server; None for other algorithms.
@@ -151,7 +150,7 @@ def train_client(
         after_step: called after every optimizer step; what it raises ends the training.
 
     Raises:
-        UserError: no row has a trainable token (before anything is trained), or the loss is not finite.
+        UserError: no row has a trainable token (before anything is trained).
     """
     if not any(trainable_tokens(feature) for feature in features):
         raise UserError(
@@ -177,11 +176,6 @@ def train_client(
                 *([ControlCorrection(live_parameters(model), correction)] if correction is not None else []),
                 *([AfterStep(after_step)] if after_step is not None else []),
             ],
-        )
-    if not math.isfinite(train_loss):
-        raise UserError(
-            f"Client {client}'s training loss in round {round_idx + 1} is {train_loss}: training has diverged. "
-            f"Lower --learning_rate (now {learning_rate:g})."
         )
     state = read_state(model)
     if correction is None:

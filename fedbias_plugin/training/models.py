@@ -89,7 +89,10 @@ def _refuse_kernel_code(path: str) -> None:
     Raises:
         UserError: it is, or the config cannot be loaded.
     """
-    wanted = getattr(_from_hub_or_folder("AutoConfig", path), "_attn_implementation", None)
+    config = _from_hub_or_folder(
+        "AutoConfig", path, trust_remote_code=False
+    )  # without a word, Transformers asks the user
+    wanted = getattr(config, "_attn_implementation", None)
     if "/" in str(wanted):
         raise UserError(
             f"--model_name_or_path {path}: its config.json asks for attention code of the hub, {quoted(wanted)}. Take "

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedbias_plugin.aggregation.substitution import substitute, update_norm, weighted_state
+from fedbias_plugin.aggregation.substitution import substitute, weighted_state
 
 THETA = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([[0.0]])}
 LOCALS = {
@@ -48,6 +48,7 @@ def test_a_broken_update_is_named_by_client_and_tensor(broken, message):
         weighted_state(THETA, {0: LOCALS[0], 2: broken}, {0: 0.5, 2: 0.5})
 
 
-def test_update_norm_by_hand():
-    # differences 2, 0, 4 -> sqrt(20)
-    assert update_norm(THETA, LOCALS[0]) == pytest.approx(20**0.5)
+def test_a_client_with_factor_zero_is_left_out_whatever_it_holds():
+    broken = {name: torch.full_like(tensor, float("nan")) for name, tensor in THETA.items()}
+    state = weighted_state(THETA, {0: LOCALS[0], 2: broken}, {0: 0.5, 2: 0.0})
+    assert state["a"].tolist() == [2.0, 2.0]

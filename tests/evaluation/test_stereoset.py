@@ -146,7 +146,10 @@ def damaged(change):
         (damaged(lambda d: d["intrasentence"][1].pop("id")), r"intrasentence cluster 1: id is missing"),
         (damaged(lambda d: d["intrasentence"][1].update(target=" ")), r"cluster 1 \(id b\): target is missing, empty"),
         (damaged(lambda d: d["intersentence"][0].pop("sentences")), r"intersentence cluster 0 \(id d\): sentences"),
-        (damaged(lambda d: d["intrasentence"][0]["sentences"].pop()), r"\(id a\): its gold labels are 'unrelated', 'st"),
+        (
+            damaged(lambda d: d["intrasentence"][0]["sentences"].pop()),
+            r"\(id a\): its gold labels are 'unrelated', 'st",
+        ),
         (damaged(lambda d: d["intrasentence"][0]["sentences"][0].pop("id")), r"\(id a\), a sentence's: id is missing"),
         (damaged(lambda d: d["intrasentence"][2].update(id="a")), r"cluster id a occurs twice"),
         (

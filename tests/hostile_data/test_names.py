@@ -78,6 +78,13 @@ def test_any_name_of_a_model_is_a_folder_a_name_of_the_hub_or_a_message(name):
         assert not found.startswith((".", "/", "~"))
 
 
+@pytest.mark.parametrize("name", ["x" * 300 + ".json", "no/such/folder.json", "rows.csv/below.json", ""])
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_measured(folder, name, capsys):
+    (folder / "rows.csv").write_text("a")
+    assert main(["evaluate", "--model_name_or_path", "no/such/model", "--output", f"{folder}/{name}"]) == 2
+    assert capsys.readouterr().err.startswith("fedbias: error: --output")
+
+
 @pytest.mark.parametrize("name", ["a\nfinished: b.csv", "bytes\udcff.csv", "bell\x07.csv"])
 def test_a_file_whose_name_no_file_or_log_can_hold_is_refused(folder, name):
     path = folder / name

@@ -62,7 +62,7 @@ def check_source(path: Path, kind: str, tokenizer: Any) -> RowSource | None:
     return source
 
 
-@cases(500)
+@cases(400)
 @given(kind=kinds, ascii_only=st.booleans(), data=st.data())
 def test_a_malformed_json_file_gives_rows_or_a_message(folder, tokenizer, kind, ascii_only, data):
     document = data.draw(rows(COLUMNS[kind]))
@@ -71,7 +71,7 @@ def test_a_malformed_json_file_gives_rows_or_a_message(folder, tokenizer, kind, 
     check_source(path, kind, tokenizer)
 
 
-@cases(500)
+@cases(400)
 @given(kind=kinds, ascii_only=st.booleans(), data=st.data())
 def test_a_malformed_jsonl_file_gives_rows_or_a_message(folder, tokenizer, kind, ascii_only, data):
     path = folder / "rows.jsonl"
@@ -79,7 +79,7 @@ def test_a_malformed_jsonl_file_gives_rows_or_a_message(folder, tokenizer, kind,
     check_source(path, kind, tokenizer)
 
 
-@cases(500)
+@cases(400)
 @given(kind=kinds, data=st.data())
 def test_a_malformed_csv_file_gives_rows_or_a_message(folder, tokenizer, kind, data):
     path = folder / "rows.csv"

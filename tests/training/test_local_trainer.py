@@ -287,11 +287,10 @@ def test_a_draw_without_any_trainable_token_is_reported(make, caplog):
     assert f"Client 2, round {drawn + 1}: every row drawn has its response cut off" in caplog.text
 
 
-def test_divergence_is_an_error_that_names_client_round_and_rate(make):
+def test_a_loss_that_is_no_number_is_handed_on_as_it_is(make):
     model, rows = lora(make), make.features(5, 6)
     state = {name: torch.full_like(tensor, float("nan")) for name, tensor in read_state(model).items()}
-    with pytest.raises(UserError, match=r"Client 1's training loss in round 3 is nan.*--learning_rate \(now 0.01\)"):
-        train(model, rows, client=1, round_idx=2, state=state)
+    assert np.isnan(train(model, rows, client=1, round_idx=2, state=state).train_loss)
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "phi3", "gemma2", "gpt2"])

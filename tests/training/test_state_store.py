@@ -99,11 +99,11 @@ def test_a_folder_that_cannot_be_made_is_named_with_the_flag(tmp_path):
 
 
 def test_a_full_disk_is_named_with_the_flag_and_leaves_no_half_of_a_file(tmp_path, monkeypatch):
-    def fill_up(tensors, path):
+    def fill_up(state, path, **options):
         path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(state_store, "save_file", fill_up)
+    monkeypatch.setattr(state_store, "write_state_file", fill_up)
     with pytest.raises(UserError, match=r"No space left on device.*--local_states memory"):
         StateStore(tmp_path / "states").keep("client-0", {"w": torch.ones(4)})
     assert list((tmp_path / "states").iterdir()) == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fedbias_plugin.errors import UserError
@@ -16,10 +15,6 @@ if TYPE_CHECKING:
     from fedbias_plugin.hosts.builtin.loop import Federation
 
 GLOBAL, SERVER, CONTROL = "global", "server-", "client-control-"
-FREE_TO_CHANGE = frozenset(
-    {"output_dir", "data_dir", "local_states", "checkpoint_every", "save_model_freq", "wandb_mode"}
-)
-"""Flags that a resumed run may change: they move no number. What ``data_dir`` holds is compared by hash."""
 
 
 def first_checkpoint(federation: Federation) -> Checkpoint:
@@ -60,15 +55,6 @@ def restore_checkpoint(federation: Federation, checkpoint: Checkpoint) -> None:
             client = int(name.removeprefix(CONTROL))
             federation.local_controls[client] = federation.store.keep(f"client-{client}-control", state)
     restore_random_states(details["random"])
-
-
-def changed_arguments(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    """``--name new (the run has old)`` for every flag ``given`` that differs from the ``stored`` one and must not."""
-    return [
-        f"--{name} {value} (the run has {stored.get(name)})"
-        for name, value in given.items()
-        if name not in FREE_TO_CHANGE and stored.get(name) != value
-    ]
 
 
 def _arguments(federation: Federation) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import os
 import shlex
 from collections.abc import Mapping
@@ -274,6 +275,7 @@ class Federation:
         )
         with self.stop.held(self._on_disk != round_idx):
             self._aggregate(round_idx, states, updates, sample_counts)
+            write_state(self.model, self.global_state)
             del updates, states  # as large as the model each, when all weights are trained
             for client in clients:
                 self.store.drop(f"client-{client}")
@@ -298,7 +300,6 @@ class Federation:
         for client, update in accepted.items():
             if update.new_local_control is not None:
                 self.local_controls[client] = update.new_local_control
-        write_state(self.model, self.global_state)
 
     def _train_client(self, client: int, round_idx: int) -> ClientUpdate:
         """What the client sends back, with its states where ``--local_states`` wants them."""
@@ -315,6 +316,12 @@ class Federation:
             global_control=self.server.control_variate,
             after_step=self.stop.check,
         )
+        if not math.isfinite(update.train_loss) and self.bias.on_bad_update == "stop":
+            raise UserError(
+                f"Client {client}'s training loss in round {round_idx + 1} is {update.train_loss}: training has "
+                f"diverged. Lower --learning_rate (now {self.settings.learning_rate_of(round_idx):g}), or go on "
+                "without such clients: --on_bad_update drop."
+            )
         keep = self.store.keep
         state = keep(f"client-{client}", update.state)
         if update.new_local_control is None or update.control_delta is None:

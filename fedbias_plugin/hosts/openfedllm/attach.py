@@ -38,10 +38,23 @@ class AttachedArguments(BiasArguments):
         "machine, else the bundled mini data; host takes what --dataset_name gives",
     )
 
+    checkpoint_every: int = option(
+        1, "write a checkpoint every so many rounds, from which --resume_from goes on; 0 writes none"
+    )
+    resume_from: str | None = option(
+        None,
+        "go on with the run in this folder (the one with metrics.jsonl) after its last finished round; give the flags "
+        "that it began with",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("checkpoint_every", self.checkpoint_every, 0)
+
     @property
     def is_idle(self) -> bool:
         """Whether the plugin has nothing to poison, measure, weigh or schedule: then it must not change the run."""
-        asked = (self.aggregation != "host", self.scenario != "none", self.benchmark_names)
+        asked = (self.aggregation != "host", self.scenario != "none", self.attack != "none", self.benchmark_names)
         return not any(asked) and self.local_epochs is None and self.schedule_seed is None
 
 

@@ -13,6 +13,7 @@ from fedbias_plugin.errors import UserError
 from fedbias_plugin.evaluation.processes import running_processes
 from fedbias_plugin.hosts.openfedllm.client_data import ClientData
 from fedbias_plugin.hosts.openfedllm.client_training import ClientTraining, preserved, watch_training
+from fedbias_plugin.hosts.openfedllm.resuming import SERVER_STATES, Resuming, unchanged
 from fedbias_plugin.hosts.saving import model_card, save_global_model
 from fedbias_plugin.session import BiasSession, HostRun
 from fedbias_plugin.tracking.jsonl import METRICS_FILE
@@ -34,6 +35,7 @@ class AttachedRun:
 
     def __init__(self, script_args: Any, fed_args: Any, *, is_dpo: bool, pinned: bool) -> None:
         self.script_args, self.fed_args = script_args, fed_args
+        self.resuming = Resuming(script_args, fed_args)
         self.data = ClientData(script_args, fed_args, is_dpo)
         self.training = ClientTraining(self.data, pinned)
         self.session: BiasSession | None = None
@@ -55,13 +57,15 @@ class AttachedRun:
             UserError: a data set is missing, damaged or too small, or the output folder holds another run.
         """
         if self.session is None:
-            if (Path(self.script_args.output_dir) / METRICS_FILE).exists():
+            resumes = self.resuming.resumed is not None
+            if not resumes and (Path(self.script_args.output_dir) / METRICS_FILE).exists():
                 raise UserError(
                     f"{self.script_args.output_dir} holds the metrics.jsonl of another run; give another --output_dir."
                 )
             flips = self.data.from_scenario and self.data.is_dpo
             partition = self.data.preference_partition(host_dataset) if flips else None
             self.session = BiasSession(self.fed_args, self._host_run(), partition=partition)
+            self.resuming.open(self.session)
             self._log_plan()
         return self.session
 
@@ -85,7 +89,7 @@ class AttachedRun:
         model, tokenizer, training_args = arguments["model"], arguments["tokenizer"], arguments["training_args"]
         self.training.set_pad_token(tokenizer)
         if self.model is None:
-            self._begin(model, tokenizer, training_args)
+            self._begin(arguments)
         self.training.leave_wandb_to_the_plugin(training_args)
         rows = arguments["local_dataset"]
         self.training.set_length_and_seed(training_args, len(rows), client, self._round_idx)
@@ -94,19 +98,23 @@ class AttachedRun:
         mu = getattr(self.fed_args, "prox_mu", None)
         mu = None if mu is None else self.open_session().proximal_mu(client, mu)
         arguments["fed_args"] = self.training.arguments_of_client(mu)
+        self.resuming.give_control(client, arguments)
         forwards = preserved(model)
         trainer = factory(*call.args, **call.kwargs)
+        self.resuming.watch_control(client, trainer)
         watch_training(trainer, model, forwards, lambda result: self._trained(client, result))
         return trainer
 
     def aggregate(self, host_aggregate: Callable[..., Any], call: BoundArguments) -> Any:
         """Score and weigh the clients' states, let the host average, measure the global model, write the round."""
         arguments, session = call.arguments, self.open_session()
-        clients, round_number = list(arguments["clients_this_round"]), arguments["round_idx"] + 1
+        clients, round_idx = list(arguments["clients_this_round"]), arguments["round_idx"]
+        if self.resuming.passes_over(round_idx):
+            return self.resuming.fill(call)
         host_states, counts = arguments["local_dict_list"], arguments["sample_num_list"]
         with preserved_random_states():
             states = session.before_aggregation(
-                round_number,
+                round_idx + 1,
                 model=self.model,
                 tokenizer=self.tokenizer,
                 global_state=arguments["global_dict"],
@@ -115,13 +123,19 @@ class AttachedRun:
                 train_losses=self._losses,
             )
         arguments["local_dict_list"] = _with_states(host_states, states)
-        result = host_aggregate(*call.args, **call.kwargs)
+        arguments["clients_this_round"] = [client for client in clients if client in states]
+        for client in set(clients).difference(states):
+            self.resuming.take_back_control(client)
+        result = host_aggregate(*call.args, **call.kwargs) if states else unchanged(call)
         with preserved_random_states():
             write_state(self.model, dict(result[0]))
-            session.after_aggregation(round_number, model=self.model, tokenizer=self.tokenizer)
+            session.after_aggregation(round_idx + 1, model=self.model, tokenizer=self.tokenizer)
         self._losses = {}
-        if round_number == self.fed_args.num_rounds:
+        if round_idx + 1 == self.fed_args.num_rounds:
             self._finish()
+        else:
+            server = {name: arguments.get(name) for name in SERVER_STATES}
+            self.resuming.keep(round_idx + 1, session, result[0], control=result[1], **server)
         return result
 
     def close(self, failure: str) -> None:
@@ -129,12 +143,19 @@ class AttachedRun:
         if self.session is not None:
             self.session.close(failure=failure)
 
-    def _begin(self, model: Any, tokenizer: Any, training_args: Any) -> None:
-        self.model, self.tokenizer = model, tokenizer
-        self.training.check_clients(tokenizer)
-        self.training.let_gradients_in(model, training_args)
+    def _begin(self, arguments: Mapping[str, Any]) -> None:
+        """Measure the untouched model, unless an earlier process did."""
+        self.model, self.tokenizer = arguments["model"], arguments["tokenizer"]
+        self.training.check_clients(self.tokenizer)
+        self.training.let_gradients_in(self.model, arguments["training_args"])
+        session, global_dict = self.open_session(), arguments.get("global_dict")
+        if self.resuming.resumed is not None:
+            self.resuming.fill_first(self.model, global_dict)
+            return
         with preserved_random_states():
-            self.open_session().after_aggregation(0, model=model, tokenizer=tokenizer)
+            session.after_aggregation(0, model=self.model, tokenizer=self.tokenizer)
+        if global_dict is not None:
+            self.resuming.keep(0, session, global_dict)
 
     def _trained(self, client: int, result: Any) -> None:
         self._losses[client] = float(result.training_loss)
@@ -155,6 +176,7 @@ class AttachedRun:
             with preserved_random_states():
                 save_global_model(self.model, self.tokenizer, folder, card)
         session.close()
+        self.resuming.folder.delete()
         logger.info("finished: %s holds metrics.jsonl, summary.json and %s/", self.script_args.output_dir, folder.name)
 
     def _host_run(self) -> HostRun:

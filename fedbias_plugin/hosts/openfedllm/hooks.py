@@ -11,9 +11,11 @@ import functools
 import importlib
 import inspect
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 from fedbias_plugin.errors import UserError
@@ -81,13 +83,15 @@ def get_formatting_prompts_func(host: Function, *args: Any, **kwargs: Any) -> An
 
 
 def get_clients_this_round(host: Function, *args: Any, **kwargs: Any) -> list[int]:
-    """The host's draw, or ``--schedule_seed``'s."""
+    """The host's draw, or ``--schedule_seed``'s; nobody in a round that an earlier process finished."""
     run = current_run()
     fed_args, seed = run.fed_args, run.fed_args.schedule_seed
-    if seed is None:
+    round_idx = inspect.signature(host).bind(*args, **kwargs).arguments["round"]
+    if run.resuming.passes_over(round_idx):
+        clients = []
+    elif seed is None:
         clients = host(*args, **kwargs)
     else:
-        round_idx = inspect.signature(host).bind(*args, **kwargs).arguments["round"]
         clients = clients_this_round(fed_args.fed_alg, fed_args.num_clients, fed_args.sample_clients, round_idx, seed)
     run.clients_chosen(clients)
     return clients
@@ -190,11 +194,19 @@ def _on_exception(kind: type[BaseException], error: BaseException, trace: Traceb
 def _on_exit() -> None:
     for run in _runs:
         run.close("the script ended before its last round")
+        run.resuming.tell()
+
+
+def _on_sigterm(number: int, frame: FrameType | None) -> None:
+    """Leave in the ordinary way, past :func:`_on_exit`; the last finished round is in its checkpoint."""
+    raise SystemExit(128 + number)
 
 
 _previous_hook = sys.excepthook
 sys.excepthook = _on_exception
 atexit.register(_on_exit)
+if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGTERM, _on_sigterm)
 
 _names = _exported()
 globals().update(_names)

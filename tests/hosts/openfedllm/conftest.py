@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fedbias_plugin.hosts.openfedllm.patcher import plan_patch, plan_unpatch
 from fedbias_plugin.training.templates import TEMPLATES
+from tests.hosts.openfedllm.run_results import digests
+from tests.hosts.openfedllm.runner import Run, dpo_flags, run_script, sft_flags
 
 DOUBLE = Path(__file__).parents[1] / "openfedllm_double"
 THINGS = ["a river", "two birds", "the old mill", "rain at night", "bread"]
@@ -150,3 +155,39 @@ def _write_random_llama(folder: Path) -> None:
             if weight.dim() == 2:
                 weight.copy_(torch.randn(weight.shape, generator=draws) * 0.1)
     model.save_pretrained(folder)
+
+
+@pytest.fixture(params=["double", "OPENFEDLLM_HOME"])
+def checkout(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A copy of the double, and of the real host where it is there; not patched."""
+    if request.param == "double":
+        return request.getfixturevalue("double")
+    if not os.environ.get("OPENFEDLLM_HOME"):
+        pytest.skip("OPENFEDLLM_HOME names no checkout of the real OpenFedLLM")
+    ignored = shutil.ignore_patterns(".git", "__pycache__", "evaluation", "doc")
+    return Path(shutil.copytree(os.environ["OPENFEDLLM_HOME"], tmp_path / "openfedllm", ignore=ignored))
+
+
+@pytest.fixture
+def patched(checkout: Path) -> Iterator[Path]:
+    """The same, patched; unpatched at the end, when every byte must be as before."""
+    before = digests(checkout)
+    plan_patch(str(checkout)).write()
+    yield checkout
+    plan_unpatch(str(checkout)).write()
+    assert digests(checkout) == before
+
+
+@pytest.fixture
+def start(tmp_path: Path, host_model: Path, host_data: Path) -> Callable[..., tuple[Path, Run]]:
+    """``start(folder, "main_sft.py", "--fed_alg", "scaffold")`` -> the run's folder and how it ended."""
+
+    def run(folder: Path, script: str, *flags: str, output: str = "out") -> tuple[Path, Run]:
+        basis = dpo_flags if script == "main_dpo.py" else sft_flags
+        (tmp_path / output).mkdir()
+        flags = (*basis(host_model, host_data, tmp_path / output), *flags)
+        ended = run_script(folder, script, *flags, log=tmp_path / f"{output}.log")
+        assert ended.code == 0, ended.text[-3000:]
+        return next((tmp_path / output).iterdir()), ended
+
+    return run

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fedbias_plugin.algorithms import ALGORITHMS
-from fedbias_plugin.hosts.openfedllm.patcher import plan_patch, plan_unpatch
+from fedbias_plugin.hosts.openfedllm.patcher import plan_patch
 from fedbias_plugin.hosts.openfedllm.stack import detect_stack
-from tests.hosts.openfedllm.runner import Run, dpo_flags, run_script, sft_flags
+from tests.hosts.openfedllm.run_results import adapter, records
+from tests.hosts.openfedllm.runner import run_script
 
 STACK = detect_stack()
 current_only = pytest.mark.skipif(STACK != "current", reason="the built-in host needs the current libraries")
@@ -28,62 +25,6 @@ LOOP = [
     "--gradient_checkpointing", "false", "--seed", "7", "--scenario", "1B2C", "--client_samples", "8",
     "--heldout_samples", "4", "--bama_crows_fraction", "0.5", "--bama_stereoset_fraction", "0.5",
 ]  # fmt: skip
-Start = Callable[..., tuple[Path, Run]]
-
-
-def digests(folder: Path) -> dict[str, str]:
-    """File -> SHA-256 of everything in a checkout, what Python and runs left behind aside."""
-    files = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-@pytest.fixture(params=["double", "OPENFEDLLM_HOME"])
-def checkout(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A copy of the double, and of the real host where it is there; not patched."""
-    if request.param == "double":
-        return request.getfixturevalue("double")
-    if not os.environ.get("OPENFEDLLM_HOME"):
-        pytest.skip("OPENFEDLLM_HOME names no checkout of the real OpenFedLLM")
-    ignored = shutil.ignore_patterns(".git", "__pycache__", "evaluation", "doc")
-    return Path(shutil.copytree(os.environ["OPENFEDLLM_HOME"], tmp_path / "openfedllm", ignore=ignored))
-
-
-@pytest.fixture
-def patched(checkout: Path) -> Iterator[Path]:
-    """The same, patched; unpatched at the end, when every byte must be as before."""
-    before = digests(checkout)
-    plan_patch(str(checkout)).write()
-    yield checkout
-    plan_unpatch(str(checkout)).write()
-    assert digests(checkout) == before
-
-
-@pytest.fixture
-def start(tmp_path: Path, host_model: Path, host_data: Path) -> Start:
-    """``start(folder, "main_sft.py", "--fed_alg", "scaffold")`` -> the run's folder and how it ended."""
-
-    def run(folder: Path, script: str, *flags: str, output: str = "out") -> tuple[Path, Run]:
-        basis = dpo_flags if script == "main_dpo.py" else sft_flags
-        (tmp_path / output).mkdir()
-        flags = (*basis(host_model, host_data, tmp_path / output), *flags)
-        ended = run_script(folder, script, *flags, log=tmp_path / f"{output}.log")
-        assert ended.code == 0, ended.text[-3000:]
-        return next((tmp_path / output).iterdir()), ended
-
-    return run
-
-
-def records(folder: Path) -> list[dict[str, Any]]:
-    """What ``metrics.jsonl`` says, seconds and memory aside."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: line[name] for name in line if name not in ("seconds", "peak_memory_bytes")} for line in lines]
-
-
-def adapter(folder: Path) -> dict[str, Any]:
-    """The final global adapter."""
-    from safetensors.torch import load_file
-
-    return load_file(folder / "adapter/adapter_model.safetensors")
 
 
 @current_only

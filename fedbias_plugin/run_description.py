@@ -1,0 +1,99 @@
+"""What a run is: what the session is told of it, and what its files and trackers say before training."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedbias_plugin.arguments import BiasArguments
+from fedbias_plugin.evaluation.results import package_versions
+from fedbias_plugin.poisoning.loaders import Partition, manifest
+from fedbias_plugin.tracking.records import RunInfo
+
+
+@dataclass(frozen=True)
+class HostRun:
+    """What the session must know of the host's run.
+
+    Attributes:
+        output_dir: the run's folder; it need not exist yet.
+        fed_alg: server algorithm (``fedavg``, ``scaffold``, ...).
+        num_clients: clients in the federation.
+        sample_clients: clients that take part in a round.
+        num_rounds: rounds to train.
+        seed: of roles, rows, probe items and bootstrap.
+        template: name of the prompt template.
+        seq_length: tokens of a training row.
+        config: every resolved argument, JSON-ready, to be stored with the run.
+    """
+
+    output_dir: Path
+    fed_alg: str
+    num_clients: int
+    sample_clients: int
+    num_rounds: int
+    seed: int
+    template: str = "alpaca"
+    seq_length: int = 512
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+def run_info(arguments: BiasArguments, run: HostRun, shares: Mapping[int, float]) -> RunInfo:
+    """What trackers are told of a run; ``shares``: client id -> share of biased rows."""
+    weighting = f"-{arguments.bama_weighting}" if arguments.aggregation == "bama" else ""
+    attack = "" if arguments.attack == "none" else f"-{arguments.attack}"
+    job = f"{run.fed_alg}-{arguments.aggregation}{weighting}{attack}"
+    return RunInfo(
+        run_name=f"{arguments.scenario}-{job}-seed{run.seed}",
+        output_dir=run.output_dir,
+        config=run.config,
+        group=arguments.scenario,
+        job_type=job,
+        wandb_project=arguments.wandb_project,
+        wandb_mode=arguments.wandb_mode or os.environ.get("WANDB_MODE") or "online",
+        num_clients=run.num_clients,
+        num_rounds=run.num_rounds,
+        poisoned_shares=shares,
+    )
+
+
+def first_files(
+    run: HostRun,
+    model: Mapping[str, Any],
+    prefix_token: str,
+    probe: Mapping[str, Any],
+    partition: Partition | None,
+    attackers: Collection[int],
+) -> dict[str, Any]:
+    """Name -> content of the files that say, before training, what the run is.
+
+    Args:
+        run: what the host does.
+        model: ``model_identity`` of the untouched model.
+        prefix_token: what every scored sentence is conditioned on.
+        probe: ``BiasAssessor.probe_record()``.
+        partition: every client's rows; None where the host brings its own.
+        attackers: client ids.
+    """
+    data = {name: {key: part[key] for key in part if key != "probe_ids"} for name, part in probe.items()}
+    files: dict[str, Any] = {}
+    if partition is not None:
+        files["manifest.json"] = manifest(partition)
+        data |= files["manifest.json"]["sources"]
+    if probe:
+        files["probe.json"] = probe
+    clients = partition.clients if partition else ()
+    files["run.json"] = {
+        "config": dict(run.config),
+        "versions": package_versions(),
+        "model": model,
+        "prefix_token": prefix_token,
+        "seed": run.seed,
+        "poisoned_shares": {str(client.client): client.biased_share for client in clients},
+        "attackers": sorted(attackers),
+        "data": data,
+    }
+    return files

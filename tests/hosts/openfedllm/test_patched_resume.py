@@ -1,0 +1,87 @@
+"""Runs of a patched host that are cut off, and go on with ``--resume_from``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.hosts.openfedllm.run_results import records
+from tests.hosts.openfedllm.runner import dpo_flags, run_script, sft_flags
+
+FLAGS = "--num_rounds 3 --scenario 1B2C --client_samples 8 --heldout_samples 4 --seed 7 --save_model_freq 2 "
+FLAGS += "--bama_crows_fraction 0.5 --bama_stereoset_fraction 0.5 --fedopt_eta 0.05"
+CUTS = {
+    # Where, and what has been finished by then.
+    "round 3 begins": ("print", "Round 3", 2),
+    "checkpoint 2 is half written": ("os.replace", "round_002", 1),
+    "round 1 begins": ("print", "Round 2", 1),
+}
+
+
+@pytest.fixture
+def run_host(tmp_path, host_model, host_data, small_data):
+    """``run_host(folder, "main_sft.py", "--fed_alg", "scaffold", cut=...)`` -> how it ended, and its folder."""
+
+    def run(
+        folder: Path, script: str, *flags: str, output: str, cut: tuple[str, str] | None = None, how: str = "SIGKILL"
+    ):
+        basis = dpo_flags if "dpo" in script else sft_flags
+        (tmp_path / output).mkdir(exist_ok=True)
+        before = set((tmp_path / output).iterdir())
+        started = script
+        if cut is not None:
+            started = tmp_path / "cut_off.py"
+            started.write_text(WRAPPER.format(script=script, function=cut[0], text=cut[1], how=how))
+        flags = (
+            *basis(host_model, host_data, tmp_path / output),
+            *FLAGS.split(),
+            "--data_dir",
+            str(small_data),
+            *flags,
+        )
+        ended = run_script(folder, str(started), *flags, log=tmp_path / f"{output}.log")
+        made = set((tmp_path / output).iterdir()) - before
+        return ended, (made.pop() if made else None)
+
+    return run
+
+
+WRAPPER = """
+import builtins, os, runpy, signal, sys
+module = {{"print": builtins, "os.replace": os}}["{function}"]
+function = getattr(module, "{function}".split(".")[-1])
+def cut(*args, **kwargs):
+    if "{text}" in str(args[-1]):
+        os.kill(os.getpid(), signal.{how})
+    return function(*args, **kwargs)
+setattr(module, function.__name__, cut)
+sys.argv[0] = "{script}"
+runpy.run_path("{script}", run_name="__main__")
+"""
+
+
+def same_results(one: Path, other: Path) -> None:
+    assert records(one) == records(other)
+    names = {path.relative_to(one) for path in one.rglob("*") if path.is_file()}
+    assert names == {path.relative_to(other) for path in other.rglob("*") if path.is_file()}
+    exact = {name for name in names if name.name == "adapter_model.safetensors" or name.suffix == ".npz"}
+    assert len(exact) >= 10
+    for name in exact:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize(("fed_alg", "aggregation"), [("scaffold", "bama"), ("fedadam", "host")])
+def test_a_patched_run_that_was_killed_ends_as_if_nothing_had_happened(patched, run_host, fed_alg, aggregation, cut):
+    function, text, finished = CUTS[cut]
+    flags = ("--fed_alg", fed_alg, "--aggregation", aggregation)
+    ended, whole = run_host(patched, "main_sft.py", *flags, output="whole")
+    assert ended.code == 0, ended.text[-3000:]
+    ended, folder = run_host(patched, "main_sft.py", *flags, output="cut", cut=(function, text))
+    assert ended.code == -9, ended.text[-3000:]
+    ended, other = run_host(patched, "main_sft.py", *flags, "--resume_from", str(folder), output="cut")
+    assert ended.code == 0, ended.text[-3000:]
+    assert f"resumed after round {finished} of 3" in ended.text
+    assert other is None  # the run goes on in its own folder
+    same_results(whole, folder)
