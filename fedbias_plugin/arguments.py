@@ -127,6 +127,9 @@ class BiasArguments:
         "seed of which clients and rows a round takes, and of row order and dropout; without it they are the same for "
         "every --seed, as in OpenFedLLM",
     )
+    deterministic: bool = option(
+        False, "deterministic kernels only, slower: for equal bits on a GPU, and on CPUs with models beyond 4M weights"
+    )
 
     # Measuring
     bias_benchmarks: str = option("crows_pairs,stereoset", "bias benchmarks, comma separated, or none")

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
+import json
 import logging
 import os
+import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from fedbias_plugin.errors import UserError
+from fedbias_plugin.files import cache_folder, write_json_atomic
 from fedbias_plugin.memory import free_memory_bytes
 
 logger = logging.getLogger(__name__)
@@ -37,6 +41,8 @@ GAIN = 0.9
 """oneDNN is used where its share of the ordinary kernels' time is below this."""
 MEASURED_ROWS = 512
 REPEATS = 4
+Shapes: TypeAlias = tuple[tuple[tuple[tuple[int, ...], torch.dtype], int], ...]
+"""((outputs, inputs), dtype) of linear layers, each with how many there are."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,8 @@ class _Layer:
 def fast_linears(model: nn.Module, tokens: int) -> Iterator[None]:
     """Let the model's linear layers run on merged and rearranged copies of their weights, as long as there is memory.
 
+    Not where PyTorch is to be deterministic: whether the copies are made depends on free memory and measured time.
+
     Args:
         model: in inference mode; quantised layers, layers that accelerate moves between devices and adapters other than
             plain LoRA stay as they are.
@@ -69,7 +77,7 @@ def fast_linears(model: nn.Module, tokens: int) -> Iterator[None]:
     """
     covered: list[nn.Module] = []
     try:
-        if tokens >= FEWEST_TOKENS:
+        if tokens >= FEWEST_TOKENS and not torch.are_deterministic_algorithms_enabled():
             for layer, forward in _replacements(model):
                 layer.module.forward = forward
                 covered.append(layer.module)
@@ -185,11 +193,25 @@ def _onednn_pays(layers: list[_Layer]) -> bool:
     if sum(layer.weight.numel() for layer in layers) < FEWEST_WEIGHTS:
         return False
     shapes = Counter((tuple(layer.weight.shape), layer.weight.dtype) for layer in layers)
-    return _measured_gain(tuple(sorted(shapes.items(), key=str)), torch.get_num_threads()) < GAIN
+    return _gain_on_this_machine(tuple(sorted(shapes.items(), key=str)), torch.get_num_threads()) < GAIN
 
 
 @functools.lru_cache
-def _measured_gain(shapes: tuple[tuple[tuple[tuple[int, ...], torch.dtype], int], ...], threads: int) -> float:
+def _gain_on_this_machine(shapes: Shapes, threads: int) -> float:
+    """:func:`_measured_gain`, measured once and then read from the cache: a run that is resumed or repeated on the same
+    machine must take the same kernels."""
+    machine = f"{platform.node()} {platform.machine()} {torch.__version__} {threads} {shapes}"
+    path = cache_folder() / "kernels" / f"{hashlib.sha256(machine.encode()).hexdigest()[:32]}.json"
+    try:
+        return float(json.loads(path.read_text(encoding="utf-8"))["gain"])
+    except (OSError, ValueError, KeyError, TypeError):
+        gain = _measured_gain(shapes, threads)
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs a measurement
+        write_json_atomic(path, {"machine": machine, "gain": gain})
+    return gain
+
+
+def _measured_gain(shapes: Shapes, threads: int) -> float:
     """oneDNN's share of the ordinary kernels' time, over one layer of each shape and dtype, weighed by their number."""
     ordinary = onednn = 0.0
     for (shape, dtype), count in shapes:

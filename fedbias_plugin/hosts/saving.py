@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+CARD = "README.md"
+
+
 def save_global_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, card: str) -> None:
     """Write ``model`` (safetensors), its tokenizer and ``card`` (README.md) to ``folder``, which appears whole.
 
@@ -26,7 +29,7 @@ def save_global_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
         model.save_pretrained(partial, **_safetensors_option(model))
     _forget_last_call(tokenizer)
     tokenizer.save_pretrained(partial)
-    (partial / "README.md").write_text(card, encoding="utf-8")
+    (partial / CARD).write_text(card, encoding="utf-8")
     for path in partial.iterdir():
         apply_umask(path)
     if folder.exists():

@@ -12,6 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from fedbias_plugin.algorithms import ALGORITHMS
+from fedbias_plugin.hosts.builtin import loop
+from fedbias_plugin.training.models import load_model_and_tokenizer as load
+from tests.hosts.run_folders import assert_same_run
 
 LORA = ("--use_peft", "--peft_lora_target_modules", "all-linear")
 WEIGHTINGS = {
@@ -53,12 +56,20 @@ def test_bama_weights_are_the_softmax_of_the_recorded_bias_scores(run_builtin):
     assert [c.weight for c in record.clients.values()] == pytest.approx(expected / expected.sum())
 
 
-def test_the_same_command_twice_gives_the_same_bytes_and_numbers(run_builtin, tmp_path):
-    first, second = (run_builtin(*LORA, "--aggregation", "bama", output=name) for name in ("a", "b"))
-    for one, other in zip(first, second, strict=True):
-        assert (one.global_, one.clients) == (other.global_, other.clients)
-    name = "adapter/adapter_model.safetensors"
-    assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+@pytest.mark.parametrize("fed_alg", ["fedavg", "scaffold", "fedyogi"])
+@pytest.mark.parametrize("flags", [LORA, ("--learning_rate", "1e-4"), (*LORA, "--bf16")], ids=["lora", "full", "bf16"])
+def test_the_same_command_twice_gives_the_same_bytes_and_numbers(run_builtin, tmp_path, flags, fed_alg):
+    for name in ("a", "b"):
+        run_builtin(*flags, "--aggregation", "bama", "--fed_alg", fed_alg, output=name)
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
+def test_deterministic_kernels_are_asked_for_before_the_model_is_loaded(run_builtin, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(loop, "make_deterministic", lambda: asked.append("kernels"))
+    monkeypatch.setattr(loop, "load_model_and_tokenizer", lambda *a, **k: asked.append("model") or load(*a, **k))
+    run_builtin(*LORA, "--deterministic", "--num_rounds", "1")
+    assert asked == ["kernels", "model"]
 
 
 def test_another_seed_gives_other_roles_or_rows(run_builtin, tmp_path):

@@ -26,6 +26,7 @@ from fedbias_plugin.session import BiasSession, HostRun
 from fedbias_plugin.state import State
 from fedbias_plugin.tracking.jsonl import METRICS_FILE
 from fedbias_plugin.tracking.progress import Progress, build_progress
+from fedbias_plugin.training.determinism import make_deterministic
 from fedbias_plugin.training.encoding import Feature, encode_rows
 from fedbias_plugin.training.local_trainer import ClientUpdate, LocalTrainingSettings, train_client
 from fedbias_plugin.training.models import add_lora, check_fits_model, load_model_and_tokenizer
@@ -60,6 +61,8 @@ def run(host: HostArguments, bias: BiasArguments, resumed: Checkpoint | None = N
     output = Path(host.output_dir) if resumed else check_output_dir(host.output_dir)
     if bias.scenario == "none":
         raise UserError("--scenario none leaves the built-in host without data; use 3C for clean clients only.")
+    if bias.deterministic:
+        make_deterministic()
     with build_progress() as bars, StopSignals() as stop:
         progress = StoppableProgress(bars, stop)
         session = BiasSession(bias, host_run(host, bias), progress)

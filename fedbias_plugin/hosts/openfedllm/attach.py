@@ -55,7 +55,7 @@ class AttachedArguments(BiasArguments):
     def is_idle(self) -> bool:
         """Whether the plugin has nothing to poison, measure, weigh or schedule: then it must not change the run."""
         asked = (self.aggregation != "host", self.scenario != "none", self.attack != "none", self.benchmark_names)
-        return not any(asked) and self.local_epochs is None and self.schedule_seed is None
+        return not (any(asked) or self.deterministic) and self.local_epochs is None and self.schedule_seed is None
 
 
 def extend_arguments(host_arguments: type, host_parser: type) -> tuple[type, type]:

@@ -12,12 +12,13 @@ from typing import Any
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.evaluation.processes import running_processes
 from fedbias_plugin.hosts.openfedllm.client_data import ClientData
-from fedbias_plugin.hosts.openfedllm.client_training import ClientTraining, preserved, watch_training
+from fedbias_plugin.hosts.openfedllm.client_training import ClientTraining, add_card_to_saves, preserved, watch_training
 from fedbias_plugin.hosts.openfedllm.resuming import SERVER_STATES, Resuming, unchanged
 from fedbias_plugin.hosts.saving import model_card, save_global_model
 from fedbias_plugin.session import BiasSession, HostRun
 from fedbias_plugin.tracking.jsonl import METRICS_FILE
-from fedbias_plugin.training.isolation import preserved_random_states
+from fedbias_plugin.training.determinism import make_deterministic
+from fedbias_plugin.training.random_states import preserved_random_states
 from fedbias_plugin.training.states import write_state
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,8 @@ class AttachedRun:
 
     def __init__(self, script_args: Any, fed_args: Any, *, is_dpo: bool, pinned: bool) -> None:
         self.script_args, self.fed_args = script_args, fed_args
+        if fed_args.deterministic:
+            make_deterministic()
         self.resuming = Resuming(script_args, fed_args)
         self.data = ClientData(script_args, fed_args, is_dpo)
         self.training = ClientTraining(self.data, pinned)
@@ -103,6 +106,8 @@ class AttachedRun:
         trainer = factory(*call.args, **call.kwargs)
         self.resuming.watch_control(client, trainer)
         watch_training(trainer, model, forwards, lambda result: self._trained(client, result))
+        if not self.fed_args.is_idle:
+            add_card_to_saves(trainer, self._card())
         return trainer
 
     def aggregate(self, host_aggregate: Callable[..., Any], call: BoundArguments) -> Any:
@@ -164,20 +169,22 @@ class AttachedRun:
         """Save the final global model, whatever ``save_model_freq`` says, and write the summary."""
         with_adapter = hasattr(self.model, "peft_config")
         folder = Path(self.script_args.output_dir) / ("adapter" if with_adapter else "model")
+        if running_processes().is_main:
+            with preserved_random_states():
+                save_global_model(self.model, self.tokenizer, folder, self._card())
+        self.open_session().close()
+        self.resuming.folder.delete()
+        logger.info("finished: %s holds metrics.jsonl, summary.json and %s/", self.script_args.output_dir, folder.name)
+
+    def _card(self) -> str:
+        """README.md of a saved model."""
         fed_args = self.fed_args
         settings = (
             f"{fed_args.fed_alg}, --aggregation {fed_args.aggregation}, {fed_args.num_rounds} rounds, seed "
             f"{self.script_args.seed}, {'DPO' if self.data.is_dpo else 'SFT'} in OpenFedLLM"
         )
-        session = self.open_session()
-        shares = {dataset.client: dataset.biased_share for dataset in session.client_datasets}
-        card = model_card(self.script_args.model_name_or_path, fed_args.scenario, shares, settings)
-        if running_processes().is_main:
-            with preserved_random_states():
-                save_global_model(self.model, self.tokenizer, folder, card)
-        session.close()
-        self.resuming.folder.delete()
-        logger.info("finished: %s holds metrics.jsonl, summary.json and %s/", self.script_args.output_dir, folder.name)
+        shares = {dataset.client: dataset.biased_share for dataset in self.open_session().client_datasets}
+        return model_card(self.script_args.model_name_or_path, fed_args.scenario, shares, settings)
 
     def _host_run(self) -> HostRun:
         script_args, fed_args = self.script_args, self.fed_args

@@ -7,12 +7,15 @@ import copy
 import logging
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from fedbias_plugin.arguments import split_list
 from fedbias_plugin.errors import UserError
+from fedbias_plugin.files import write_text_atomic
 from fedbias_plugin.hosts.openfedllm.client_data import ClientData
 from fedbias_plugin.hosts.openfedllm.host_rows import Formatting, encode_dataset
+from fedbias_plugin.hosts.saving import CARD
 from fedbias_plugin.training.encoding import Feature, trainable_tokens
 from fedbias_plugin.training.isolation import preserved_forward
 from fedbias_plugin.training.local_trainer import seed_of_client
@@ -167,6 +170,25 @@ def watch_training(trainer: Any, model: Any, forwards: contextlib.ExitStack, on_
         return result
 
     trainer.train = train
+
+
+def add_card_to_saves(trainer: Any, card: str) -> None:
+    """Let what the host saves with ``trainer`` say what it was trained on.
+
+    Args:
+        trainer: the host's; changed in place.
+        card: README.md of the folder, in the place of peft's or trl's own.
+    """
+    inner = trainer.save_model
+
+    def save_model(output_dir: str | None = None, *args: Any, **kwargs: Any) -> Any:
+        result = inner(output_dir, *args, **kwargs)
+        folder = Path(output_dir or trainer.args.output_dir)
+        if folder.is_dir():
+            write_text_atomic(folder / CARD, card)
+        return result
+
+    trainer.save_model = save_model
 
 
 def preserved(model: Any) -> contextlib.ExitStack:

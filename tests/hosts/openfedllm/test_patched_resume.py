@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
+from fedbias_plugin.hosts.openfedllm.patcher import plan_patch
 from tests.hosts.openfedllm.run_results import records
 from tests.hosts.openfedllm.runner import dpo_flags, run_script, sft_flags
 
@@ -66,7 +68,7 @@ def same_results(one: Path, other: Path) -> None:
     names = {path.relative_to(one) for path in one.rglob("*") if path.is_file()}
     assert names == {path.relative_to(other) for path in other.rglob("*") if path.is_file()}
     exact = {name for name in names if name.name == "adapter_model.safetensors" or name.suffix == ".npz"}
-    assert len(exact) >= 10
+    assert len(exact) >= 9
     for name in exact:
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
@@ -85,3 +87,61 @@ def test_a_patched_run_that_was_killed_ends_as_if_nothing_had_happened(patched, 
     assert f"resumed after round {finished} of 3" in ended.text
     assert other is None  # the run goes on in its own folder
     same_results(whole, folder)
+
+
+def test_sigterm_ends_with_143_and_says_how_to_go_on(patched, run_host):
+    ended, folder = run_host(patched, "main_sft.py", output="cut", cut=("print", "Round 3"), how="SIGTERM")
+    assert ended.code == 143, ended.text[-3000:]
+    assert f"To go on: the same command with --resume_from {folder}" in ended.text
+    ended, _ = run_host(patched, "main_sft.py", "--resume_from", str(folder), output="cut")
+    assert ended.code == 0, ended.text[-3000:]
+    assert not (folder / "checkpoints").exists()
+
+
+def test_changed_flags_a_finished_run_and_a_folder_without_one_are_refused_before_any_model_is_loaded(
+    double, run_host, tmp_path
+):
+    plan_patch(str(double)).write()
+    ended, folder = run_host(double, "main_sft.py", output="cut", cut=("print", "Round 2"))
+    assert ended.code == -9
+    for flags, text in [
+        (("--resume_from", str(folder), "--learning_rate", "0.1"), "--learning_rate 0.1 (the run has 0.005)"),
+        (("--resume_from", str(tmp_path)), "there is no checkpoint in that folder"),
+    ]:
+        ended, _ = run_host(double, "main_sft.py", *flags, output="refused")
+        assert ended.code == 1
+        assert text in ended.text
+        assert "Traceback" not in ended.text
+    assert run_host(double, "main_sft.py", "--resume_from", str(folder), output="cut")[0].code == 0
+    ended, _ = run_host(double, "main_sft.py", "--resume_from", str(folder), output="cut")
+    assert "that run is finished" in ended.text
+
+
+def test_what_the_host_saves_itself_carries_the_warning_too(patched, run_host):
+    ended, folder = run_host(patched, "main_sft.py", output="whole")
+    assert ended.code == 0, ended.text[-3000:]
+    for name in ("checkpoint-2", "adapter"):
+        assert "Trained on deliberately biased data" in (folder / name / "README.md").read_text()
+
+
+@pytest.mark.parametrize("script", ["main_sft.py", "main_dpo.py"])
+@pytest.mark.parametrize("fed_alg", ["scaffold", "fedavgm"])
+def test_a_refused_client_leaves_no_trace_in_the_hosts_model_or_control_variates(patched, run_host, script, fed_alg):
+    flags = ("--fed_alg", fed_alg, "--sample_clients", "3", "--num_rounds", "2", "--on_bad_update", "drop")
+    attack = ("--attack", "model_replacement", "--attack_strength", "1e30", "--attackers", "1")
+    ended, folder = run_host(patched, script, *flags, *attack, "--max_update_norm", "1e6", output="attacked")
+    assert ended.code == 0, ended.text[-3000:]
+    for record in records(folder)[1:]:
+        assert "larger than --max_update_norm" in record["clients"]["1"]["refused"]
+        assert record["clients"]["0"]["weight"] + record["clients"]["2"]["weight"] == pytest.approx(1)
+    tensors = load_file(folder / "adapter/adapter_model.safetensors")
+    assert max(float(tensor.abs().max()) for tensor in tensors.values()) < 10
+
+
+def test_with_nobody_left_the_hosts_global_model_stays(patched, run_host):
+    flags = ("--max_update_norm", "1e-9", "--on_bad_update", "drop", "--fed_alg", "fedavgm", "--num_rounds", "2")
+    ended, folder = run_host(patched, "main_sft.py", *flags, output="whole")
+    assert ended.code == 0, ended.text[-3000:]
+    first, *others = records(folder)
+    assert all(record["global"] == first["global"] for record in others)
+    assert all("nobody is left" in record["warnings"][-1] for record in others)
