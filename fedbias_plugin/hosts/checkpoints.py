@@ -114,7 +114,7 @@ class CheckpointFolder:
         for folder in folders:
             try:
                 return _read(folder)
-            except ValueError as error:
+            except _Damaged as error:
                 logger.warning("The checkpoint %s is damaged (%s); the one before it is used.", folder, error)
         if folders:
             raise UserError(f"No checkpoint in {self.folder} is whole: start the run again in a new folder.")
@@ -194,20 +194,24 @@ def _write_files(checkpoint: Checkpoint, folder: Path) -> None:
     write_text_atomic(folder / SUMS, "".join(f"{_sha256(folder / name)}  {name}\n" for name in [RECORD, *names]))
 
 
+class _Damaged(Exception):
+    """A file of a checkpoint is missing or changed."""
+
+
 def _read(folder: Path) -> Checkpoint:
-    """Raises ValueError where anything is missing or changed, UserError for another version."""
+    """Raises _Damaged, or UserError for another version."""
     try:
         lines = (folder / SUMS).read_text(encoding="ascii").splitlines()
         sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
         if RECORD not in sums:
-            raise ValueError(f"{SUMS} does not name {RECORD}")
+            raise _Damaged(f"{SUMS} does not name {RECORD}")
         for name, digest in sums.items():
             if Path(name).name != name or _sha256(folder / name) != digest:
-                raise ValueError(f"{name} does not have the sum in {SUMS}")
+                raise _Damaged(f"{name} does not have the sum in {SUMS}")
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         states = {name.removesuffix(".safetensors"): load_file(folder / name) for name in sums if name != RECORD}
-    except (OSError, SafetensorError) as error:
-        raise ValueError(str(error)) from error
+    except (OSError, ValueError, SafetensorError) as error:
+        raise _Damaged(str(error)) from error
     if record["format"] != FORMAT:
         raise UserError(
             f"{folder} was written by fedbias_plugin {record['plugin']} (format {record['format']}); this is "
