@@ -89,8 +89,9 @@ class Stopped(BaseException):
 
     Args:
         signal_number: the signal's.
+        at_once: not at the end of a step, so that what the run holds may be half done.
     """
 
-    def __init__(self, signal_number: int) -> None:
-        self.signal_number = signal_number
+    def __init__(self, signal_number: int, *, at_once: bool = False) -> None:
+        self.signal_number, self.at_once = signal_number, at_once
         super().__init__(signal.Signals(signal_number).name)

@@ -129,7 +129,7 @@ def disk_errors_named(folder: Path) -> Iterator[None]:
         code = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
         if code not in DISK_ERRORS:
             raise
-        raise UserError(f"{folder} cannot be written: {error}") from error
+        raise UserError(f"{folder}, or a temporary file, cannot be written: {error}") from error
 
 
 def cache_folder() -> Path:
@@ -142,6 +142,12 @@ def cache_folder() -> Path:
         return Path(cache).expanduser() if cache else Path.home() / ".cache" / "fedbias_plugin"
     except RuntimeError:
         return Path(tempfile.gettempdir()) / "fedbias_plugin"
+
+
+def sync_file(path: str | os.PathLike[str]) -> None:
+    """Force what was written to ``path`` to the disk."""
+    with open(path, "rb") as stream:
+        os.fsync(stream.fileno())
 
 
 def sync_folder(folder: Path) -> None:

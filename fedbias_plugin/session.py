@@ -23,6 +23,7 @@ from fedbias_plugin.evaluation.live_model import LiveModel
 from fedbias_plugin.evaluation.overlap import overlap_warnings
 from fedbias_plugin.evaluation.processes import running_processes
 from fedbias_plugin.evaluation.results import model_identity, package_versions
+from fedbias_plugin.evaluation.scorer import NonFiniteScore
 from fedbias_plugin.inputs import announce_mini_data, load_assessor
 from fedbias_plugin.memory import peak_memory_bytes
 from fedbias_plugin.poisoning.attacks import build_attack
@@ -67,6 +68,7 @@ class BiasSession:
         run: what the host does.
         progress: the host's progress bars; none are drawn without it.
         partition: every client's rows, where they are not the clean and biased rows that ``arguments`` ask for.
+        refuses_updates: False for a host's run that must not be changed: a faulty update is recorded and used.
 
     Raises:
         UserError: a data set is missing, damaged or too small, or an argument does not fit the host's run.
@@ -78,8 +80,11 @@ class BiasSession:
         run: HostRun,
         progress: Progress | None = None,
         partition: Partition | None = None,
+        *,
+        refuses_updates: bool = True,
     ) -> None:
         self._arguments = arguments
+        self._refuses_updates = refuses_updates
         self._run = replace(run, config=redacted(run.config))
         self._rule = build_rule(arguments)
         self._rule.check(1 if local_client(run.fed_alg) is not None else run.sample_clients)
@@ -95,7 +100,6 @@ class BiasSession:
         self._data_warnings += overlap_warnings(partition, benchmarks)
         self._partition = partition
         self._last_weights: dict[int, float] = {}
-        self._history: list[RoundRecord] = []
         self._pending = _PendingRound()
         self._mark = time.perf_counter()
         self._recorder = RunRecorder(run.output_dir, build_trackers(arguments.track, extra=[ConsoleTracker()]))
@@ -157,7 +161,7 @@ class BiasSession:
         if self._attack:
             local_states = self._attack.on_updates(round_number, global_state, local_states)
         losses = train_losses or {}
-        on_bad_update = self._arguments.on_bad_update
+        on_bad_update = self._arguments.on_bad_update if self._refuses_updates else "use"
         checked = check_updates(global_state, local_states, losses, self._arguments.max_update_norm)
         accepted = accepted_updates(round_number, local_states, checked, on_bad_update)
         measurements: dict[int, Measurement] = {}
@@ -219,7 +223,6 @@ class BiasSession:
             warnings=[*self._data_warnings, *_refusals(pending.clients)],
         )
         record.warnings += round_warnings(record, alpha=self._arguments.bama_alpha, lambda_=self._arguments.bama_lambda)
-        self._history.append(record)
         self._recorder.log_round(record, item_scores)
         self._mark = time.perf_counter()
         return record
@@ -249,7 +252,7 @@ class BiasSession:
             )
         self._last_weights = {int(client): weight for client, weight in state["last_weights"].items()}
         writes = running_processes().is_main
-        self._history = self._recorder.resume(state["records"], self._run_info(), package_versions(), writes=writes)
+        self._recorder.resume(state["records"], self._run_info(), package_versions(), writes=writes)
         self._mark = time.perf_counter()
 
     def close(self, failure: str | None = None) -> None:
@@ -258,7 +261,7 @@ class BiasSession:
         Args:
             failure: one line that says why the run did not finish; trackers mark it failed and no summary is written.
         """
-        self._recorder.close(self._history, None if failure is None else redacted_text(failure))
+        self._recorder.close(None if failure is None else redacted_text(failure))
 
     @property
     def _attackers(self) -> frozenset[int]:
@@ -333,7 +336,10 @@ class BiasSession:
         if not self._is_measured(round_number):
             return GlobalRecord(), {}
         title = f"round {round_number}: score the global model"
-        measured, loss = self._live.evaluate(title, model, tokenizer)
+        try:
+            measured, loss = self._live.evaluate(title, model, tokenizer)
+        except NonFiniteScore as error:
+            raise UserError(f"The global model after round {round_number} is broken. {error}") from None
         record = GlobalRecord(
             crows_pairs=measured.results.get("crows_pairs"),
             stereoset=measured.results.get("stereoset"),

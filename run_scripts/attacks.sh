@@ -13,7 +13,7 @@ for seed in "${@:-2023}"; do
   for attack in none sign_flip model_replacement gaussian_noise probe_gaming; do
     for rule in host bama median trimmed_mean krum multi_krum norm_clip; do
       run="$out/$seed-$attack-$rule"
-      if [ -d "$run/checkpoints" ] || [ -f "$run/summary.json" ]; then
+      if [ -f "$run/checkpoints/start/SHA256SUMS" ] || [ -f "$run/summary.json" ]; then
         fedbias run --resume "$run"
       else
         fedbias run --config configs/quickstart.yaml --seed "$seed" --attack "$attack" --aggregation "$rule" \

@@ -22,12 +22,12 @@ def model(random_model):
 def make_session(small_data, tmp_path, monkeypatch):
     monkeypatch.delenv("FEDBIAS_DATA", raising=False)
 
-    def make(fed_alg="fedavg", seed=3, **arguments):
+    def make(fed_alg="fedavg", seed=3, refuses_updates=True, **arguments):
         bias = BiasArguments(
             data_dir=str(small_data), client_samples=8, heldout_samples=4, bama_crows_fraction=0.5, **arguments
         )
         run = HostRun(tmp_path / "run", fed_alg, num_clients=3, sample_clients=3, num_rounds=2, seed=seed)
-        return BiasSession(bias, run)
+        return BiasSession(bias, run, refuses_updates=refuses_updates)
 
     return make
 
@@ -126,6 +126,19 @@ def test_records_that_are_not_what_they_were_are_not_continued(make_session, mod
         with pytest.raises(UserError, match="is not what it was when the checkpoint was written"):
             make_session().load_state_dict(state)
         assert metrics.read_text() == damaged
+
+
+def test_a_session_that_only_watches_hands_back_an_update_that_is_no_number(make_session, model):
+    from fedbias_plugin.training.states import read_state
+
+    session = make_session(scenario="none", bias_benchmarks="none", refuses_updates=False)
+    theta = read_state(model[0])
+    broken = {name: torch.full_like(tensor, float("nan")) for name, tensor in theta.items()}
+    given = {"model": model[0], "tokenizer": model[1], "global_state": theta, "sample_counts": {0: 8}}
+    given["local_states"] = {0: broken}
+    assert session.before_aggregation(1, **given)[0] is broken
+    with pytest.raises(UserError, match=r"client 0: .*NaN"):
+        make_session(scenario="none", bias_benchmarks="none").before_aggregation(1, **given)
 
 
 def test_scenario_none_leaves_the_data_to_the_host(make_session):

@@ -138,8 +138,8 @@ class ServerOptimizer:
         return new_state
 
     def state_dict(self) -> ServerStateDict:
-        """Copies of what this server remembers; empty slots before the first round."""
-        slots = {slot: {name: t.clone() for name, t in state.items()} for slot, state in self._algorithm.slots.items()}
+        """What this server remembers, not copied: the next round writes into it. Empty slots before the first round."""
+        slots = {slot: dict(state) for slot, state in self._algorithm.slots.items()}
         return {"fed_alg": self.fed_alg, "variant": self._algorithm.settings.variant, "slots": slots}
 
     def load_state_dict(self, state: ServerStateDict) -> None:

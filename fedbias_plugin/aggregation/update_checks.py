@@ -69,13 +69,13 @@ def check_updates(
 def accepted_updates(
     round_number: int, local_states: Mapping[int, State], checked: Mapping[int, CheckedUpdate], on_bad_update: str
 ) -> Mapping[int, State]:
-    """The states without those that have a fault; the mapping itself where none has.
+    """The states without those that have a fault; the mapping itself where none has, or ``on_bad_update`` is ``use``.
 
     Raises:
         UserError: one has, and ``on_bad_update`` is ``stop``; round, clients and faults are named.
     """
     faults = {client: checked[client].fault for client in local_states if checked[client].fault is not None}
-    if not faults:
+    if not faults or on_bad_update == "use":
         return local_states
     if on_bad_update == "stop":
         named = "; ".join(f"client {client}: {fault}" for client, fault in faults.items())

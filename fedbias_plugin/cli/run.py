@@ -13,6 +13,7 @@ from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.assets import TINY, TINY_MODEL
 from fedbias_plugin.cli.flags import FALSE, add_flags, build, field_types, read_config, read_yaml
 from fedbias_plugin.errors import UserError
+from fedbias_plugin.files import disk_errors_named
 from fedbias_plugin.hosts.builtin.arguments import NOT_HERE, HostArguments
 
 logger = logging.getLogger(__name__)
@@ -37,24 +38,41 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def main(parsed: argparse.Namespace) -> int:
     """Resolve the flags, hand over to the loop, say where the results are."""
-    if parsed.resume is None:
-        host, bias = resolve_arguments(parsed)
-        resumed = None
-    else:
-        from fedbias_plugin.hosts.checkpoints import find_checkpoint
-
-        resumed = find_checkpoint(Path(parsed.resume), "--resume")
-        if resumed is None:
-            print(f"{parsed.resume} is finished: there is nothing to go on with.")
-            return 0
-        host, bias = resumed_arguments(parsed, resumed.arguments)
+    if parsed.resume is not None:
+        return resume(parsed)
+    host, bias = resolve_arguments(parsed)
     check_stack()
     check_one_process()
     from fedbias_plugin.hosts.builtin.loop import run
 
-    output = run(host, bias, resumed)
-    print(f"finished: {output} holds metrics.jsonl, summary.json and {'adapter' if host.use_peft else 'model'}/")
+    say_finished(run(host, bias))
     return 0
+
+
+def resume(parsed: argparse.Namespace) -> int:
+    """``--resume``: find the last finished round in the folder and go on after it."""
+    output = Path(parsed.resume)
+    if not output.is_dir():
+        raise UserError(f"--resume {parsed.resume}: there is no such folder.")
+    check_stack()
+    check_one_process()
+    from fedbias_plugin.hosts.builtin.loop import run
+    from fedbias_plugin.hosts.checkpoints import find_checkpoint, locked
+
+    with disk_errors_named(output), locked(output):
+        checkpoint = find_checkpoint(output, "--resume", "builtin")
+        if checkpoint is None:
+            print(f"{parsed.resume} is finished: there is nothing to go on with.")
+            return 0
+        host, bias = resumed_arguments(parsed, checkpoint.arguments)
+        say_finished(run(host, bias, checkpoint))
+    return 0
+
+
+def say_finished(output: Path) -> None:
+    """Where the results are."""
+    model = next(name for name in ("adapter", "model") if (output / name).is_dir())
+    print(f"finished: {output} holds metrics.jsonl, summary.json and {model}/")
 
 
 def resumed_arguments(parsed: argparse.Namespace, stored: Mapping[str, Any]) -> tuple[HostArguments, BiasArguments]:

@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -34,12 +33,20 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1
 CHECKPOINTS, START = "checkpoints", "start"
-RECORD, SUMS, LOCK = "checkpoint.json", "SHA256SUMS", ".lock"
+ROUND, LOCK = "round_", ".lock"
+RECORD, SUMS = "checkpoint.json", "SHA256SUMS"
 KEPT = 2
+RESUMED_BY = {
+    "builtin": "a run of the built-in host; to go on with it: fedbias run --resume",
+    "openfedllm": "a run of a patched OpenFedLLM; to go on with it: its command, with --resume_from",
+}
 FREE_TO_CHANGE = frozenset(
-    {"output_dir", "resume_from", "data_dir", "local_states", "checkpoint_every", "save_model_freq", "wandb_mode"}
+    (
+        *("output_dir", "resume_from", "data_dir", "model_name_or_path"),
+        *("local_states", "checkpoint_every", "save_model_freq", "wandb_mode"),
+    )
 )
-"""Flags that a resumed run may change: they move no number. What ``data_dir`` holds is compared by hash."""
+"""Flags that a resumed run may change: they move no number. Data and model are compared by what they hold."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +57,16 @@ class Checkpoint:
         round: the last finished round; None before the untouched model was measured.
         arguments: every flag of the run, JSON-ready.
         details: what else the run must know, JSON-ready.
-        states: name of a file -> state, on the CPU.
+        states: name of a file -> state, on the CPU. Read ones are mapped from their files, which keep their place on
+            the disk until this is empty.
+        host: ``builtin`` or ``openfedllm``.
     """
 
     round: int | None
     arguments: Mapping[str, Any]
     details: Mapping[str, Any] = field(default_factory=dict)
-    states: Mapping[str, State] = field(default_factory=dict)
+    states: dict[str, State] = field(default_factory=dict)
+    host: str = "builtin"
 
 
 class CheckpointFolder:
@@ -69,20 +79,10 @@ class CheckpointFolder:
     def __init__(self, output_dir: Path) -> None:
         self.folder = output_dir / CHECKPOINTS
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep every other process out of the run while the block lasts; the system lets go when this process dies.
-
-        Raises:
-            UserError: another process is in it.
-        """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / LOCK, "w") as stream:
-            try:
-                _lock(stream.fileno())
-            except OSError:
-                raise UserError(f"{self.folder.parent} is being written by another process; wait for it.") from None
-            yield
+    @property
+    def is_empty(self) -> bool:
+        """Whether no checkpoint was ever finished here."""
+        return not self._rounds() and not (self.folder / START).is_dir()
 
     def write(self, checkpoint: Checkpoint) -> None:
         """Write ``checkpoint`` and delete what is older than the one before it.
@@ -100,25 +100,36 @@ class CheckpointFolder:
             sync_folder(self.folder)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
-            raise UserError(f"The checkpoint {target} cannot be written ({error}); make room and resume.") from error
+            raise UserError(f"The checkpoint {target} cannot be written ({error}); mend that and resume.") from error
         for old in self._rounds()[KEPT:]:
             shutil.rmtree(old, ignore_errors=True)
 
     def newest(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole; each damaged one costs a warning. None where there is none at all.
+        """The newest whole checkpoint of a round, or ``start`` before any round; None where there is none at all.
+
+        Every damaged one costs a warning.
 
         Raises:
-            UserError: there are checkpoints, and every one is damaged or of another version.
+            UserError: there are checkpoints, and every one is damaged or of another version, or one cannot be read.
         """
-        folders = [*self._rounds(), *([self.folder / START] if (self.folder / START).is_dir() else [])]
+        rounds = self._rounds()
+        folders = rounds or [folder for folder in (self.folder / START,) if folder.is_dir()]
         for folder in folders:
             try:
                 return _read(folder)
             except _Damaged as error:
-                logger.warning("The checkpoint %s is damaged (%s); the one before it is used.", folder, error)
+                before = "; the one before it is used" if folder != folders[-1] else ""
+                logger.warning("The checkpoint %s is damaged (%s)%s.", folder, error, before)
         if folders:
             raise UserError(f"No checkpoint in {self.folder} is whole: start the run again in a new folder.")
         return None
+
+    def forget_after(self, round_number: int | None) -> None:
+        """Delete the checkpoints of later rounds, which a run that goes on from ``round_number`` makes anew."""
+        kept = -1 if round_number is None else round_number
+        for folder in self._rounds():
+            if int(folder.name.removeprefix(ROUND)) > kept:
+                shutil.rmtree(folder)
 
     def delete(self) -> None:
         """Remove all of them, when the run is finished."""
@@ -126,19 +137,17 @@ class CheckpointFolder:
 
     def _rounds(self) -> list[Path]:
         """Folders of rounds, the newest first; no partial ones."""
-        found = {}
-        for path in self.folder.glob("round_*"):
-            match = re.fullmatch(r"round_(\d+)", path.name)
-            if match:
-                found[int(match[1])] = path
-        return [found[number] for number in sorted(found, reverse=True)]
+        found = [path for path in self.folder.glob(f"{ROUND}*") if path.name.removeprefix(ROUND).isdecimal()]
+        return sorted(found, key=lambda path: int(path.name.removeprefix(ROUND)), reverse=True)
 
 
-def find_checkpoint(output: Path, flag: str) -> Checkpoint | None:
-    """The newest whole checkpoint of the run in ``output``, which ``flag`` named; None when the run is finished.
+def find_checkpoint(output: Path, flag: str, host: str) -> Checkpoint | None:
+    """The newest whole checkpoint of ``host``'s run in ``output``, which ``flag`` named; None when the run is finished.
+
+    To be called under :func:`locked`: it deletes the checkpoints of a finished run, and those after the one it returns.
 
     Raises:
-        UserError: there is none, or every one is damaged.
+        UserError: there is none, every one is damaged, or it is of another host.
     """
     folder = CheckpointFolder(output)
     with disk_errors_named(output):
@@ -146,9 +155,38 @@ def find_checkpoint(output: Path, flag: str) -> Checkpoint | None:
             folder.delete()  # a process may have died between its last two steps
             return None
         checkpoint = folder.newest()
-    if checkpoint is None:
-        raise UserError(f"{flag} {output}: there is no checkpoint in that folder; give the folder of a run's results.")
+        if checkpoint is None:
+            raise UserError(
+                f"{flag} {output}: there is no checkpoint in that folder; give the folder of a run's results."
+            )
+        if checkpoint.host != host:
+            raise UserError(f"{flag} {output}: {RESUMED_BY[checkpoint.host]}")
+        folder.forget_after(checkpoint.round)
     return checkpoint
+
+
+@contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """Keep every other process out of the run's folder while the block lasts; made where it is missing.
+
+    The system lets go when this process dies. A file system without locks costs a warning.
+
+    Raises:
+        UserError: another process is in it.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / LOCK
+    with open(path, "w") as stream:
+        try:
+            _lock(stream.fileno())
+        except BlockingIOError:
+            raise UserError(f"{output} is being written by another process; wait for it.") from None
+        except OSError as error:
+            logger.warning("%s cannot be locked (%s): let no second process into it.", output, error)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def changed_arguments(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
@@ -170,7 +208,7 @@ def _lock(descriptor: int) -> None:
 
 
 def _name(round_number: int | None) -> str:
-    return START if round_number is None else f"round_{round_number:03d}"
+    return START if round_number is None else f"{ROUND}{round_number:03d}"
 
 
 def _clear(folder: Path) -> None:
@@ -186,7 +224,9 @@ def _write_files(checkpoint: Checkpoint, folder: Path) -> None:
     record = {
         "format": FORMAT,
         "plugin": __version__,
+        "host": checkpoint.host,
         "round": checkpoint.round,
+        "files": names,
         "arguments": checkpoint.arguments,
         "details": checkpoint.details,
     }
@@ -206,18 +246,20 @@ def _read(folder: Path) -> Checkpoint:
         if RECORD not in sums:
             raise _Damaged(f"{SUMS} does not name {RECORD}")
         for name, digest in sums.items():
-            if Path(name).name != name or _sha256(folder / name) != digest:
+            if not name or Path(name).name != name or _sha256(folder / name) != digest:
                 raise _Damaged(f"{name} does not have the sum in {SUMS}")
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        states = {name.removesuffix(".safetensors"): load_file(folder / name) for name in sums if name != RECORD}
-    except (OSError, ValueError, SafetensorError) as error:
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
         raise _Damaged(str(error)) from error
     if record["format"] != FORMAT:
         raise UserError(
             f"{folder} was written by fedbias_plugin {record['plugin']} (format {record['format']}); this is "
             f"{__version__}, which reads format {FORMAT}. Resume with that version."
         )
-    return Checkpoint(record["round"], record["arguments"], record["details"], states)
+    if set(sums) != {RECORD, *record["files"]}:
+        raise _Damaged(f"{SUMS} does not name the files that {RECORD} names")
+    states = {name.removesuffix(".safetensors"): load_file(folder / name) for name in record["files"]}
+    return Checkpoint(record["round"], record["arguments"], record["details"], states, record["host"])
 
 
 def _sha256(path: Path) -> str:

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedbias_plugin.files import apply_umask
+from fedbias_plugin.files import apply_umask, sync_file, sync_folder
 from fedbias_plugin.training.models import bars_on_terminals_only
 
 if TYPE_CHECKING:
@@ -32,9 +32,11 @@ def save_global_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     (partial / CARD).write_text(card, encoding="utf-8")
     for path in partial.iterdir():
         apply_umask(path)
+        sync_file(path)
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(partial, folder)
+    sync_folder(folder.parent)
 
 
 def model_card(base: str, scenario: str, shares: dict[int, float], settings: str) -> str:

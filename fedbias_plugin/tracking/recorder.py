@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +56,10 @@ class RunRecorder:
         """What :meth:`resume` needs; JSON-ready."""
         return self._trackers.state_dict() if self._writes else {}
 
-    def resume(
-        self, state: Mapping[str, Any], info: RunInfo, versions: Mapping[str, str], *, writes: bool
-    ) -> list[RoundRecord]:
+    def resume(self, state: Mapping[str, Any], info: RunInfo, versions: Mapping[str, str], *, writes: bool) -> None:
         """Open a run that another process began; records after ``state`` was taken are cut off.
+
+        Where nothing was recorded by then, the run is left to be opened by :meth:`open`.
 
         Args:
             state: from :meth:`state_dict`.
@@ -67,12 +67,12 @@ class RunRecorder:
             versions: of this process; a warning names those that the run did not begin with.
             writes: as for :meth:`open`.
 
-        Returns:
-            The rounds recorded so far.
-
         Raises:
             UserError: the run's files are damaged.
         """
+        if "jsonl" not in state:  # taken before anything was recorded
+            self._trackers.load_state_dict(state)
+            return
         self._writes, self._details = writes, _read_run_file(self._output_dir / RUN_FILE)
         before = self._details.get("versions", {})
         changed = [
@@ -84,7 +84,6 @@ class RunRecorder:
             self._trackers.load_state_dict(state)
             self._trackers.start(info)
         self.is_open = True
-        return read_rounds(self._output_dir)
 
     def log_round(self, record: RoundRecord, item_scores: Mapping[str, Any]) -> None:
         """Write one round; ``item_scores``: benchmark name -> scores of the global model's items."""
@@ -93,12 +92,12 @@ class RunRecorder:
                 write_item_scores(self._output_dir, record.round, name, scores)
             self._trackers.log_round(record)
 
-    def close(self, history: Sequence[RoundRecord], failure: str | None = None) -> None:
+    def close(self, failure: str | None = None) -> None:
         """Write ``summary.json``, or mark the run failed; a run that is not open stays as it is."""
         was_open, self.is_open = self.is_open, False
         if was_open and self._writes:
             if failure is None:
-                self._trackers.finish(summarise(history, self._details))
+                self._trackers.finish(summarise(read_rounds(self._output_dir), self._details))
             else:
                 self._trackers.abort(failure)
 

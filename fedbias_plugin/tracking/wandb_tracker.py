@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import secrets
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,7 +52,7 @@ class WandbTracker(Tracker):
         self._info: RunInfo | None = None
         self._is_offline = True
         self._first_round: int | None = None
-        self._run_id: str | None = None
+        self._run_id = secrets.token_hex(4)
         self._last_on_server = -1
 
     def start(self, run: RunInfo) -> None:
@@ -69,7 +70,7 @@ class WandbTracker(Tracker):
 
     def state_dict(self) -> dict[str, Any]:
         """The id under which another process goes on."""
-        return {} if self._run_id is None else {"run_id": self._run_id}
+        return {"run_id": self._run_id}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._run_id = state["run_id"]
@@ -135,9 +136,9 @@ class WandbTracker(Tracker):
             job_type=run.job_type,
             tags=list(run.tags),
             settings=self._settings(wandb),
-            **({} if self._run_id is None else {"id": self._run_id, "resume": "allow"}),
+            id=self._run_id,
+            resume="allow",
         )
-        self._run_id = str(wandb_run.id)
         wandb_run.define_metric("round")
         wandb_run.define_metric("*", step_metric="round")
         return wandb_run

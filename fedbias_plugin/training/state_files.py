@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-from fedbias_plugin.files import apply_umask
+from fedbias_plugin.files import apply_umask, sync_file
 from fedbias_plugin.state import State
 
 
@@ -27,8 +26,7 @@ def write_state_file(state: State, path: Path, *, sync: bool = True) -> None:
     save_file(_separate(state), path)
     apply_umask(path)
     if sync:
-        with open(path, "rb") as stream:
-            os.fsync(stream.fileno())
+        sync_file(path)
 
 
 def _separate(state: State) -> State:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -11,7 +12,8 @@ import pytest
 import torch
 
 from fedbias_plugin.errors import UserError
-from fedbias_plugin.hosts.checkpoints import Checkpoint, CheckpointFolder, changed_arguments
+from fedbias_plugin.hosts import checkpoints
+from fedbias_plugin.hosts.checkpoints import Checkpoint, CheckpointFolder, changed_arguments, locked
 
 BASE = torch.arange(12, dtype=torch.float32).reshape(3, 4)
 STATES = {
@@ -73,6 +75,10 @@ def test_rounds_are_ordered_by_number_and_two_are_kept(folder):
         folder.write(checkpoint(number))
     assert sorted(path.name for path in folder.folder.iterdir()) == ["round_010", "round_1000"]
     assert folder.newest().round == 1000
+    folder.forget_after(10)
+    assert folder.newest().round == 10
+    folder.forget_after(None)
+    assert folder.is_empty
 
 
 def test_the_start_is_kept_and_used_where_there_is_nothing_else(folder):
@@ -91,6 +97,41 @@ def test_a_checkpoint_of_another_version_is_refused_by_name(folder):
     subprocess.run("sha256sum checkpoint.json *.safetensors > SHA256SUMS", shell=True, cwd=record.parent, check=True)
     with pytest.raises(UserError, match=r"written by fedbias_plugin 9\.9 \(format 99\)"):
         folder.newest()
+
+
+def test_a_sum_that_is_gone_is_damage_and_so_is_one_too_many(folder, caplog):
+    for number in (1, 2):
+        folder.write(checkpoint(number))
+    sums = folder.folder / "round_002/SHA256SUMS"
+    whole = sums.read_text().splitlines(keepends=True)
+    for part in (whole[:-1], whole[:1], [*whole, whole[0].replace("checkpoint.json", "SHA256SUMS")]):
+        sums.write_text("".join(part))
+        assert folder.newest().round == 1
+    assert caplog.text.count("round_002 is damaged") == 3
+
+
+def test_a_file_that_cannot_be_read_now_is_no_damage(folder, monkeypatch):
+    folder.write(checkpoint(1))
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(checkpoints, "_sha256", refuse)
+    with pytest.raises(PermissionError):
+        folder.newest()
+
+
+def test_only_a_lock_that_is_held_keeps_a_process_out(tmp_path, monkeypatch, caplog):
+    with locked(tmp_path / "run"), pytest.raises(UserError, match="another process"), locked(tmp_path / "run"):
+        pass
+    assert not list((tmp_path / "run").iterdir())
+
+    def no_locks(descriptor):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(checkpoints, "_lock", no_locks)
+    with locked(tmp_path / "run"):
+        assert "cannot be locked" in caplog.text
 
 
 @pytest.mark.parametrize("sums", ["", "garbage", "0" * 64 + "  ../../etc/passwd\n", "\xff"])

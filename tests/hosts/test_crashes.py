@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from fedbias_plugin.hosts.checkpoints import CheckpointFolder
 from tests.hosts.run_folders import assert_same_run, comparable
 
 KILLS, KILLED = 30, -signal.SIGKILL
@@ -82,7 +83,7 @@ def quiet(server: Server, flags: list[str], tmp_path_factory: pytest.TempPathFac
 
 def begin_or_resume(server: Server, flags: list[str], output: Path, **request: Any) -> int:
     """Start the run, or resume it where it left anything; returns its process id."""
-    begun = (output / "checkpoints").is_dir() or (output / "summary.json").exists()
+    begun = not CheckpointFolder(output).is_empty or (output / "summary.json").exists()
     return server.start(
         *(["run", "--resume", str(output)] if begun else [*flags, "--output_dir", str(output)]), **request
     )
@@ -109,6 +110,15 @@ def test_thirty_kills_lose_no_round_and_change_no_byte(server, flags, quiet, tmp
         assert_same_run(whole, output)
         if kills == KILLS:
             break
+
+
+@pytest.mark.parametrize("moment", range(1, 13))
+def test_a_run_killed_before_it_has_anything_to_keep_can_be_begun_again(server, flags, tmp_path, moment):
+    output = tmp_path / "run"
+    for fatal in (moment, moment, 40):
+        begin_or_resume(server, flags, output, moment=fatal)
+        assert server.wait()["status"] == KILLED, server.log.read_text()
+    assert (output / "metrics.jsonl").exists()
 
 
 @pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from fedbias_plugin.algorithms import ALGORITHMS
 from fedbias_plugin.cli.main import main
@@ -28,10 +31,12 @@ class Cut(BaseException):
 
 
 @pytest.fixture
-def cut_off(run_builtin: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cutter]:
+def cut_off(run_builtin: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cutter]:
     """``cut_off("--use_peft", round_number=3)``: a run in ``tmp_path / "cut"`` that dies in that round's training."""
 
-    def run(*flags: str, round_number: int = 3, client: int = 1, output: str = "cut") -> None:
+    def run(
+        *flags: str, round_number: int = 3, client: int = 1, output: str = "cut", resume: str | None = None
+    ) -> None:
         def train(*args: Any, **kwargs: Any) -> Any:
             if (kwargs["round_idx"], kwargs["client"]) == (round_number - 1, client):
                 raise Cut
@@ -39,8 +44,9 @@ def cut_off(run_builtin: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cutte
 
         with monkeypatch.context() as patch:
             patch.setattr(loop, "train_client", train)
+            start = functools.partial(run_builtin, *flags, "--num_rounds", "3", output=output)
             with pytest.raises(Cut):
-                run_builtin(*flags, "--num_rounds", "3", output=output)
+                start() if resume is None else main(["run", "--resume", str(tmp_path / resume)])
 
     return run
 
@@ -105,12 +111,27 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(run_builtin, t
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
-def test_without_any_whole_checkpoint_nothing_is_guessed(cut_off, tmp_path, capsys):
+def test_with_every_rounds_checkpoint_damaged_nothing_is_guessed_or_deleted(cut_off, tmp_path, capsys):
     cut_off(*LORA)
-    for path in (tmp_path / "cut/checkpoints").glob("*/checkpoint.json"):
+    before = (tmp_path / "cut/metrics.jsonl").read_bytes()
+    for path in (tmp_path / "cut/checkpoints").glob("round_*/checkpoint.json"):
         path.write_text("{}")
     assert main(["run", "--resume", str(tmp_path / "cut")]) == 2
     assert "start the run again in a new folder" in capsys.readouterr().err
+    assert (tmp_path / "cut/metrics.jsonl").read_bytes() == before
+
+
+def test_checkpoints_after_the_one_that_was_used_are_forgotten(run_builtin, tmp_path, cut_off):
+    run_builtin(*LORA, "--num_rounds", "3", output="whole")
+    cut_off(*LORA)
+    newest = tmp_path / "cut/checkpoints/round_002"
+    kept = shutil.copytree(newest, tmp_path / "kept")
+    (newest / "SHA256SUMS").unlink()
+    cut_off(round_number=2, resume="cut")
+    assert not newest.exists()
+    assert main(["run", "--resume", str(tmp_path / "cut")]) == 0
+    assert kept.is_dir()
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
 def test_a_run_that_died_before_its_first_round_begins_anew_with_its_flags(run_builtin, tmp_path, cut_off):
@@ -157,22 +178,60 @@ def test_a_folder_without_a_checkpoint_cannot_be_resumed(tmp_path, capsys, make)
     if make:
         (tmp_path / "folder").mkdir()
     assert main(["run", "--resume", str(tmp_path / "folder")]) == 2
-    assert "there is no checkpoint in that folder" in capsys.readouterr().err
+    assert ("there is no checkpoint in that folder" if make else "there is no such folder") in capsys.readouterr().err
 
 
-def test_two_processes_cannot_be_in_one_run(cut_off, tmp_path, capsys):
+def test_two_processes_cannot_be_in_one_run_and_the_second_leaves_no_trace(run_builtin, cut_off, tmp_path, capsys):
     cut_off(*LORA)
-    with checkpoints.CheckpointFolder(tmp_path / "cut").locked():
+    (tmp_path / "cut/.local_states").mkdir()
+    with checkpoints.locked(tmp_path / "cut"):
         assert main(["run", "--resume", str(tmp_path / "cut")]) == 2
-    assert "is being written by another process" in capsys.readouterr().err
+        assert "is being written by another process" in capsys.readouterr().err
+        assert (tmp_path / "cut/.local_states").is_dir()
+    with checkpoints.locked(tmp_path / "new"):
+        run_builtin(*LORA, output="new", code=2)
+        assert "is being written by another process" in capsys.readouterr().err
 
 
-def test_two_rounds_and_the_arguments_are_kept_and_zero_writes_none(cut_off, tmp_path):
+def test_a_model_that_has_changed_is_refused_and_one_that_has_moved_is_not(cut_off, random_model, tmp_path, capsys):
+    model = shutil.copytree(random_model, tmp_path / "model")
+    cut_off(*LORA, "--model_name_or_path", str(model))
+    moved = model.rename(tmp_path / "moved")
+    weights = load_file(moved / "model.safetensors")
+    save_file({name: 1.01 * tensor for name, tensor in weights.items()}, moved / "model.safetensors", {"format": "pt"})
+    flags = ("--resume", str(tmp_path / "cut"), "--model_name_or_path", str(moved))
+    assert main(["run", *flags]) == 2
+    assert "another model or tokenizer" in capsys.readouterr().err
+    save_file(weights, moved / "model.safetensors", {"format": "pt"})
+    assert main(["run", *flags]) == 0
+
+
+def test_a_patched_hosts_run_is_told_apart(cut_off, tmp_path, capsys):
     cut_off(*LORA)
-    found = {path.name for path in (tmp_path / "cut/checkpoints").iterdir() if path.is_dir()}
+    folder = checkpoints.CheckpointFolder(tmp_path / "cut")
+    folder.write(dataclasses.replace(folder.newest(), host="openfedllm"))
+    assert main(["run", "--resume", str(tmp_path / "cut")]) == 2
+    assert "a run of a patched OpenFedLLM" in capsys.readouterr().err
+
+
+def test_the_weights_and_biases_run_is_the_same_from_the_start(cut_off, tmp_path):
+    pytest.importorskip("wandb")
+    cut_off(*LORA, "--track", "wandb", "--wandb_mode", "offline", round_number=1)
+    records = [json.loads(path.read_text()) for path in (tmp_path / "cut/checkpoints").glob("*/checkpoint.json")]
+    assert [record["round"] for record in records].count(None) == 1
+    ids = {record["details"]["session"]["records"]["wandb"]["run_id"] for record in records}
+    assert len(ids) == 1
+    assert len(list((tmp_path / "cut/wandb").glob(f"offline-run-*-{ids.pop()}"))) == 1
+
+
+def test_two_rounds_and_the_arguments_are_kept_and_zero_writes_none(cut_off, tmp_path, capsys):
+    cut_off(*LORA)
+    found = {path.name for path in (tmp_path / "cut/checkpoints").iterdir()}
     assert found == {"start", "round_001", "round_002"}
+    assert "To go on: fedbias run --resume" in capsys.readouterr().err
     cut_off(*LORA, "--checkpoint_every", "0", output="none")
-    assert not [path for path in (tmp_path / "none/checkpoints").iterdir() if path.is_dir()]
+    assert not (tmp_path / "none/checkpoints").exists()
+    assert "To go on" not in capsys.readouterr().err
 
 
 def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_leaves_the_one_before(

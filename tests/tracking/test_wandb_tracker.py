@@ -34,7 +34,7 @@ class FakeWandb:
         self.summary: dict[str, Any] = {}
         self.finished: list[int] = []
         self.torn_down = 0
-        self.id, self.resumed = "abc123", False
+        self.resumed = False
 
     def Settings(self, **settings: Any) -> dict[str, Any]:
         if self.broken == "old settings" and "finish_timeout" in settings:
@@ -49,7 +49,6 @@ class FakeWandb:
         if self.broken == f"init {settings['mode']}":
             raise TimeoutError("no answer\nfrom the server")
         self.dir = str(Path(settings["dir"]) / "wandb" / "offline-run-1" / "files")
-        self.id = settings.get("id", self.id)
         return self
 
     def define_metric(self, name: str, step_metric: str | None = None) -> None:
@@ -142,12 +141,12 @@ def test_a_run_goes_on_under_its_id_and_the_server_gets_every_round_once(
     first.log_round(make_record(0))
     first.log_round(make_record(1))
     state = first.state_dict()
-    assert state["wandb"] == {"run_id": "abc123"}
+    assert state["wandb"] == {"run_id": fake.inits[0]["id"]}
     fake.resumed, fake.summary, fake.logged = True, {"round": on_server, "aborted": "out of memory"}, []
     second = build_trackers("jsonl,wandb")
     second.load_state_dict(state)
     second.start(run)
-    assert (fake.inits[-1]["id"], fake.inits[-1]["resume"]) == ("abc123", "allow")
+    assert (fake.inits[1]["id"], fake.inits[1]["resume"]) == (fake.inits[0]["id"], "allow")
     second.log_round(make_record(2))
     if on_server == 2:
         second.log_round(make_record(3))

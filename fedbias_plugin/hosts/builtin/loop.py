@@ -8,7 +8,7 @@ import math
 import os
 import shlex
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from fedbias_plugin.files import delete_temporary_files, disk_errors_named
 from fedbias_plugin.hosts.builtin.arguments import HostArguments
 from fedbias_plugin.hosts.builtin.checkpoint import first_checkpoint, restore_checkpoint, take_checkpoint
 from fedbias_plugin.hosts.builtin.stopping import StoppableProgress, StopSignals
-from fedbias_plugin.hosts.checkpoints import CHECKPOINTS, Checkpoint, CheckpointFolder
+from fedbias_plugin.hosts.checkpoints import CHECKPOINTS, LOCK, Checkpoint, CheckpointFolder, locked
 from fedbias_plugin.hosts.saving import model_card, save_global_model
 from fedbias_plugin.session import BiasSession, HostRun
 from fedbias_plugin.state import State
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+
+STATES = ".local_states"
 
 
 def run(host: HostArguments, bias: BiasArguments, resumed: Checkpoint | None = None) -> Path:
@@ -64,27 +66,37 @@ def run(host: HostArguments, bias: BiasArguments, resumed: Checkpoint | None = N
     if bias.deterministic:
         make_deterministic()
     with build_progress() as bars, StopSignals() as stop:
-        progress = StoppableProgress(bars, stop)
+        progress, checkpoints = StoppableProgress(bars, stop), CheckpointFolder(output)
         session = BiasSession(bias, host_run(host, bias), progress)
-        checkpoints = CheckpointFolder(output)
         try:
             federation = Federation(host, bias, session, progress, stop, checkpoints)
-            with closing(federation.store), disk_errors_named(output), checkpoints.locked():
-                federation.train(resumed)
-                federation.save()
+            with disk_errors_named(output), nullcontext() if resumed else locked(output):
+                _run_in_folder(federation, resumed)
         except BaseException as error:
             session.close(failure=f"{type(error).__name__}: {error}")
-            _tell_how_to_resume(output)
+            if not checkpoints.is_empty:
+                logger.warning("What is finished is kept. To go on: %s", resume_line(output))
             raise
-        with disk_errors_named(output):
-            session.close()
-        checkpoints.delete()
     return output
 
 
-def _tell_how_to_resume(output: Path) -> None:
-    if (output / CHECKPOINTS).is_dir():
-        logger.warning("What is finished is kept. To go on: fedbias run --resume %s", shlex.quote(str(output)))
+def _run_in_folder(federation: Federation, resumed: Checkpoint | None) -> None:
+    """Train, save and close, in a folder that is this process's alone."""
+    output = Path(federation.host.output_dir)
+    if resumed is None:
+        check_output_dir(str(output))  # another process may have been here since
+    delete_temporary_files(output)
+    StateStore(output / STATES).close()  # of a process that was killed
+    with closing(federation.store):
+        federation.train(resumed)
+        federation.save()
+    federation.session.close()
+    federation.checkpoints.delete()
+
+
+def resume_line(output: Path) -> str:
+    """The command that goes on with a run that was cut off."""
+    return f"fedbias run --resume {shlex.quote(str(output))}"
 
 
 def check_output_dir(path: str) -> Path:
@@ -96,15 +108,16 @@ def check_output_dir(path: str) -> Path:
     output = Path(path)
     if output.exists() and not output.is_dir():
         raise UserError(f"--output_dir {path} is a file; give a folder.")
-    if (output / CHECKPOINTS).is_dir():
+    if not CheckpointFolder(output).is_empty:
         raise UserError(
-            f"--output_dir {path} holds a run that was cut off. To go on with it: fedbias run --resume "
-            f"{shlex.quote(path)}; else give a new folder."
+            f"--output_dir {path} holds a run that was cut off. To go on with it: {resume_line(output)}; else give a "
+            "new folder."
         )
-    if output.is_dir() and any(output.iterdir()):
-        found = min(entry.name for entry in output.iterdir())
+    found = sorted(entry.name for entry in output.iterdir()) if output.is_dir() else []
+    if set(found) - {LOCK, CHECKPOINTS}:  # these are left where a run died before it began
+        named = next(name for name in found if name not in (LOCK, CHECKPOINTS))
         raise UserError(
-            f"--output_dir {path} holds {found} already; give a new folder, so that no run overwrites another."
+            f"--output_dir {path} holds {named} already; give a new folder, so that no run overwrites another."
         )
     nearest = next(parent for parent in (output, *output.absolute().parents) if parent.exists())
     if not os.access(nearest, os.W_OK):
@@ -184,7 +197,6 @@ class Federation:
 
     def train(self, resumed: Checkpoint | None) -> None:
         """Round 0 measures the untouched model; every further round trains, weighs, averages and measures."""
-        delete_temporary_files(Path(self.host.output_dir))
         done = self._begin(resumed)
         try:
             with self.progress.rounds(self.host.num_rounds) as advance:
@@ -194,8 +206,8 @@ class Federation:
                     done = round_number
                     self._keep(done)
                     advance()
-        except Stopped:
-            if self.host.checkpoint_every:
+        except Stopped as stopped:
+            if self.host.checkpoint_every and not stopped.at_once:
                 self._checkpoint(done)
             raise
 
@@ -213,8 +225,10 @@ class Federation:
             self._on_disk = resumed.round
             logger.info("resumed after round %d of %d", resumed.round, self.host.num_rounds)
             return resumed.round
-        (Path(self.host.output_dir) / METRICS_FILE).unlink(missing_ok=True)  # of a process that got no further
-        if self.host.checkpoint_every:
+        if resumed is not None:  # the process before got no further than the untouched model
+            (Path(self.host.output_dir) / METRICS_FILE).unlink(missing_ok=True)
+            self.session.load_state_dict(resumed.details["session"])
+        elif self.host.checkpoint_every:
             self.checkpoints.write(first_checkpoint(self))
         self.session.after_aggregation(0, model=self.model, tokenizer=self.tokenizer)
         if self.host.checkpoint_every:
@@ -276,7 +290,7 @@ class Federation:
             sample_counts=sample_counts,
             train_losses={client: update.train_loss for client, update in updates.items()},
         )
-        with self.stop.held(self._on_disk != round_idx):
+        with self.stop.held(bool(host.checkpoint_every) and self._on_disk != round_idx):
             self._aggregate(round_idx, states, updates, sample_counts)
             write_state(self.model, self.global_state)
             del updates, states  # as large as the model each, when all weights are trained
@@ -345,7 +359,7 @@ def waiting_bytes(host: HostArguments, global_state: State) -> int:
 
 
 def _open_store(host: HostArguments, global_state: State) -> StateStore:
-    return choose_store(host.local_states, Path(host.output_dir) / ".local_states", waiting_bytes(host, global_state))
+    return choose_store(host.local_states, Path(host.output_dir) / STATES, waiting_bytes(host, global_state))
 
 
 def _load_model(host: HostArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

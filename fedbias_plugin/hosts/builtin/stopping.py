@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
@@ -16,16 +17,20 @@ from fedbias_plugin.tracking.progress import Progress, Task
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SAME_WISH = 1.0
+"""Seconds."""
 
 
 class StopSignals:
-    """Takes the first SIGTERM or Ctrl-C down as a wish, granted at the next :meth:`check`; the second interrupts.
+    """Takes the first SIGTERM or Ctrl-C down as a wish, granted at the next :meth:`check`; a later one stops at once.
 
-    A context manager: outside of it the signals do what they did before.
+    What comes within a second is the same wish, as from a wrapper that hands on what the terminal sends too. A context
+    manager: outside of it the signals do what they did before. Ignored signals stay ignored.
     """
 
     def __init__(self) -> None:
         self._wish: int | None = None
+        self._since = 0.0
         self._held = False
         self._before: dict[int, Any] = {}
 
@@ -45,7 +50,8 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():  # Python delivers signals to no other
-            self._before = {number: signal.signal(number, self._take) for number in SIGNALS}
+            taken = [number for number in SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+            self._before = {number: signal.signal(number, self._take) for number in taken}
         return self
 
     def __exit__(
@@ -55,10 +61,12 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _take(self, number: int, frame: FrameType | None) -> None:
-        if self._wish is not None:
-            raise KeyboardInterrupt
-        self._wish = number
-        logger.warning("%s: the run stops after this step; once more stops it at once.", signal.Signals(number).name)
+        if self._wish is None:
+            self._wish, self._since = number, time.monotonic()
+            name = signal.Signals(number).name
+            logger.warning("%s: the run stops after this step; once more stops it at once.", name)
+        elif time.monotonic() - self._since > SAME_WISH:
+            raise Stopped(number, at_once=True)
 
 
 class StoppableProgress(Progress):

@@ -53,9 +53,17 @@ class AttachedArguments(BiasArguments):
 
     @property
     def is_idle(self) -> bool:
-        """Whether the plugin has nothing to poison, measure, weigh or schedule: then it must not change the run."""
-        asked = (self.aggregation != "host", self.scenario != "none", self.attack != "none", self.benchmark_names)
-        return not (any(asked) or self.deterministic) and self.local_epochs is None and self.schedule_seed is None
+        """Whether nothing is to be poisoned, measured, weighed, refused or scheduled; the run is the host's."""
+        asked = (
+            self.aggregation != "host",
+            self.scenario != "none",
+            self.attack != "none",
+            self.on_bad_update != "stop",
+            self.deterministic,
+            self.benchmark_names,
+        )
+        given = (self.local_epochs, self.schedule_seed, self.max_update_norm)
+        return not any(asked) and all(value is None for value in given)
 
 
 def extend_arguments(host_arguments: type, host_parser: type) -> tuple[type, type]:

@@ -13,6 +13,7 @@ from fedbias_plugin.errors import UserError
 from fedbias_plugin.evaluation.processes import running_processes
 from fedbias_plugin.hosts.openfedllm.client_data import ClientData
 from fedbias_plugin.hosts.openfedllm.client_training import ClientTraining, add_card_to_saves, preserved, watch_training
+from fedbias_plugin.hosts.openfedllm.control_variates import ControlVariates
 from fedbias_plugin.hosts.openfedllm.resuming import SERVER_STATES, Resuming, unchanged
 from fedbias_plugin.hosts.saving import model_card, save_global_model
 from fedbias_plugin.session import BiasSession, HostRun
@@ -38,7 +39,8 @@ class AttachedRun:
         self.script_args, self.fed_args = script_args, fed_args
         if fed_args.deterministic:
             make_deterministic()
-        self.resuming = Resuming(script_args, fed_args)
+        self.controls = ControlVariates()
+        self.resuming = Resuming(script_args, fed_args, self.controls)
         self.data = ClientData(script_args, fed_args, is_dpo)
         self.training = ClientTraining(self.data, pinned)
         self.session: BiasSession | None = None
@@ -67,7 +69,8 @@ class AttachedRun:
                 )
             flips = self.data.from_scenario and self.data.is_dpo
             partition = self.data.preference_partition(host_dataset) if flips else None
-            self.session = BiasSession(self.fed_args, self._host_run(), partition=partition)
+            refuses = not self.fed_args.is_idle
+            self.session = BiasSession(self.fed_args, self._host_run(), partition=partition, refuses_updates=refuses)
             self.resuming.open(self.session)
             self._log_plan()
         return self.session
@@ -76,9 +79,15 @@ class AttachedRun:
         """Every client's rows under ``--scenario``; ``host_dataset`` is what the host loaded, if it did."""
         return self.data.deal(self.open_session(host_dataset).client_datasets)
 
+    def begin_round(self, round_idx: int) -> bool:
+        """Round ``round_idx`` (from 0) begins; whether an earlier process finished it, so that nobody takes part."""
+        self.resuming.begin_round(round_idx, self.open_session(), self.model, self.tokenizer)
+        return self.resuming.is_finished(round_idx)
+
     def clients_chosen(self, clients: list[int]) -> None:
         """A round begins; ``clients`` take part."""
         self._clients, self._calls = list(clients), 0
+        self.controls.new_round()
 
     def client_comes(self, dataset: Any, round_idx: int) -> None:
         """The client that holds ``dataset`` is next to train in round ``round_idx`` (from 0)."""
@@ -101,10 +110,10 @@ class AttachedRun:
         mu = getattr(self.fed_args, "prox_mu", None)
         mu = None if mu is None else self.open_session().proximal_mu(client, mu)
         arguments["fed_args"] = self.training.arguments_of_client(mu)
-        self.resuming.give_control(client, arguments)
+        self.controls.give(client, arguments)
         forwards = preserved(model)
         trainer = factory(*call.args, **call.kwargs)
-        self.resuming.watch_control(client, trainer)
+        self.controls.watch(client, trainer)
         watch_training(trainer, model, forwards, lambda result: self._trained(client, result))
         if not self.fed_args.is_idle:
             add_card_to_saves(trainer, self._card())
@@ -114,7 +123,7 @@ class AttachedRun:
         """Score and weigh the clients' states, let the host average, measure the global model, write the round."""
         arguments, session = call.arguments, self.open_session()
         clients, round_idx = list(arguments["clients_this_round"]), arguments["round_idx"]
-        if self.resuming.passes_over(round_idx):
+        if self.resuming.is_finished(round_idx):
             return self.resuming.fill(call)
         host_states, counts = arguments["local_dict_list"], arguments["sample_num_list"]
         with preserved_random_states():
@@ -130,7 +139,7 @@ class AttachedRun:
         arguments["local_dict_list"] = _with_states(host_states, states)
         arguments["clients_this_round"] = [client for client in clients if client in states]
         for client in set(clients).difference(states):
-            self.resuming.take_back_control(client)
+            self.controls.take_back(client)
         result = host_aggregate(*call.args, **call.kwargs) if states else unchanged(call)
         with preserved_random_states():
             write_state(self.model, dict(result[0]))
@@ -140,7 +149,7 @@ class AttachedRun:
             self._finish()
         else:
             server = {name: arguments.get(name) for name in SERVER_STATES}
-            self.resuming.keep(round_idx + 1, session, result[0], control=result[1], **server)
+            self.resuming.keep(round_idx + 1, result[0], control=result[1], **server)
         return result
 
     def close(self, failure: str) -> None:
@@ -155,12 +164,13 @@ class AttachedRun:
         self.training.let_gradients_in(self.model, arguments["training_args"])
         session, global_dict = self.open_session(), arguments.get("global_dict")
         if self.resuming.resumed is not None:
+            self.resuming.check_model(self.model, self.tokenizer)
             self.resuming.fill_first(self.model, global_dict)
             return
         with preserved_random_states():
             session.after_aggregation(0, model=self.model, tokenizer=self.tokenizer)
         if global_dict is not None:
-            self.resuming.keep(0, session, global_dict)
+            self.resuming.keep_first(session, self.model, self.tokenizer, global_dict)
 
     def _trained(self, client: int, result: Any) -> None:
         self._losses[client] = float(result.training_loss)
@@ -173,7 +183,7 @@ class AttachedRun:
             with preserved_random_states():
                 save_global_model(self.model, self.tokenizer, folder, self._card())
         self.open_session().close()
-        self.resuming.folder.delete()
+        self.resuming.finish()
         logger.info("finished: %s holds metrics.jsonl, summary.json and %s/", self.script_args.output_dir, folder.name)
 
     def _card(self) -> str:

@@ -87,8 +87,8 @@ def get_clients_this_round(host: Function, *args: Any, **kwargs: Any) -> list[in
     run = current_run()
     fed_args, seed = run.fed_args, run.fed_args.schedule_seed
     round_idx = inspect.signature(host).bind(*args, **kwargs).arguments["round"]
-    if run.resuming.passes_over(round_idx):
-        clients = []
+    if run.begin_round(round_idx):
+        clients: list[int] = []
     elif seed is None:
         clients = host(*args, **kwargs)
     else:
@@ -194,7 +194,7 @@ def _on_exception(kind: type[BaseException], error: BaseException, trace: Traceb
 def _on_exit() -> None:
     for run in _runs:
         run.close("the script ended before its last round")
-        run.resuming.tell()
+        run.resuming.leave()
 
 
 def _on_sigterm(number: int, frame: FrameType | None) -> None:

@@ -12,29 +12,35 @@ import logging
 import os
 import shlex
 import shutil
+import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from inspect import BoundArguments
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
+import numpy as np
 import torch
 
 from fedbias_plugin.errors import UserError
+from fedbias_plugin.evaluation.processes import running_processes
 from fedbias_plugin.files import plain_json
-from fedbias_plugin.hosts.checkpoints import Checkpoint, CheckpointFolder, changed_arguments, find_checkpoint
+from fedbias_plugin.hosts.checkpoints import Checkpoint, CheckpointFolder, changed_arguments, find_checkpoint, locked
+from fedbias_plugin.hosts.openfedllm.control_variates import ControlVariates, HostState
 from fedbias_plugin.redaction import redacted
 from fedbias_plugin.session import BiasSession
+from fedbias_plugin.training.fingerprint import model_fingerprint
 from fedbias_plugin.training.random_states import random_states, restore_random_states
 from fedbias_plugin.training.states import write_state
 
 logger = logging.getLogger(__name__)
 
-CONTROL = "client-control-"
+GLOBAL, SERVER_CONTROL, CLIENT_CONTROL = "global", "control", "client-control-"
 SERVER_STATES = ("proxy_dict", "opt_proxy_dict")
 """The host's momentum and second moment: parameters of its ``global_aggregate``, and names in the checkpoint."""
+LOSSES = "training_loss"
+"""The host's record of losses: a list in its script, and a file of numpy's in the run's folder."""
 NEVER = 2**31
-HostState: TypeAlias = dict[str, torch.Tensor]
-"""A state as the host holds it, on whatever device."""
 
 
 class Resuming:
@@ -43,21 +49,23 @@ class Resuming:
     Args:
         script_args: the host's; a resumed run gets the earlier one's ``output_dir``.
         fed_args: the host's, with the plugin's fields.
+        controls: SCAFFOLD's c_i.
 
     Raises:
         UserError: ``--resume_from`` names no run, a finished one, or one with other arguments.
     """
 
-    def __init__(self, script_args: Any, fed_args: Any) -> None:
-        self.script_args, self.fed_args = script_args, fed_args
-        self.controls: dict[int, HostState] = {}
-        self._overdue: set[int] = set()
-        self._trained_with: dict[int, HostState] = {}
+    def __init__(self, script_args: Any, fed_args: Any, controls: ControlVariates) -> None:
+        self.script_args, self.fed_args, self.controls = script_args, fed_args, controls
+        self._is_main = running_processes().is_main
+        self._lock = ExitStack()
         self._save_model_freq = fed_args.save_model_freq
-        self.resumed = self._find(Path(fed_args.resume_from)) if fed_args.resume_from else None
-        if self.resumed is not None:
+        self._due: tuple[int, dict[str, HostState]] | None = None
+        self.resumed: Checkpoint | None = None
+        if fed_args.resume_from:
             _leave_folder(Path(script_args.output_dir))
             script_args.output_dir = fed_args.resume_from
+            self.resumed = self._find(Path(fed_args.resume_from))
         self.folder = CheckpointFolder(Path(script_args.output_dir))
 
     @property
@@ -65,23 +73,45 @@ class Resuming:
         """Rounds that are not trained again."""
         return 0 if self.resumed is None else self.resumed.round or 0
 
-    def passes_over(self, round_idx: int) -> bool:
-        """Whether round ``round_idx`` (from 0) is finished; the host saves no model in such a round."""
-        passed = round_idx < self.finished_rounds
-        self.fed_args.save_model_freq = NEVER if passed else self._save_model_freq
-        return passed
+    def is_finished(self, round_idx: int) -> bool:
+        """Whether an earlier process finished round ``round_idx`` (from 0)."""
+        return round_idx < self.finished_rounds
+
+    def begin_round(self, round_idx: int, session: BiasSession, model: Any, tokenizer: Any) -> None:
+        """Write the checkpoint of the round before, now that the host is done with it.
+
+        In a round that is passed over the host is kept from saving a model, for which it has no trainer.
+        """
+        self.fed_args.save_model_freq = NEVER if self.is_finished(round_idx) else self._save_model_freq
+        if self._due is not None:
+            number, states = self._due
+            self._due = None
+            self._write(number, states, session, model, tokenizer)
 
     def open(self, session: BiasSession) -> None:
-        """Let the session of a resumed run continue its records."""
+        """Lock the run's folder, and let the session of a resumed run continue its records."""
         if self.resumed is not None:
             session.load_state_dict(self.resumed.details["session"])
             logger.info("resumed after round %d of %d", self.finished_rounds, self.fed_args.num_rounds)
+        elif self._is_main:
+            self._lock.enter_context(locked(Path(self.script_args.output_dir)))
+
+    def check_model(self, model: Any, tokenizer: Any) -> None:
+        """Refuse to go on with another model.
+
+        Raises:
+            UserError: the frozen weights or the tokenizer are not those of the checkpoint.
+        """
+        if self.resumed is not None and self.resumed.details["model"] != model_fingerprint(model, tokenizer):
+            raise UserError(
+                "The run to resume had another model or tokenizer: give --model_name_or_path what it began with."
+            )
 
     def fill_first(self, model: Any, global_dict: HostState | None) -> None:
         """Nothing but the untouched model was measured: take over how its adapter was drawn."""
         if self.resumed is not None and self.finished_rounds == 0 and global_dict is not None:
-            _fill(global_dict, self.resumed.states["global"])
-            write_state(model, self.resumed.states["global"])
+            _fill(global_dict, self.resumed.states[GLOBAL])
+            write_state(model, self.resumed.states[GLOBAL])
             restore_random_states(self.resumed.details["random"])
 
     def fill(self, call: BoundArguments) -> tuple[Any, Any]:
@@ -90,79 +120,72 @@ class Resuming:
         global_dict, control = unchanged(call)
         if self.resumed is not None and arguments["round_idx"] + 1 == self.finished_rounds:
             states = self.resumed.states
-            _fill(global_dict, states["global"])
+            _fill(global_dict, states[GLOBAL])
             for name in SERVER_STATES:
                 if name in states:
                     _fill(arguments[name], states[name])
             if control is not None:
-                _fill(control, states["control"])
+                _fill(control, states[SERVER_CONTROL])
             for name in states:
-                if name.startswith(CONTROL):
-                    self._replace_control(int(name.removeprefix(CONTROL)), states[name])
+                if name.startswith(CLIENT_CONTROL):
+                    own = {key: tensor.clone() for key, tensor in states[name].items()}
+                    self.controls.replace(int(name.removeprefix(CLIENT_CONTROL)), own)
+            _fill_losses(self.resumed.details[LOSSES])
             restore_random_states(self.resumed.details["random"])
+            states.clear()  # which are mapped from files that are to be deleted
         return global_dict, control
 
-    def take_back_control(self, client: int) -> None:
-        """The client's update was refused: it keeps the c_i that it trained with."""
-        if client in self._trained_with:
-            self._replace_control(client, self._trained_with[client])
+    def keep_first(self, session: BiasSession, model: Any, tokenizer: Any, global_dict: HostState) -> None:
+        """Write the checkpoint of the untouched model, if any is to be written."""
+        if self.fed_args.checkpoint_every:
+            self._write(0, {GLOBAL: global_dict}, session, model, tokenizer)
 
-    def _replace_control(self, client: int, control: HostState) -> None:
-        """The client's next training starts from this c_i, whatever the script holds."""
-        self.controls[client] = control
-        self._overdue.add(client)
-
-    def give_control(self, client: int, arguments: dict[str, Any]) -> None:
-        """Hand SCAFFOLD's c_i to the trainer's arguments, where the script does not have it."""
-        given = arguments.get("local_auxiliary")
-        if given is None:
-            return
-        if client in self._overdue:
-            self._overdue.remove(client)
-            stored = self.controls[client]
-            given = {name: stored[name].to(tensor) for name, tensor in given.items()}
-            arguments["local_auxiliary"] = given
-        self._trained_with[client] = given
-
-    def watch_control(self, client: int, trainer: Any) -> None:
-        """Remember the c_i that the trainer hands to the script."""
-        inner = getattr(trainer, "get_auxiliary_param", None)
-        if inner is None:
-            return
-
-        def get_auxiliary_param() -> tuple[HostState, Any]:
-            new, change = inner()
-            self.controls[client] = new
-            return new, change
-
-        trainer.get_auxiliary_param = get_auxiliary_param
-
-    def keep(self, round_number: int, session: BiasSession, global_dict: HostState, **server: HostState | None) -> None:
-        """Write a checkpoint after ``round_number``, as often as ``--checkpoint_every`` asks for.
+    def keep(self, round_number: int, global_dict: HostState, **server: HostState | None) -> None:
+        """Have a checkpoint written when the next round begins, as often as ``--checkpoint_every`` asks for.
 
         Args:
-            round_number: 0 for the untouched model.
-            session: of the run.
+            round_number: from 1.
             global_dict: the global state.
             server: SCAFFOLD's ``control`` and what :data:`SERVER_STATES` names, as far as the algorithm has them.
         """
         every = self.fed_args.checkpoint_every
-        if not every or round_number % every:
-            return
-        states = {"global": global_dict} | {name: state for name, state in server.items() if state is not None}
-        states |= {f"{CONTROL}{client}": control for client, control in self.controls.items()}
-        on_cpu = {name: {key: tensor.detach().cpu() for key, tensor in state.items()} for name, state in states.items()}
-        details = {"session": session.state_dict(), "random": random_states()}
-        self.folder.write(Checkpoint(round_number, self._arguments(), details, on_cpu))
+        if every and round_number % every == 0:
+            states = {name: state for name, state in server.items() if state is not None}
+            self._due = round_number, {GLOBAL: global_dict, **states}
 
-    def tell(self) -> None:
-        """How to go on, after a run has ended early."""
-        if any(self.folder.folder.glob("round_*")):
+    def finish(self) -> None:
+        """Delete the checkpoints of a run that has ended well."""
+        if self._is_main:
+            self.folder.delete()
+
+    def leave(self) -> None:
+        """The script ends: let go of the folder, and say how to go on where the run was cut off."""
+        self._lock.close()
+        if self._is_main and not self.folder.is_empty:
             output = shlex.quote(str(self.folder.folder.parent))
             logger.warning("What is finished is kept. To go on: the same command with --resume_from %s", output)
 
+    def _write(
+        self, round_number: int, states: dict[str, HostState], session: BiasSession, model: Any, tokenizer: Any
+    ) -> None:
+        if not self._is_main:
+            return
+        states |= {f"{CLIENT_CONTROL}{client}": control for client, control in self.controls.known.items()}
+        on_cpu = {name: {key: tensor.detach().cpu() for key, tensor in state.items()} for name, state in states.items()}
+        details = {
+            "session": session.state_dict(),
+            "model": model_fingerprint(model, tokenizer),
+            LOSSES: _losses(Path(self.script_args.output_dir)),
+            "random": random_states(),
+        }
+        self.folder.write(Checkpoint(round_number, self._arguments(), details, on_cpu, "openfedllm"))
+
     def _find(self, output: Path) -> Checkpoint:
-        checkpoint = find_checkpoint(output, "--resume_from")
+        if not output.is_dir():
+            raise UserError(f"--resume_from {output}: there is no such folder.")
+        if self._is_main:
+            self._lock.enter_context(locked(output))
+        checkpoint = find_checkpoint(output, "--resume_from", "openfedllm")
         if checkpoint is None:
             raise UserError(f"--resume_from {output}: that run is finished.")
         changed = changed_arguments(checkpoint.arguments, self._arguments())
@@ -184,7 +207,21 @@ def unchanged(call: BoundArguments) -> tuple[Any, Any]:
 
 def _fill(target: dict[str, Any], source: Mapping[str, torch.Tensor]) -> None:
     for name in target:
-        target[name] = source[name].to(target[name])
+        target[name] = source[name].to(target[name], copy=True)
+
+
+def _losses(output: Path) -> list[list[float]]:
+    """What the host has recorded, one list a client; empty where it records nothing."""
+    path = output / f"{LOSSES}.npy"
+    return np.load(path, allow_pickle=False).tolist() if path.exists() else []
+
+
+def _fill_losses(stored: list[list[float]]) -> None:
+    """Put the losses of finished rounds into the script's own record, which says -1 for rounds passed over."""
+    script = getattr(sys.modules["__main__"], LOSSES, None)
+    if isinstance(script, list) and len(script) == len(stored):
+        for losses, before in zip(script, stored, strict=True):
+            losses[: len(before)] = before
 
 
 def _leave_folder(made: Path) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from fedbias_plugin.hosts.checkpoints import locked
 from fedbias_plugin.hosts.openfedllm.patcher import plan_patch
 from tests.hosts.openfedllm.run_results import records
 from tests.hosts.openfedllm.runner import dpo_flags, run_script, sft_flags
@@ -69,6 +71,9 @@ def same_results(one: Path, other: Path) -> None:
     assert names == {path.relative_to(other) for path in other.rglob("*") if path.is_file()}
     exact = {name for name in names if name.name == "adapter_model.safetensors" or name.suffix == ".npz"}
     assert len(exact) >= 9
+    for losses in [np.load(folder / "training_loss.npy") for folder in (one, other)]:
+        assert losses.shape == (3, 3)
+        assert losses.tolist() == np.load(one / "training_loss.npy").tolist()
     for name in exact:
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
@@ -87,6 +92,15 @@ def test_a_patched_run_that_was_killed_ends_as_if_nothing_had_happened(patched, 
     assert f"resumed after round {finished} of 3" in ended.text
     assert other is None  # the run goes on in its own folder
     same_results(whole, folder)
+
+
+def test_two_processes_cannot_go_on_with_one_run(double, run_host):
+    plan_patch(str(double)).write()
+    ended, folder = run_host(double, "main_sft.py", output="cut", cut=("print", "Round 3"))
+    with locked(folder):
+        ended, _ = run_host(double, "main_sft.py", "--resume_from", str(folder), output="cut")
+    assert ended.code == 1
+    assert "is being written by another process" in ended.text
 
 
 def test_sigterm_ends_with_143_and_says_how_to_go_on(patched, run_host):

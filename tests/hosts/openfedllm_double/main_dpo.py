@@ -53,13 +53,13 @@ global_auxiliary, auxiliary_model_list, control_changes = get_auxiliary_dict(fed
 tokenizer = AutoTokenizer.from_pretrained(script_args.model_name_or_path, padding_side="right", use_fast=False)
 tokenizer.pad_token = tokenizer.pad_token or tokenizer.unk_token  # bug of the original: not every tokenizer has one
 
-losses = [[] for _ in range(fed_args.num_clients)]
+training_loss = [[] for _ in range(fed_args.num_clients)]
 for round in tqdm(range(fed_args.num_rounds)):
     clients_this_round = get_clients_this_round(fed_args, round)
     print(f">> ===== Round {round + 1} : {clients_this_round} =====")
     for client in range(fed_args.num_clients):
         if client not in clients_this_round:
-            losses[client].append(-1)
+            training_loss[client].append(-1)
             continue
         set_peft_model_state_dict(model, global_dict)
         sub_dataset = get_dataset_this_round(local_datasets[client], round, fed_args, script_args)
@@ -77,7 +77,7 @@ for round in tqdm(range(fed_args.num_rounds)):
             auxiliary_model_list[client],
             global_auxiliary,
         )
-        losses[client].append(trainer.train().training_loss)
+        training_loss[client].append(trainer.train().training_loss)
         if fed_args.fed_alg == "scaffold":
             own, moved = trainer.get_auxiliary_param()
             auxiliary_model_list[client], control_changes[client] = own, moved
@@ -97,4 +97,4 @@ for round in tqdm(range(fed_args.num_rounds)):
     set_peft_model_state_dict(model, global_dict)
     if (round + 1) % fed_args.save_model_freq == 0:  # bug of the original: a short run saves nothing
         trainer.save_model(os.path.join(script_args.output_dir, f"checkpoint-{round + 1}"))
-    np.save(f"{script_args.output_dir}/training_loss.npy", losses)
+    np.save(f"{script_args.output_dir}/training_loss.npy", training_loss)
