@@ -1,10 +1,11 @@
 """Writes ``flower_numbers.json``: what Flower's own robust aggregation makes of small fixed inputs.
 
-Flower pins older rich and protobuf than ``constraints.txt``, so it is installed in an environment of its own (with
-certifi 2026.10.18, a release older than it asks for, where the index has no newer one)::
+Flower 1.42 asks for older rich and protobuf than ``constraints.txt``, so it is not a dependency of the tests. The
+numbers were made in an environment of its own, with flwr 1.42.0 installed without its dependencies and these added by
+hand, some outside the ranges that it asks for; only its numpy code runs here::
 
-    python -m venv /tmp/flower && /tmp/flower/bin/pip install flwr==1.42.0 numpy==2.4.6
-    /tmp/flower/bin/python tests/aggregation/record_flower_numbers.py
+    pip install numpy==2.4.6 && pip install --no-deps flwr==1.42.0    # then what its import asks for
+    python tests/aggregation/record_flower_numbers.py
 """
 
 import json
