@@ -17,7 +17,7 @@ make_pinned_venv() { # make_pinned_venv FOLDER: the libraries OpenFedLLM pins; 1
       { found=$python; break; }
   done
   [ -n "$found" ] || return 1
-  install_into "$venv" "$found" constraints-openfedllm-pinned.txt bitsandbytes scipy pytest hypothesis -e ".[openfedllm]"
+  install_into "$venv" "$found" constraints-openfedllm-pinned.txt bitsandbytes scipy pytest pytest-xdist hypothesis -e ".[openfedllm]"
 }
 
 install_into() { # install_into FOLDER PYTHON CONSTRAINTS REQUIREMENT...: skipped when the same was installed before

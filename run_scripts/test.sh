@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
 # Sets up .venv and runs every check: formatting, lint, types, unit tests, whole runs. Then the tests of OpenFedLLM once
 # more with the old libraries that OpenFedLLM itself pins, in .venv-openfedllm-pinned. FEDBIAS_DATA, when set, adds the
-# tests on the real data sets; OPENFEDLLM_HOME, a checkout of OpenFedLLM, those on the real host. Arguments go to pytest
-# (and then only the first part runs).
+# tests on the real data sets; OPENFEDLLM_HOME, a checkout of OpenFedLLM, those on the real host; TEST_PROCESSES is how
+# many run at once (2). Arguments go to pytest (and then only the first part runs).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source run_scripts/environment.sh
 make_venv .venv wandb,quantization,openfedllm,dev
 run_scripts/check.sh
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-python -m pytest "$@"
+in_processes=(-n "${TEST_PROCESSES:-2}" --dist loadfile) # each loads the libraries and takes about 2 GiB
+python -m pytest "${in_processes[@]}" "$@"
 if [ $# -gt 0 ]; then exit; fi
 if make_pinned_venv .venv-openfedllm-pinned; then
-  .venv-openfedllm-pinned/bin/python -m pytest tests/hosts/openfedllm
+  .venv-openfedllm-pinned/bin/python -m pytest "${in_processes[@]}" tests/hosts/openfedllm
 else
   echo "SKIPPED: the libraries OpenFedLLM pins need Python 3.10 or 3.11, and none was found." >&2
 fi

@@ -15,12 +15,11 @@ from tests.hosts.openfedllm.runner import dpo_flags, run_script, sft_flags
 
 FLAGS = "--num_rounds 3 --scenario 1B2C --client_samples 8 --heldout_samples 4 --seed 7 --save_model_freq 2 "
 FLAGS += "--bama_crows_fraction 0.5 --bama_stereoset_fraction 0.5 --fedopt_eta 0.05"
-CUTS = {
-    # Where, and what has been finished by then.
-    "round 3 begins": ("print", "Round 3", 2),
-    "checkpoint 2 is half written": ("os.replace", "round_002", 1),
-    "round 1 begins": ("print", "Round 2", 1),
-}
+CUTS = [("print", "Round 3", 2), ("os.replace", "round_002", 1), ("print", "Round 2", 1)]
+"""Function and what is in its last argument when the process dies, and the rounds that are finished by then.
+
+The second: the folder of a checkpoint is there, but has not got its name yet.
+"""
 
 
 @pytest.fixture
@@ -78,20 +77,20 @@ def same_results(one: Path, other: Path) -> None:
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
-@pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize(("fed_alg", "aggregation"), [("scaffold", "bama"), ("fedadam", "host")])
-def test_a_patched_run_that_was_killed_ends_as_if_nothing_had_happened(patched, run_host, fed_alg, aggregation, cut):
-    function, text, finished = CUTS[cut]
+def test_a_patched_run_that_was_killed_ends_as_if_nothing_had_happened(patched, run_host, fed_alg, aggregation):
     flags = ("--fed_alg", fed_alg, "--aggregation", aggregation)
     ended, whole = run_host(patched, "main_sft.py", *flags, output="whole")
     assert ended.code == 0, ended.text[-3000:]
-    ended, folder = run_host(patched, "main_sft.py", *flags, output="cut", cut=(function, text))
-    assert ended.code == -9, ended.text[-3000:]
-    ended, other = run_host(patched, "main_sft.py", *flags, "--resume_from", str(folder), output="cut")
-    assert ended.code == 0, ended.text[-3000:]
-    assert f"resumed after round {finished} of 3" in ended.text
-    assert other is None  # the run goes on in its own folder
-    same_results(whole, folder)
+    for number, (function, text, finished) in enumerate(CUTS):
+        output = f"cut{number}"
+        ended, folder = run_host(patched, "main_sft.py", *flags, output=output, cut=(function, text))
+        assert ended.code == -9, ended.text[-3000:]
+        ended, other = run_host(patched, "main_sft.py", *flags, "--resume_from", str(folder), output=output)
+        assert ended.code == 0, ended.text[-3000:]
+        assert f"resumed after round {finished} of 3" in ended.text
+        assert other is None  # the run goes on in its own folder
+        same_results(whole, folder)
 
 
 def test_two_processes_cannot_go_on_with_one_run(double, run_host):
