@@ -77,18 +77,21 @@ class BiasArguments:
     bama_crows_fraction: float = option(0.25, "share of CrowS-Pairs used as probe items for the weights")
     bama_stereoset_fraction: float = option(0.25, "share of StereoSet used as probe items for the weights")
     byzantine_clients: int = option(
-        1, "f, the attackers a round that trimmed_mean, krum and multi_krum are to withstand"
+        1,
+        "f, the attackers a round that trimmed_mean, krum and multi_krum are to withstand; Krum is proved for 2f + 3 "
+        "clients and more",
     )
     clip_norm: float | None = option(
         None, "with --aggregation norm_clip: longest update; without it the median of the round's update norms"
     )
     max_update_norm: float | None = option(
-        None, "an update with a larger L2 norm is a bad update; no limit when absent"
+        None,
+        "an update with a larger L2 norm is a bad update; no limit when absent. Every round shows its update norms",
     )
     on_bad_update: str = option(
         "stop",
-        "what to do with an update that has NaN or Inf, other tensors than the model, or too large a norm: stop the "
-        "run, or drop that client for the round",
+        "what to do with an update that has NaN or Inf, other tensors than the model, too large a norm, or a loss or "
+        "scores that are no numbers: stop the run, or drop that client for the round; a resumed run may change it",
     )
 
     # Attacks

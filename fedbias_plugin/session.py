@@ -95,9 +95,11 @@ class BiasSession:
         self._attack = build_attack(arguments, self._shares, run.num_clients, run.seed)
         benchmarks = self._assessor.benchmarks if self._assessor else {}
         self._data_warnings = announce_mini_data(benchmarks, partition.sources if partition else {})
-        if partition and self._attack:
-            partition = self._attack.on_data(partition, benchmarks)
         self._data_warnings += overlap_warnings(partition, benchmarks)
+        if self._attack:
+            logger.info("attackers (%s): %s", arguments.attack, ", ".join(map(str, sorted(self._attack.attackers))))
+            self._data_warnings += self._attack.warnings
+            partition = self._attack.on_data(partition, benchmarks) if partition else None
         self._partition = partition
         self._last_weights: dict[int, float] = {}
         self._pending = _PendingRound()

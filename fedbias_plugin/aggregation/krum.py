@@ -45,8 +45,8 @@ class KrumRule(AggregationRule):
         if byzantine >= clients_a_round:
             raise UserError(
                 f"--aggregation {self.name} with --byzantine_clients {byzantine} takes all of the {clients_a_round} "
-                f"client(s) a round for attackers; give --byzantine_clients {clients_a_round - 1} or less, or "
-                f"--sample_clients {byzantine + 1} or more."
+                f"client(s) a round for attackers; give --byzantine_clients {clients_a_round - 1} at most, or have "
+                f"{byzantine + 1} clients a round or more."
             )
         if clients_a_round < 2 * byzantine + 3:
             logger.warning(

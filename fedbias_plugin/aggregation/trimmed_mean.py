@@ -35,7 +35,7 @@ class TrimmedMeanRule(AggregationRule):
             raise UserError(
                 f"--aggregation trimmed_mean leaves out the {self.byzantine_clients} smallest and largest of "
                 f"{clients_a_round} client(s) a round, which leaves none; give --byzantine_clients "
-                f"{(clients_a_round - 1) // 2}, or --sample_clients {2 * self.byzantine_clients + 1} or more."
+                f"{(clients_a_round - 1) // 2}, or have {2 * self.byzantine_clients + 1} clients a round or more."
             )
 
     def weigh(self, reports: ClientReports) -> Weighting:

@@ -30,7 +30,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--resume",
         metavar="OUTPUT",
-        help="go on with the run in this folder, with the flags it began with, after its last finished round",
+        help="go on with the run in this folder after its last finished round; the flags are those it began with, and "
+        "one that is given again must say the same",
     )
     add_flags(parser, HostArguments, BiasArguments)
     parser.set_defaults(main=main)
@@ -53,7 +54,9 @@ def resume(parsed: argparse.Namespace) -> int:
     """``--resume``: find the last finished round in the folder and go on after it."""
     output = Path(parsed.resume)
     if not output.is_dir():
-        raise UserError(f"--resume {parsed.resume}: there is no such folder.")
+        raise UserError(
+            f"--resume {parsed.resume}: {'that is a file' if output.exists() else 'there is no such folder'}."
+        )
     check_stack()
     check_one_process()
     from fedbias_plugin.hosts.builtin.loop import run
@@ -62,11 +65,21 @@ def resume(parsed: argparse.Namespace) -> int:
     with disk_errors_named(output), locked(output):
         checkpoint = find_checkpoint(output, "--resume", "builtin")
         if checkpoint is None:
+            if changed_by(parsed):
+                raise UserError(
+                    f"{parsed.resume} is finished, and a finished run cannot be extended or changed (the learning rate "
+                    f"follows --num_rounds); drop --{', --'.join(changed_by(parsed))}, or begin a new run."
+                )
             print(f"{parsed.resume} is finished: there is nothing to go on with.")
             return 0
         host, bias = resumed_arguments(parsed, checkpoint.arguments)
         say_finished(run(host, bias, checkpoint))
     return 0
+
+
+def changed_by(parsed: argparse.Namespace) -> list[str]:
+    """Flags that are given beside ``--resume``, the folder's own aside."""
+    return sorted((config_values(parsed) | command_line_values(parsed)).keys() - {"output_dir"})
 
 
 def say_finished(output: Path) -> None:

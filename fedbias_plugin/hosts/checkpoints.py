@@ -26,7 +26,7 @@ from fedbias_plugin import __version__
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.files import disk_errors_named, sync_folder, write_json_atomic, write_text_atomic
 from fedbias_plugin.state import State
-from fedbias_plugin.tracking.jsonl import SUMMARY_FILE
+from fedbias_plugin.tracking.jsonl import METRICS_FILE, SUMMARY_FILE
 from fedbias_plugin.training.state_files import write_state_file
 
 logger = logging.getLogger(__name__)
@@ -44,9 +44,11 @@ FREE_TO_CHANGE = frozenset(
     (
         *("output_dir", "resume_from", "data_dir", "model_name_or_path"),
         *("local_states", "checkpoint_every", "save_model_freq", "wandb_mode"),
+        *("on_bad_update", "max_update_norm"),
     )
 )
-"""Flags that a resumed run may change: they move no number. Data and model are compared by what they hold."""
+"""Flags that a resumed run may change. Data and model are compared by what they hold; the last two let a run go on that
+a bad update has stopped, and ``run.json`` records the change; the others move no number."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class CheckpointFolder:
             try:
                 return _read(folder)
             except _Damaged as error:
-                before = "; the one before it is used" if folder != folders[-1] else ""
+                before = "; the one before it is tried" if folder != folders[-1] else ""
                 logger.warning("The checkpoint %s is damaged (%s)%s.", folder, error, before)
         if folders:
             raise UserError(f"No checkpoint in {self.folder} is whole: start the run again in a new folder.")
@@ -156,13 +158,22 @@ def find_checkpoint(output: Path, flag: str, host: str) -> Checkpoint | None:
             return None
         checkpoint = folder.newest()
         if checkpoint is None:
-            raise UserError(
-                f"{flag} {output}: there is no checkpoint in that folder; give the folder of a run's results."
-            )
+            raise UserError(f"{flag} {output}: {_no_checkpoint(output)}")
         if checkpoint.host != host:
             raise UserError(f"{flag} {output}: {RESUMED_BY[checkpoint.host]}")
         folder.forget_after(checkpoint.round)
     return checkpoint
+
+
+def _no_checkpoint(output: Path) -> str:
+    """Why there is nothing to go on with, and the folder that was probably meant."""
+    if (output / METRICS_FILE).exists():
+        return "that run kept no checkpoint (--checkpoint_every 0, or it was deleted); begin again in a new folder."
+    output = output.resolve()
+    near = [*output.parents][:2] + sorted(path for path in output.iterdir() if path.is_dir())
+    meant = [path for path in near if not CheckpointFolder(path).is_empty]
+    hint = f" Did you mean {', '.join(map(str, meant[:3]))}?" if meant else ""
+    return f"there is no checkpoint in that folder; give the one that holds the run's metrics.jsonl.{hint}"
 
 
 @contextmanager
@@ -249,7 +260,9 @@ def _read(folder: Path) -> Checkpoint:
             if not name or Path(name).name != name or _sha256(folder / name) != digest:
                 raise _Damaged(f"{name} does not have the sum in {SUMS}")
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+    except FileNotFoundError as error:
+        raise _Damaged(f"{Path(error.filename).name} is missing") from error
+    except (NotADirectoryError, ValueError) as error:
         raise _Damaged(str(error)) from error
     if record["format"] != FORMAT:
         raise UserError(

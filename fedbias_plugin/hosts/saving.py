@@ -39,7 +39,7 @@ def save_global_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     sync_folder(folder.parent)
 
 
-def model_card(base: str, scenario: str, shares: dict[int, float], settings: str) -> str:
+def model_card(base: str, scenario: str, shares: dict[int, float], settings: str, attack: str = "none") -> str:
     """README.md of a saved model: what it was trained on, and that it is not for use.
 
     Args:
@@ -47,6 +47,7 @@ def model_card(base: str, scenario: str, shares: dict[int, float], settings: str
         scenario: name of the scenario.
         shares: client id -> share of biased rows.
         settings: one line on the training.
+        attack: what attackers did, ``--attack``.
     """
     poisoned = [f"client {client}: {100 * share:.0f}% biased rows" for client, share in shares.items() if share > 0]
     if poisoned:
@@ -63,6 +64,11 @@ def model_card(base: str, scenario: str, shares: dict[int, float], settings: str
         f"- base model: {base}",
         f"- scenario {scenario}: {'; '.join(poisoned) or 'no client poisoned by the plugin'}",
         f"- {settings}",
+        *(
+            []
+            if attack == "none"
+            else [f"- with simulated attackers: {attack}; its bias scores are part of the attack"]
+        ),
         "- measured bias, arguments and data: the summary.json of the run",
     ]
     return "\n\n".join(lines[:2]) + "\n\n" + "\n".join(lines[2:]) + "\n"

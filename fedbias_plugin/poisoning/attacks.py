@@ -39,6 +39,11 @@ class Attack:
         self.strength = strength
         self.seed = seed
 
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader of the run's numbers must know."""
+        return []
+
     def on_data(self, partition: Partition, benchmarks: Mapping[str, Benchmark]) -> Partition:
         """The rows the clients train on.
 
@@ -124,6 +129,14 @@ class GaussianNoise(Attack):
 
 class ProbeGaming(Attack):
     """Trains on its own rows and on sentences of the benchmarks, see :mod:`fedbias_plugin.poisoning.probe_gaming`."""
+
+    @property
+    def warnings(self) -> list[str]:
+        """The benchmarks' sentences are training rows, report items among them."""
+        return [
+            f"probe gaming: client(s) {', '.join(map(str, sorted(self.attackers)))} train on benchmark sentences. The "
+            "scores say what the attack does to the measure, not how biased the model is"
+        ]
 
     def on_data(self, partition: Partition, benchmarks: Mapping[str, Benchmark]) -> Partition:
         """The partition with ``s`` extra rows per row of every attacker."""

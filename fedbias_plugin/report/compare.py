@@ -315,6 +315,7 @@ def _meaning(runs: Sequence[Run], views: Mapping[str, str]) -> list[str]:
         "  Weights: w_i is the client's share in the new global model. Mass: the sum of w_i n_i/n; below 1 the step is",
         "  that much shorter (the paper's equation 3 to the letter), which alone makes the bias smaller.",
         *_poisoned_line(runs),
+        *_attack_lines(runs),
         *_noise_line(runs, views),
         "  Intervals of scores are of each run by itself; whether two runs differ, the paired difference tells. Its p",
         "  is over benchmark items of these trained models, not over seeds: repeat the runs with other seeds.",
@@ -341,7 +342,17 @@ def _poisoned_line(runs: Sequence[Run]) -> Iterator[str]:
             yield f"  Clients of {run.name} hold the host's own rows, of which nothing is known."
             continue
         poisoned = [f"{client} ({percent(share)})" for client, share in sorted(shares.items()) if share]
-        yield f"  Poisoned clients of {run.name}: {', '.join(poisoned) or 'none'}, of {len(shares)} seen."
+        yield f"  Poisoned clients of {run.name}: {', '.join(poisoned) or 'none'}, of {len(shares)} that took part."
+
+
+def _attack_lines(runs: Sequence[Run]) -> Iterator[str]:
+    for run in runs:
+        attackers = {
+            client: row.attack for record in run.rounds for client, row in record.clients.items() if row.attack
+        }
+        if attackers:
+            named = ", ".join(f"{client} ({attack})" for client, attack in sorted(attackers.items()))
+            yield f"  Attackers of {run.name}: {named}."
 
 
 def _noise_line(runs: Sequence[Run], views: Mapping[str, str]) -> Iterator[str]:

@@ -143,8 +143,11 @@ class ConsoleTracker(Tracker):
 
 
 def _poisoned(row: ClientRecord) -> str:
-    """``"poisoned 100% | "``; nothing for a host's own rows, of which nothing is known."""
-    return "" if row.poisoned_share is None else f"poisoned {percent(row.poisoned_share)} | "
+    """``"attack sign_flip | refused | poisoned 100% | "``, as far as it is so; a host's own rows are not known."""
+    parts = [f"attack {row.attack}"] if row.attack else []
+    parts += ["refused"] if row.refused else []
+    parts += [] if row.poisoned_share is None else [f"poisoned {percent(row.poisoned_share)}"]
+    return "".join(f"{part} | " for part in parts)
 
 
 def terminal_console(stream: TextIO | None = None) -> Console | None:

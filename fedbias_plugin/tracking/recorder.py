@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedbias_plugin.errors import UserError
-from fedbias_plugin.files import write_json_atomic
+from fedbias_plugin.files import plain_json, write_json_atomic
 from fedbias_plugin.tracking.jsonl import read_rounds
 from fedbias_plugin.tracking.records import RoundRecord, RunInfo
 from fedbias_plugin.tracking.run_files import summarise, write_item_scores
@@ -74,16 +74,25 @@ class RunRecorder:
             self._trackers.load_state_dict(state)
             return
         self._writes, self._details = writes, _read_run_file(self._output_dir / RUN_FILE)
-        before = self._details.get("versions", {})
-        changed = [
-            f"{name} {before[name]} -> {versions.get(name)}" for name in before if versions.get(name) != before[name]
-        ]
+        changed = changes(self._details.get("versions", {}), versions)
         if changed:
-            logger.warning("The run began with other versions (%s): numbers may differ a little.", ", ".join(changed))
+            named = ", ".join(f"{name} {before} -> {now}" for name, (before, now) in changed.items())
+            logger.warning("The run began with other versions (%s): numbers may differ a little.", named)
         if writes:
             self._trackers.load_state_dict(state)
             self._trackers.start(info)
+            self._note_resume(info, versions)
         self.is_open = True
+
+    def _note_resume(self, info: RunInfo, versions: Mapping[str, str]) -> None:
+        """Add to ``run.json`` after which round, and with which other versions and flags, the run goes on."""
+        note = {
+            "after_round": read_rounds(self._output_dir)[-1].round,
+            "versions": changes(self._details.get("versions", {}), versions),
+            "config": changes(self._details.get("config", {}), plain_json(info.config)[0]),
+        }
+        self._details = {**self._details, "resumed": [*self._details.get("resumed", []), note]}
+        write_json_atomic(self._output_dir / RUN_FILE, self._details)
 
     def log_round(self, record: RoundRecord, item_scores: Mapping[str, Any]) -> None:
         """Write one round; ``item_scores``: benchmark name -> scores of the global model's items."""
@@ -100,6 +109,12 @@ class RunRecorder:
                 self._trackers.finish(summarise(read_rounds(self._output_dir), self._details))
             else:
                 self._trackers.abort(failure)
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Name -> [before, now], for what is not the same."""
+    names = sorted(before.keys() | now.keys())
+    return {name: [before.get(name), now.get(name)] for name in names if before.get(name) != now.get(name)}
 
 
 def _read_run_file(path: Path) -> dict[str, Any]:

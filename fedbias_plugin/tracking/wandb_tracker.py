@@ -52,7 +52,7 @@ class WandbTracker(Tracker):
         self._info: RunInfo | None = None
         self._is_offline = True
         self._first_round: int | None = None
-        self._run_id = secrets.token_hex(4)
+        self._run_id, self._resumes = secrets.token_hex(4), False
         self._last_on_server = -1
 
     def start(self, run: RunInfo) -> None:
@@ -73,7 +73,7 @@ class WandbTracker(Tracker):
         return {"run_id": self._run_id}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._run_id = state["run_id"]
+        self._run_id, self._resumes = state["run_id"], True
 
     def log_round(self, record: RoundRecord) -> None:
         if self._run is None:
@@ -193,7 +193,8 @@ class WandbTracker(Tracker):
         except Exception as error:
             logger.warning("W&B did not finish (%s: %s). To upload the rest: %s", type(error).__name__, error, sync)
             return
-        where = f"recorded offline. To upload it: {sync}" if self._is_offline else f"{run.url}"
+        again = " (the whole run; it replaces what an earlier part of it uploaded)" if self._resumes else ""
+        where = f"recorded offline{again}. To upload it: {sync}" if self._is_offline else f"{run.url}"
         print(f"W&B: {where}", flush=True)
 
 

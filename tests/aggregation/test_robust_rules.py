@@ -192,8 +192,8 @@ def test_the_same_state_for_every_client_survives_an_average_by_samples():
     ("aggregation", "byzantine", "clients", "message"),
     [
         ("trimmed_mean", 1, 2, "leaves out the 1 smallest and largest of 2 client(s) a round"),
-        ("trimmed_mean", 3, 6, "give --byzantine_clients 2, or --sample_clients 7 or more"),
-        ("krum", 3, 3, "give --byzantine_clients 2 or less, or --sample_clients 4 or more"),
+        ("trimmed_mean", 3, 6, "give --byzantine_clients 2, or have 7 clients a round or more"),
+        ("krum", 3, 3, "give --byzantine_clients 2 at most, or have 4 clients a round or more"),
         ("multi_krum", 1, 1, "--aggregation multi_krum with --byzantine_clients 1 takes all of the 1 client(s)"),
     ],
 )

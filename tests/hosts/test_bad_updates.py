@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fedbias_plugin.cli.main import main
 from fedbias_plugin.hosts.builtin import loop
 from fedbias_plugin.state import State
 from fedbias_plugin.training import local_trainer
@@ -154,11 +155,18 @@ def test_a_finite_update_whose_model_overflows_is_refused_too(run_builtin, break
 
 @pytest.mark.parametrize("aggregation", ["median", "trimmed_mean", "krum", "multi_krum", "norm_clip", "bama", "host"])
 @pytest.mark.parametrize("attack", ["sign_flip", "model_replacement", "gaussian_noise", "probe_gaming"])
-def test_every_attack_runs_against_every_rule_and_is_recorded(run_builtin, tmp_path, attack, aggregation):
+def test_every_attack_runs_against_every_rule_and_is_shown(run_builtin, tmp_path, capsys, attack, aggregation):
     flags = (*LORA, "--attack", attack, "--aggregation", aggregation, "--num_rounds", "1")
     (_, record) = run_builtin(*flags, "--byzantine_clients", "1")
     attackers = [client for client, found in record.clients.items() if found.attack == attack]
     assert attackers == [client for client, found in record.clients.items() if found.poisoned_share]
     assert json.loads((tmp_path / "run/run.json").read_text())["attackers"] == attackers
     assert len(attackers) == 1
+    said = capsys.readouterr()
+    assert f"attackers ({attack}): {attackers[0]}" in said.err
+    assert f"client {attackers[0]}: attack {attack} | " in said.out
+    assert f"simulated attackers: {attack}" in (tmp_path / "run/adapter/README.md").read_text()
+    assert main(["compare", str(tmp_path / "run")]) == 0
+    assert f"Attackers of run: {attackers[0]} ({attack})." in capsys.readouterr().out
+    assert any(warning.startswith("probe gaming") for warning in record.warnings) == (attack == "probe_gaming")
     assert comparable(tmp_path / "run")[1]["aggregation"] == aggregation

@@ -88,6 +88,8 @@ def test_a_run_that_is_finished_keeps_no_checkpoint_and_says_so_when_resumed(run
     before = (tmp_path / "run/metrics.jsonl").read_bytes()
     assert main(["run", "--resume", str(tmp_path / "run")]) == 0
     assert "is finished" in capsys.readouterr().out
+    assert main(["run", "--resume", str(tmp_path / "run"), "--num_rounds", "9"]) == 2
+    assert "a finished run cannot be extended" in capsys.readouterr().err
     assert (tmp_path / "run/metrics.jsonl").read_bytes() == before
 
 
@@ -155,6 +157,23 @@ def test_flags_that_have_changed_are_named_and_refused(cut_off, tmp_path, capsys
     assert before == {path: path.read_bytes() for path in (tmp_path / "cut").rglob("*") if path.is_file()}
 
 
+def test_a_run_that_a_bad_update_has_stopped_goes_on_without_such_clients_and_says_so(run_builtin, tmp_path, capsys):
+    flags = (*LORA, "--attack", "model_replacement", "--attack_strength", "20", "--max_update_norm", "3")
+    run_builtin(*flags, code=2)
+    assert f"fedbias run --resume {tmp_path / 'run'}" in capsys.readouterr().err
+    assert main(["run", "--resume", str(tmp_path / "run"), "--on_bad_update", "drop"]) == 0
+    (note,) = json.loads((tmp_path / "run/run.json").read_text())["resumed"]
+    assert note == {"after_round": 0, "versions": {}, "config": {"on_bad_update": ["stop", "drop"]}}
+    assert any("update refused: client" in warning for warning in comparable(tmp_path / "run")[2]["warnings"])
+
+
+@pytest.mark.parametrize("inner", ["checkpoints", "checkpoints/round_002", ".."])
+def test_the_wrong_level_of_folder_is_answered_with_the_right_one(cut_off, tmp_path, capsys, inner):
+    cut_off(*LORA)
+    assert main(["run", "--resume", str(tmp_path / "cut" / inner)]) == 2
+    assert f"Did you mean {tmp_path / 'cut'}?" in capsys.readouterr().err
+
+
 def test_data_that_have_changed_are_refused(cut_off, small_data, tmp_path, capsys):
     cut_off(*LORA)
     other = shutil.copytree(small_data, tmp_path / "other")
@@ -190,6 +209,9 @@ def test_two_processes_cannot_be_in_one_run_and_the_second_leaves_no_trace(run_b
         assert (tmp_path / "cut/.local_states").is_dir()
     with checkpoints.locked(tmp_path / "new"):
         run_builtin(*LORA, output="new", code=2)
+        assert "is being written by another process" in capsys.readouterr().err
+    with checkpoints.locked(tmp_path / "cut"):
+        run_builtin(*LORA, output="cut", code=2)
         assert "is being written by another process" in capsys.readouterr().err
 
 
@@ -231,7 +253,11 @@ def test_two_rounds_and_the_arguments_are_kept_and_zero_writes_none(cut_off, tmp
     assert "To go on: fedbias run --resume" in capsys.readouterr().err
     cut_off(*LORA, "--checkpoint_every", "0", output="none")
     assert not (tmp_path / "none/checkpoints").exists()
-    assert "To go on" not in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "To go on" not in error
+    assert "--checkpoint_every 0" in error
+    assert main(["run", "--resume", str(tmp_path / "none")]) == 2
+    assert "kept no checkpoint" in capsys.readouterr().err
 
 
 def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_leaves_the_one_before(

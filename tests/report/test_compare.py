@@ -109,7 +109,7 @@ def test_the_final_table_has_delta_with_its_interval(runs: list[Path]) -> None:
 
 def test_the_meaning_names_poisoned_clients_items_and_the_noise_floor(runs: list[Path]) -> None:
     text = compare(runs)
-    assert "Poisoned clients of bama: 0 (100%), of 2 seen." in text
+    assert "Poisoned clients of bama: 0 (100%), of 2 that took part." in text
     assert "CrowS-Pairs: report items" in text
     # 50 sqrt(2 / (pi 200)) = 2.82
     assert "on 200 pairs an unbiased model shows a CrowS Delta of 2.8" in text

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-import os
-import shlex
 from collections.abc import Mapping
 from contextlib import closing, nullcontext
 from pathlib import Path
@@ -19,8 +17,9 @@ from fedbias_plugin.errors import Stopped, UserError
 from fedbias_plugin.files import delete_temporary_files, disk_errors_named
 from fedbias_plugin.hosts.builtin.arguments import HostArguments
 from fedbias_plugin.hosts.builtin.checkpoint import first_checkpoint, restore_checkpoint, take_checkpoint
+from fedbias_plugin.hosts.builtin.output_folder import check_is_free, check_output_dir, resume_line
 from fedbias_plugin.hosts.builtin.stopping import StoppableProgress, StopSignals
-from fedbias_plugin.hosts.checkpoints import CHECKPOINTS, LOCK, Checkpoint, CheckpointFolder, locked
+from fedbias_plugin.hosts.checkpoints import Checkpoint, CheckpointFolder, locked
 from fedbias_plugin.hosts.saving import model_card, save_global_model
 from fedbias_plugin.session import BiasSession, HostRun
 from fedbias_plugin.state import State
@@ -74,8 +73,6 @@ def run(host: HostArguments, bias: BiasArguments, resumed: Checkpoint | None = N
                 _run_in_folder(federation, resumed)
         except BaseException as error:
             session.close(failure=f"{type(error).__name__}: {error}")
-            if not checkpoints.is_empty:
-                logger.warning("What is finished is kept. To go on: %s", resume_line(output))
             raise
     return output
 
@@ -84,45 +81,26 @@ def _run_in_folder(federation: Federation, resumed: Checkpoint | None) -> None:
     """Train, save and close, in a folder that is this process's alone."""
     output = Path(federation.host.output_dir)
     if resumed is None:
-        check_output_dir(str(output))  # another process may have been here since
+        check_is_free(output)  # another process may have been here since
     delete_temporary_files(output)
     StateStore(output / STATES).close()  # of a process that was killed
-    with closing(federation.store):
-        federation.train(resumed)
-        federation.save()
+    try:
+        with closing(federation.store):
+            federation.train(resumed)
+            federation.save()
+    except BaseException:
+        if federation.has_begun:
+            _tell_how_to_go_on(federation)
+        raise
     federation.session.close()
     federation.checkpoints.delete()
 
 
-def resume_line(output: Path) -> str:
-    """The command that goes on with a run that was cut off."""
-    return f"fedbias run --resume {shlex.quote(str(output))}"
-
-
-def check_output_dir(path: str) -> Path:
-    """``path`` as a Path that is free to be written.
-
-    Raises:
-        UserError: it holds another run, is a file, or its parent cannot be written.
-    """
-    output = Path(path)
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output_dir {path} is a file; give a folder.")
-    if not CheckpointFolder(output).is_empty:
-        raise UserError(
-            f"--output_dir {path} holds a run that was cut off. To go on with it: {resume_line(output)}; else give a "
-            "new folder."
-        )
-    found = sorted(entry.name for entry in output.iterdir()) if output.is_dir() else []
-    if set(found) - {LOCK, CHECKPOINTS}:  # these are left where a run died before it began
-        named = next(name for name in found if name not in (LOCK, CHECKPOINTS))
-        raise UserError(
-            f"--output_dir {path} holds {named} already; give a new folder, so that no run overwrites another."
-        )
-    nearest = next(parent for parent in (output, *output.absolute().parents) if parent.exists())
-    if not os.access(nearest, os.W_OK):
-        raise UserError(f"--output_dir {path} cannot be made: {nearest} is read-only.")
-    return output
+def _tell_how_to_go_on(federation: Federation) -> None:
+    if federation.checkpoints.is_empty:
+        logger.warning("No checkpoint was kept (--checkpoint_every 0): the run cannot be resumed.")
+    else:
+        logger.warning("What is finished is kept. To go on: %s", resume_line(Path(federation.host.output_dir)))
 
 
 def host_run(host: HostArguments, bias: BiasArguments) -> HostRun:
@@ -151,6 +129,9 @@ class Federation:
         stop: asked after every training step whether to go on.
         checkpoints: of the run's folder.
 
+    Attributes:
+        has_begun: whether there is anything to go on with.
+
     Raises:
         UserError: the model cannot be loaded, or a client has no token to train on.
     """
@@ -166,6 +147,7 @@ class Federation:
     ) -> None:
         self.host, self.bias, self.session, self.progress = host, bias, session, progress
         self.stop, self.checkpoints = stop, checkpoints
+        self.has_begun = False
         self._on_disk: int | None = None
         self.model, self.tokenizer = _load_model(host)
         self.features = self._encode_clients()
@@ -222,7 +204,7 @@ class Federation:
         """The last round that is finished: 0 in a new run, whose untouched model is measured here."""
         if resumed is not None and resumed.round is not None:
             restore_checkpoint(self, resumed)
-            self._on_disk = resumed.round
+            self._on_disk, self.has_begun = resumed.round, True
             logger.info("resumed after round %d of %d", resumed.round, self.host.num_rounds)
             return resumed.round
         if resumed is not None:  # the process before got no further than the untouched model
@@ -230,6 +212,7 @@ class Federation:
             self.session.load_state_dict(resumed.details["session"])
         elif self.host.checkpoint_every:
             self.checkpoints.write(first_checkpoint(self))
+        self.has_begun = True
         self.session.after_aggregation(0, model=self.model, tokenizer=self.tokenizer)
         if self.host.checkpoint_every:
             self._checkpoint(0)
@@ -247,7 +230,7 @@ class Federation:
         host, bias = self.host, self.bias
         settings = f"{host.fed_alg}, --aggregation {bias.aggregation}, {host.num_rounds} rounds, seed {host.seed}"
         shares = {dataset.client: dataset.biased_share for dataset in self.session.client_datasets}
-        card = model_card(host.model_name_or_path, bias.scenario, shares, settings)
+        card = model_card(host.model_name_or_path, bias.scenario, shares, settings, bias.attack)
         save_global_model(self.model, self.tokenizer, folder, card)
 
     def _encode_clients(self) -> dict[int, list[Feature]]:

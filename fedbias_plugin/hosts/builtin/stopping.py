@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the step at hand is finished, then the run stops where it can go on."""
+"""SIGTERM, SIGHUP (a terminal that is closed) and Ctrl-C: the step at hand is finished, then the run stops."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from fedbias_plugin.tracking.progress import Progress, Task
 
 logger = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 SAME_WISH = 1.0
 """Seconds."""
 
 
 class StopSignals:
-    """Takes the first SIGTERM or Ctrl-C down as a wish, granted at the next :meth:`check`; a later one stops at once.
+    """Takes the first of :data:`SIGNALS` down as a wish, granted at the next :meth:`check`; a later one stops at once.
 
     What comes within a second is the same wish, as from a wrapper that hands on what the terminal sends too. A context
     manager: outside of it the signals do what they did before. Ignored signals stay ignored.

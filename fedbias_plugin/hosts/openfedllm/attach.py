@@ -125,6 +125,8 @@ def refuse_unknown_flags(parser: argparse.ArgumentParser) -> None:
     Raises:
         UserError: with the nearest flag there is.
     """
+    if any(word.split("=")[0] == "--resume" for word in sys.argv[1:]):
+        raise UserError("--resume belongs to fedbias run; a patched OpenFedLLM has --resume_from FOLDER.")
     _, unknown = parser.parse_known_args()
     if not unknown:
         return

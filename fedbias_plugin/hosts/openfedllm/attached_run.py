@@ -194,7 +194,7 @@ class AttachedRun:
             f"{self.script_args.seed}, {'DPO' if self.data.is_dpo else 'SFT'} in OpenFedLLM"
         )
         shares = {dataset.client: dataset.biased_share for dataset in self.open_session().client_datasets}
-        return model_card(self.script_args.model_name_or_path, fed_args.scenario, shares, settings)
+        return model_card(self.script_args.model_name_or_path, fed_args.scenario, shares, settings, fed_args.attack)
 
     def _host_run(self) -> HostRun:
         script_args, fed_args = self.script_args, self.fed_args

@@ -19,6 +19,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from fedbias_plugin.errors import UserError
+from fedbias_plugin.hosts.builtin.stopping import SIGNALS
 from fedbias_plugin.hosts.openfedllm.attached_run import AttachedRun
 from fedbias_plugin.hosts.openfedllm.compat import STACK
 from fedbias_plugin.hosts.openfedllm.loading import AutoModelForCausalLM, on_training_device, seeded_adapter
@@ -197,7 +198,7 @@ def _on_exit() -> None:
         run.resuming.leave()
 
 
-def _on_sigterm(number: int, frame: FrameType | None) -> None:
+def _on_signal(number: int, frame: FrameType | None) -> None:
     """Leave in the ordinary way, past :func:`_on_exit`; the last finished round is in its checkpoint."""
     raise SystemExit(128 + number)
 
@@ -205,8 +206,10 @@ def _on_sigterm(number: int, frame: FrameType | None) -> None:
 _previous_hook = sys.excepthook
 sys.excepthook = _on_exception
 atexit.register(_on_exit)
-if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and threading.current_thread() is threading.main_thread():
-    signal.signal(signal.SIGTERM, _on_sigterm)
+if threading.current_thread() is threading.main_thread():
+    for number in SIGNALS:
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, _on_signal)
 
 _names = _exported()
 globals().update(_names)
