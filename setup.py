@@ -36,7 +36,15 @@ setup(
         "openfedllm": ["trl>=0.7.2", "tqdm", "sentencepiece"],
         "wandb": ["wandb>=0.17"],
         "quantization": ["bitsandbytes>=0.43"],
-        "dev": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.8", "mypy>=1.11", "types-PyYAML", "pip-audit>=2.7"],
+        "dev": [
+            "pytest>=8",
+            "pytest-xdist>=3.5",
+            "hypothesis>=6.100",
+            "ruff>=0.8",
+            "mypy>=1.11",
+            "types-PyYAML",
+            "pip-audit>=2.7",
+        ],
     },
     entry_points={"console_scripts": ["fedbias = fedbias_plugin.cli.main:main"]},
 )
