@@ -109,7 +109,15 @@ def run(request: dict[str, Any], result: int) -> None:
     os._exit(code)
 
 
+def heed_signals() -> None:
+    """As in a terminal; a test run in the background, or under nohup, is started with some of them ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def serve() -> None:
+    heed_signals()
     for line in sys.stdin:
         request = json.loads(line)
         read, write = os.pipe()

@@ -12,6 +12,16 @@ from fedbias_plugin.hosts.builtin import stopping
 from fedbias_plugin.hosts.builtin.stopping import StopSignals
 
 
+@pytest.fixture(autouse=True)
+def signals_as_in_a_terminal():
+    """A test run in the background, or under nohup, is started with some of them ignored."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def send(number: int) -> None:
     os.kill(os.getpid(), number)
 

@@ -176,6 +176,7 @@ def _child(folder: str, script: str, flags: list[str], log: str, env: dict[str, 
     os.dup2(stream, 2)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     code = 1
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a test run in the background ignores
     try:
         _start_generators(random_state)
         os.environ.update(env)
