@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +53,7 @@ class _PendingRound:
 
     clients: dict[int, ClientRecord] = field(default_factory=dict)
     mass: float | None = None
+    warnings: list[str] = field(default_factory=list)
     train_seconds: float = 0.0
     assess_seconds: float = 0.0
 
@@ -174,9 +175,16 @@ class BiasSession:
             accepted = accepted_updates(round_number, accepted, checked, on_bad_update)
         weighting = self._weigh(global_state, accepted, sample_counts, checked, measurements)
         self._last_weights.update(weighting.weights)
+        self._pending.warnings = _fault_warnings(checked, accepted)
         self._pending.clients = {
             client: self._client_record(
-                client, sample_counts[client], losses.get(client), checked[client], measurements, weighting
+                client,
+                sample_counts[client],
+                losses.get(client),
+                checked[client],
+                measurements,
+                weighting,
+                refused=None if client in accepted else checked[client].fault,
             )
             for client in local_states
         }
@@ -222,7 +230,7 @@ class BiasSession:
                 evaluate=time.perf_counter() - start,
             ),
             peak_memory_bytes=peak_memory_bytes(),
-            warnings=[*self._data_warnings, *_refusals(pending.clients)],
+            warnings=[*self._data_warnings, *pending.warnings],
         )
         record.warnings += round_warnings(record, alpha=self._arguments.bama_alpha, lambda_=self._arguments.bama_lambda)
         self._recorder.log_round(record, item_scores)
@@ -316,6 +324,7 @@ class BiasSession:
         checked: CheckedUpdate,
         measurements: Mapping[int, Measurement],
         weighting: Weighting,
+        refused: str | None,
     ) -> ClientRecord:
         measured = measurements.get(client, Measurement())
         return ClientRecord(
@@ -328,7 +337,7 @@ class BiasSession:
             bias_score=measured.bias_score,
             weight=weighting.weights.get(client),
             attack=self._arguments.attack if client in self._attackers else None,
-            refused=checked.fault,
+            refused=refused,
         )
 
     def _evaluate(
@@ -357,8 +366,13 @@ class BiasSession:
         return [(template.prompt(row.instruction), row.response) for row in self._partition.heldout]
 
 
-def _refusals(clients: Mapping[int, ClientRecord]) -> list[str]:
-    """One line for all refused updates of a round."""
-    refused = [f"client {client} ({record.refused})" for client, record in clients.items() if record.refused]
-    left = "" if len(refused) < len(clients) else "; nobody is left, and the global model stays as it was"
-    return [f"update refused: {', '.join(refused)}{left}"] if refused else []
+def _fault_warnings(checked: Mapping[int, CheckedUpdate], accepted: Collection[int]) -> list[str]:
+    """One line for the refused updates of a round, and one for those that a host's own run uses all the same."""
+    faults = {client: found.fault for client, found in checked.items() if found.fault is not None}
+    refused = [f"client {client} ({fault})" for client, fault in faults.items() if client not in accepted]
+    used = [f"client {client} ({fault})" for client, fault in faults.items() if client in accepted]
+    nobody = "; nobody is left, and the global model stays as it was" if not accepted else ""
+    return [
+        *([f"update refused: {', '.join(refused)}{nobody}"] if refused else []),
+        *([f"update faulty but used: {', '.join(used)}"] if used else []),
+    ]

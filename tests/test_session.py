@@ -137,6 +137,9 @@ def test_a_session_that_only_watches_hands_back_an_update_that_is_no_number(make
     given = {"model": model[0], "tokenizer": model[1], "global_state": theta, "sample_counts": {0: 8}}
     given["local_states"] = {0: broken}
     assert session.before_aggregation(1, **given)[0] is broken
+    record = session.after_aggregation(1, model=model[0], tokenizer=model[1])
+    assert record.clients[0].refused is None
+    assert any(warning.startswith("update faulty but used: client 0 (") for warning in record.warnings)
     with pytest.raises(UserError, match=r"client 0: .*NaN"):
         make_session(scenario="none", bias_benchmarks="none").before_aggregation(1, **given)
 

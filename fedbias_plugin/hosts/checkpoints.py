@@ -190,6 +190,8 @@ def locked(output: Path) -> Iterator[None]:
     with open(path, "w") as stream:
         try:
             _lock(stream.fileno())
+            if not path.exists() or not os.path.samestat(os.fstat(stream.fileno()), path.stat()):
+                raise BlockingIOError  # the one before left meanwhile, and took this file along
         except BlockingIOError:
             raise UserError(f"{output} is being written by another process; wait for it.") from None
         except OSError as error:
