@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -92,9 +93,31 @@ def write_bytes_atomic(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def delete_temporary_files(folder: Path) -> None:
-    """Remove what writes into ``folder`` left behind when their process was killed."""
-    for path in folder.glob(".*.tmp"):
+    """Remove what writes into ``folder`` and the folders in it left behind when their process was killed."""
+    for path in (*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")):
         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A folder to be filled, under another name, that takes the place of ``target`` when the block ends well.
+
+    What is in it must be on the disk by then (:func:`sync_file`). An older ``target`` is deleted then; when the block
+    fails, the folder is.
+    """
+    partial = target.with_name(target.name + ".partial")
+    if partial.exists():
+        shutil.rmtree(partial)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(partial, target)
+        sync_folder(target.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def write_json_atomic(path: str | os.PathLike[str], value: Any) -> None:

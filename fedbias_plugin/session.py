@@ -6,6 +6,7 @@ data, for FedProx's mu, before it aggregates and after. Nothing here knows which
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Collection, Mapping
@@ -242,7 +243,7 @@ class BiasSession:
         return {
             "version": STATE_VERSION,
             "last_weights": {str(client): weight for client, weight in self._last_weights.items()},
-            "data": self._data_hashes(),
+            "data": self._data_hashes,
             "records": self._recorder.state_dict(),
         }
 
@@ -254,7 +255,7 @@ class BiasSession:
         """
         if state.get("version") != STATE_VERSION:
             raise UserError(f"The session state has version {state.get('version')}, this plugin reads {STATE_VERSION}.")
-        now, then = self._data_hashes(), state["data"]
+        now, then = self._data_hashes, state["data"]
         changed = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
         if changed:
             raise UserError(
@@ -283,6 +284,7 @@ class BiasSession:
     def _probe_record(self) -> dict[str, Any]:
         return self._assessor.probe_record() if self._assessor else {}
 
+    @functools.cached_property
     def _data_hashes(self) -> dict[str, str]:
         """Part of the data -> hash: the items of each benchmark with their split, and the clients' rows."""
         parts = self._probe_record().items()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fedbias_plugin.errors import UserError, did_you_mean, printable, quoted
 from fedbias_plugin.files import cache_folder
+from fedbias_plugin.hashes import sha256_of_file
 from fedbias_plugin.names import check_name
 from fedbias_plugin.poisoning.catalog import (
     Located,
@@ -22,7 +23,7 @@ from fedbias_plugin.poisoning.catalog import (
     has_mini,
 )
 from fedbias_plugin.poisoning.catalog import locate as locate_dataset
-from fedbias_plugin.poisoning.data_files import read_records, read_text, sha256_of_file
+from fedbias_plugin.poisoning.data_files import read_records, read_text
 from fedbias_plugin.poisoning.download import Progress, download
 from fedbias_plugin.poisoning.known import KnownDataset
 

@@ -6,13 +6,13 @@ The split is made once per run by seed, stratified by bias type and domain, and 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedbias_plugin.evaluation.crows_pairs import CrowsPairs
+from fedbias_plugin.evaluation.items import ids_hash
 from fedbias_plugin.evaluation.probe import probe_indices
 from fedbias_plugin.evaluation.results import bias_score
 from fedbias_plugin.evaluation.scorer import SentenceScorer
@@ -138,7 +138,7 @@ class BiasAssessor:
                 "items": len(benchmark.ids),
                 "probe_items": len(probe),
                 "report_items": len(report),
-                "probe_ids_sha256": hashlib.sha256("\n".join(ids).encode()).hexdigest(),
+                "probe_ids_sha256": ids_hash(ids),
                 "probe_ids": ids,
             }
         return record

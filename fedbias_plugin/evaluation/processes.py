@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -100,11 +101,12 @@ def running_processes() -> Processes:
 
 
 def join_processes() -> Processes:
-    """Connect with the other processes that ``accelerate launch`` or ``torchrun`` started, if it did."""
+    """Connect with the other processes that ``accelerate launch`` or ``torchrun`` started, if it did, until this one
+    ends: its connections are closed before the interpreter goes, whose end would otherwise now and then abort."""
     if launched() > 1:
         from accelerate import PartialState
 
-        PartialState()
+        atexit.register(PartialState().destroy_process_group)
     return running_processes()
 
 

@@ -8,7 +8,6 @@ newest two rounds are kept: where the last one is damaged, the one before it ser
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -24,7 +23,8 @@ from safetensors.torch import load_file
 
 from fedbias_plugin import __version__
 from fedbias_plugin.errors import UserError
-from fedbias_plugin.files import disk_errors_named, sync_folder, write_json_atomic, write_text_atomic
+from fedbias_plugin.files import disk_errors_named, whole_folder, write_json_atomic, write_text_atomic
+from fedbias_plugin.hashes import sha256_of_file
 from fedbias_plugin.state import State
 from fedbias_plugin.tracking.jsonl import METRICS_FILE, SUMMARY_FILE
 from fedbias_plugin.training.state_files import write_state_file
@@ -93,15 +93,10 @@ class CheckpointFolder:
             UserError: it cannot be written (a full disk, a folder that is read-only); earlier ones are whole then.
         """
         target = self.folder / _name(checkpoint.round)
-        partial = target.with_name(target.name + ".partial")
         try:
-            _clear(partial)
-            _write_files(checkpoint, partial)
-            _clear(target)
-            os.replace(partial, target)
-            sync_folder(self.folder)
+            with whole_folder(target) as folder:
+                _write_files(checkpoint, folder)
         except (OSError, SafetensorError) as error:
-            shutil.rmtree(partial, ignore_errors=True)
             raise UserError(f"The checkpoint {target} cannot be written ({error}); mend that and resume.") from error
         for old in self._rounds()[KEPT:]:
             shutil.rmtree(old, ignore_errors=True)
@@ -224,13 +219,7 @@ def _name(round_number: int | None) -> str:
     return START if round_number is None else f"{ROUND}{round_number:03d}"
 
 
-def _clear(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
-
-
 def _write_files(checkpoint: Checkpoint, folder: Path) -> None:
-    folder.mkdir(parents=True)
     names = [f"{name}.safetensors" for name in checkpoint.states]
     for name, state in zip(names, checkpoint.states.values(), strict=True):
         write_state_file(state, folder / name)
@@ -244,7 +233,7 @@ def _write_files(checkpoint: Checkpoint, folder: Path) -> None:
         "details": checkpoint.details,
     }
     write_json_atomic(folder / RECORD, record)
-    write_text_atomic(folder / SUMS, "".join(f"{_sha256(folder / name)}  {name}\n" for name in [RECORD, *names]))
+    write_text_atomic(folder / SUMS, "".join(f"{sha256_of_file(folder / name)}  {name}\n" for name in [RECORD, *names]))
 
 
 class _Damaged(Exception):
@@ -259,7 +248,7 @@ def _read(folder: Path) -> Checkpoint:
         if RECORD not in sums:
             raise _Damaged(f"{SUMS} does not name {RECORD}")
         for name, digest in sums.items():
-            if not name or Path(name).name != name or _sha256(folder / name) != digest:
+            if not name or Path(name).name != name or sha256_of_file(folder / name) != digest:
                 raise _Damaged(f"{name} does not have the sum in {SUMS}")
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -275,11 +264,3 @@ def _read(folder: Path) -> Checkpoint:
         raise _Damaged(f"{SUMS} does not name the files that {RECORD} names")
     states = {name.removesuffix(".safetensors"): load_file(folder / name) for name in record["files"]}
     return Checkpoint(record["round"], record["arguments"], record["details"], states, record["host"])
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while block := stream.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedbias_plugin.files import apply_umask, sync_file, sync_folder
+from fedbias_plugin.files import apply_umask, sync_file, whole_folder
 from fedbias_plugin.training.models import bars_on_terminals_only
 
 if TYPE_CHECKING:
@@ -23,20 +21,15 @@ def save_global_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 
     A LoRA model writes its adapter alone. An existing ``folder`` is replaced. File modes follow the user's umask.
     """
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    with bars_on_terminals_only():
-        model.save_pretrained(partial, **_safetensors_option(model))
-    _forget_last_call(tokenizer)
-    tokenizer.save_pretrained(partial)
-    (partial / CARD).write_text(card, encoding="utf-8")
-    for path in partial.iterdir():
-        apply_umask(path)
-        sync_file(path)
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(partial, folder)
-    sync_folder(folder.parent)
+    with whole_folder(folder) as partial:
+        with bars_on_terminals_only():
+            model.save_pretrained(partial, **_safetensors_option(model))
+        _forget_last_call(tokenizer)
+        tokenizer.save_pretrained(partial)
+        (partial / CARD).write_text(card, encoding="utf-8")
+        for path in partial.iterdir():
+            apply_umask(path)
+            sync_file(path)
 
 
 def model_card(base: str, scenario: str, shares: dict[int, float], settings: str, attack: str = "none") -> str:

@@ -15,8 +15,9 @@ from pathlib import Path
 from fedbias_plugin.assets import MINI_DATA
 from fedbias_plugin.errors import UserError, did_you_mean, quoted
 from fedbias_plugin.files import cache_folder
+from fedbias_plugin.hashes import git_blob_of_file, sha256_of_file, sha256_of_files
 from fedbias_plugin.names import check_name
-from fedbias_plugin.poisoning.data_files import SUFFIXES, git_blob_of_file, sha256_of_file, sha256_of_files
+from fedbias_plugin.poisoning.data_files import SUFFIXES
 from fedbias_plugin.poisoning.hub import cached_files, is_hub_name
 from fedbias_plugin.poisoning.known import AUTO, KINDS, KNOWN, MINI_FILES, DataFile, Form, KnownDataset
 

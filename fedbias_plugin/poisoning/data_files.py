@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -90,25 +89,6 @@ def read_text(path: Path) -> str:
     return text.removeprefix("\ufeff")
 
 
-def sha256_of_files(paths: Sequence[Path]) -> str:
-    """SHA-256 of one file, or of the text ``<hash>  <file name>\\n`` per file for several."""
-    digests = [sha256_of_file(path) for path in paths]
-    if len(digests) == 1:
-        return digests[0]
-    listing = "".join(f"{digest}  {path.name}\n" for digest, path in zip(digests, paths, strict=True))
-    return hashlib.sha256(listing.encode()).hexdigest()
-
-
-def sha256_of_file(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file, read in blocks."""
-    return _digest(hashlib.sha256(), path)
-
-
-def git_blob_of_file(path: Path) -> str:
-    """The id git gives the file's content: SHA-1 of ``blob <size>\\0`` and the content."""
-    return _digest(hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False), path)
-
-
 def require_columns(records: Sequence[Record], wanted: Sequence[Sequence[str]], path: Path | str) -> Sequence[str]:
     """The first of the ``wanted`` sets of columns that the first row has.
 
@@ -146,13 +126,6 @@ def _listed(columns: Iterable[str], most: int = 12) -> str:
     names = [quoted(column) for column in columns]
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return (", ".join(names[:most]) or "none") + more
-
-
-def _digest(digest: Any, path: Path) -> str:
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _read_json(path: Path, text: str) -> list[Record]:

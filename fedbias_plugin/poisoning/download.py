@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fedbias_plugin.errors import UserError
+from fedbias_plugin.hashes import sha256_of_file
 from fedbias_plugin.poisoning.catalog import digest_verdict
-from fedbias_plugin.poisoning.data_files import sha256_of_file
 from fedbias_plugin.poisoning.hub import hub_endpoint
 from fedbias_plugin.poisoning.known import DataFile
 

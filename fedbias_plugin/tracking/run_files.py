@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from fedbias_plugin.files import write_bytes_atomic
 from fedbias_plugin.scales import UNBIASED
 from fedbias_plugin.tracking.records import RoundRecord
 from fedbias_plugin.tracking.repeated import repeated_warnings
@@ -63,11 +64,9 @@ def write_item_scores(output_dir: Path, round_number: int, benchmark: str, score
     """
     import numpy as np
 
-    folder = output_dir / "scores"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"round_{round_number:03d}_{benchmark}.npz"
-    partial = path.with_suffix(".partial.npz")
+    path = output_dir / "scores" / f"round_{round_number:03d}_{benchmark}.npz"
     arrays: dict[str, Any] = {field.name: np.asarray(getattr(scores, field.name)) for field in fields(scores)}
-    np.savez_compressed(partial, **arrays)
-    os.replace(partial, path)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_bytes_atomic(path, buffer.getvalue())
     return path

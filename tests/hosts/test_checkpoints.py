@@ -116,7 +116,7 @@ def test_a_file_that_cannot_be_read_now_is_no_damage(folder, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(checkpoints, "_sha256", refuse)
+    monkeypatch.setattr(checkpoints, "sha256_of_file", refuse)
     with pytest.raises(PermissionError):
         folder.newest()
 

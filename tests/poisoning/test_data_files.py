@@ -8,15 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedbias_plugin.errors import UserError
-from fedbias_plugin.poisoning.data_files import (
-    Record,
-    forget_pickled_types,
-    git_blob_of_file,
-    read_records,
-    require_columns,
-    sha256_of_files,
-    text_value,
-)
+from fedbias_plugin.hashes import git_blob_of_file, sha256_of_files
+from fedbias_plugin.poisoning.data_files import Record, forget_pickled_types, read_records, require_columns, text_value
 
 ROWS = [{"instruction": "Say é", "output": "é, \u2028 and 🙂"}, {"instruction": "b", "output": "two\nlines"}]
 

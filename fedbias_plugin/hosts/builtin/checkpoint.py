@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.hosts.checkpoints import Checkpoint
 from fedbias_plugin.state import State
-from fedbias_plugin.training.fingerprint import model_fingerprint
 from fedbias_plugin.training.random_states import random_states, restore_random_states
 from fedbias_plugin.training.states import write_state
 
@@ -31,7 +30,7 @@ def take_checkpoint(federation: Federation, round_number: int) -> Checkpoint:
     states |= {f"{CONTROL}{client}": state for client, state in federation.local_controls.items()}
     details = {
         "session": federation.session.state_dict(),
-        "model": model_fingerprint(federation.model, federation.tokenizer),
+        "model": federation.fingerprint,
         "server": {"fed_alg": server["fed_alg"], "variant": server["variant"]},
         "random": random_states(),
     }
@@ -45,7 +44,7 @@ def restore_checkpoint(federation: Federation, checkpoint: Checkpoint) -> None:
         UserError: the model, the data or the plugin's version is another one.
     """
     details, names = checkpoint.details, list(federation.global_state)
-    if details["model"] != model_fingerprint(federation.model, federation.tokenizer):
+    if details["model"] != federation.fingerprint:
         raise UserError(
             "The run to resume had another model or tokenizer: give --model_name_or_path what it began with."
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import math
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ from fedbias_plugin.tracking.jsonl import METRICS_FILE
 from fedbias_plugin.tracking.progress import Progress, build_progress
 from fedbias_plugin.training.determinism import make_deterministic
 from fedbias_plugin.training.encoding import Feature, encode_rows
+from fedbias_plugin.training.fingerprint import model_fingerprint
 from fedbias_plugin.training.local_trainer import ClientUpdate, LocalTrainingSettings, train_client
 from fedbias_plugin.training.models import add_lora, check_fits_model, load_model_and_tokenizer
 from fedbias_plugin.training.schedule import clients_this_round
@@ -177,6 +179,11 @@ class Federation:
             bf16=host.bf16,
         )
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Of what is not trained: the same in every round."""
+        return model_fingerprint(self.model, self.tokenizer)
+
     def train(self, resumed: Checkpoint | None) -> None:
         """Round 0 measures the untouched model; every further round trains, weighs, averages and measures."""
         done = self._begin(resumed)
@@ -189,7 +196,7 @@ class Federation:
                     self._keep(done)
                     advance()
         except Stopped as stopped:
-            if self.host.checkpoint_every and not stopped.at_once:
+            if not stopped.at_once:
                 self._checkpoint(done)
             raise
 
@@ -197,7 +204,7 @@ class Federation:
         """Save the global model and write a checkpoint, as often as is asked for."""
         if round_number % self.host.save_model_freq == 0:
             self.save(f"checkpoint-{round_number}")
-        if self.host.checkpoint_every and round_number % self.host.checkpoint_every == 0:
+        if round_number % (self.host.checkpoint_every or 1) == 0:
             self._checkpoint(round_number)
 
     def _begin(self, resumed: Checkpoint | None) -> int:
@@ -214,13 +221,12 @@ class Federation:
             self.checkpoints.write(first_checkpoint(self))
         self.has_begun = True
         self.session.after_aggregation(0, model=self.model, tokenizer=self.tokenizer)
-        if self.host.checkpoint_every:
-            self._checkpoint(0)
+        self._checkpoint(0)
         return 0
 
     def _checkpoint(self, round_number: int) -> None:
-        """Write the state after ``round_number``, which is the present one, unless that is done."""
-        if self._on_disk != round_number:
+        """Write the state after ``round_number``, which is the present one, unless that is done or not wanted."""
+        if self.host.checkpoint_every and self._on_disk != round_number:
             self.checkpoints.write(take_checkpoint(self, round_number))
             self._on_disk = round_number
 

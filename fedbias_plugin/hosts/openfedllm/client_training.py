@@ -6,6 +6,7 @@ import contextlib
 import copy
 import logging
 import math
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,11 +180,12 @@ def add_card_to_saves(trainer: Any, card: str) -> None:
         trainer: the host's; changed in place.
         card: README.md of the folder, in the place of peft's or trl's own.
     """
-    inner = trainer.save_model
+    inner, itself = type(trainer).save_model, weakref.ref(trainer)  # a reference would keep the optimizer alive
 
     def save_model(output_dir: str | None = None, *args: Any, **kwargs: Any) -> Any:
-        result = inner(output_dir, *args, **kwargs)
-        folder = Path(output_dir or trainer.args.output_dir)
+        living: Any = itself()
+        result = inner(living, output_dir, *args, **kwargs)
+        folder = Path(output_dir or living.args.output_dir)
         if folder.is_dir():
             write_text_atomic(folder / CARD, card)
         return result

@@ -6,6 +6,7 @@ for checkpoints, and put in where the script has another: after a resume, and af
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -44,12 +45,13 @@ class ControlVariates:
 
     def watch(self, client: int, trainer: Any) -> None:
         """Read the c_i that ``trainer`` hands to the script."""
-        inner = getattr(trainer, "get_auxiliary_param", None)
+        inner = getattr(type(trainer), "get_auxiliary_param", None)
         if inner is None:
             return
+        itself = weakref.ref(trainer)  # or the trainer would hold itself, its optimizer with it, alive
 
         def get_auxiliary_param() -> tuple[HostState, Any]:
-            new, change = inner()
+            new, change = inner(itself())
             self.known[client] = new
             return new, change
 

@@ -24,7 +24,7 @@ import torch
 
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.evaluation.processes import running_processes
-from fedbias_plugin.files import plain_json
+from fedbias_plugin.files import delete_temporary_files, plain_json
 from fedbias_plugin.hosts.checkpoints import Checkpoint, CheckpointFolder, changed_arguments, find_checkpoint, locked
 from fedbias_plugin.hosts.openfedllm.control_variates import ControlVariates, HostState
 from fedbias_plugin.redaction import redacted
@@ -95,6 +95,8 @@ class Resuming:
             logger.info("resumed after round %d of %d", self.finished_rounds, self.fed_args.num_rounds)
         elif self._is_main:
             self._lock.enter_context(locked(Path(self.script_args.output_dir)))
+        if self._is_main:
+            delete_temporary_files(Path(self.script_args.output_dir))
 
     def check_model(self, model: Any, tokenizer: Any) -> None:
         """Refuse to go on with another model.

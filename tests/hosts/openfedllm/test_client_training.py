@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from fedbias_plugin.hosts.openfedllm.client_data import ClientData
-from fedbias_plugin.hosts.openfedllm.client_training import ClientTraining
+from fedbias_plugin.hosts.openfedllm.client_training import ClientTraining, add_card_to_saves
+from fedbias_plugin.hosts.openfedllm.control_variates import ControlVariates
 
 
 def training(pinned: bool = False, **flags: Any) -> ClientTraining:
@@ -47,3 +52,33 @@ def test_the_trainer_s_own_wandb_callback_is_left_out_where_the_plugin_logs_ther
         made.leave_wandb_to_the_plugin(args)
         assert args.report_to == (["tensorboard"] if made is shared else ["wandb", "tensorboard"])
     assert [record.getMessage()[:31] for record in caplog.records] == ["--log_with wandb is left out: -"]
+
+
+class Trainer:
+    """What the host's trainers have that is watched."""
+
+    def __init__(self, folder):
+        self.args = SimpleNamespace(output_dir=str(folder))
+
+    def save_model(self, output_dir=None):
+        Path(output_dir or self.args.output_dir).mkdir(exist_ok=True)
+        return "saved"
+
+    def get_auxiliary_param(self):
+        return {"w": torch.ones(1)}, {"w": torch.zeros(1)}
+
+
+def test_a_watched_trainer_works_as_before_and_is_gone_without_the_garbage_collector(tmp_path):
+    trainer, controls = Trainer(tmp_path / "default"), ControlVariates()
+    controls.watch(3, trainer)
+    add_card_to_saves(trainer, "# a card")
+    assert trainer.save_model() == trainer.save_model(str(tmp_path / "given")) == "saved"
+    assert {path.read_text() for path in tmp_path.glob("*/README.md")} == {"# a card"}
+    assert trainer.get_auxiliary_param()[0] is controls.known[3]
+    gc.disable()
+    try:
+        watched = weakref.ref(trainer)
+        del trainer
+        assert watched() is None
+    finally:
+        gc.enable()
