@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source run_scripts/environment.sh
-make_venv .venv wandb,quantization,openfedllm,dev
+make_venv .venv wandb,tensorboard,report,slurm,rouge,quantization,openfedllm,dev
 run_scripts/check.sh
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 in_processes=(-n "${TEST_PROCESSES:-2}" --dist loadfile) # each loads the libraries and takes about 2 GiB

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedbias_plugin.arguments import BENCHMARKS, check_choice, check_range, option, split_list
-from fedbias_plugin.cli.flags import add_flags, build, field_types
 from fedbias_plugin.errors import UserError, printable
+from fedbias_plugin.flags import add_flags, build, field_types
 
 if TYPE_CHECKING:
     from fedbias_plugin.evaluation.processes import Processes

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from fedbias_plugin.arguments import BiasArguments
-from fedbias_plugin.assets import TINY, TINY_MODEL
-from fedbias_plugin.cli.flags import FALSE, add_flags, build, field_types, read_config, read_yaml
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.files import disk_errors_named
+from fedbias_plugin.flags import add_flags, build, field_types, read_config
 from fedbias_plugin.hosts.builtin.arguments import NOT_HERE, HostArguments
+from fedbias_plugin.hosts.builtin.resolve import resolve
 
 logger = logging.getLogger(__name__)
 
@@ -145,21 +145,11 @@ def resolve_arguments(parsed: argparse.Namespace) -> tuple[HostArguments, BiasAr
         UserError: an unknown name, a value of the wrong type or out of range, or flags that contradict each other.
     """
     from_file, command_line = config_values(parsed), command_line_values(parsed)
-    written = from_file | command_line
-    if "max_steps" in written and written.get("local_epochs") is not None:
-        raise UserError("--max_steps and --local_epochs are two ways to say how long a client trains; give one.")
-    layers = [(f"--config {parsed.config}", from_file), ("command line", command_line)]
-    is_tiny = written.get("model_name_or_path", TINY) == TINY
-    recommended = tiny_recommendations(written) if is_tiny else {}
-    layers.insert(0, ("recommended.yaml", recommended))
-    bias = build(BiasArguments, layers)
-    if bias.custom_shares:
-        layers.insert(0, ("biased_shares", {"num_clients": len(bias.custom_shares)}))
-    host = build(HostArguments, layers)
+    host, bias, recommended = resolve([(f"--config {parsed.config}", from_file), ("command line", command_line)])
     if recommended:
         listed = ", ".join(f"{name}={value}" for name, value in recommended.items())
         logger.info("model tiny: recommended settings for flags not given: %s", listed)
-    for name, needed in bias.idle_flags(written):
+    for name, needed in bias.idle_flags(from_file | command_line):
         logger.warning("--%s has no effect without %s.", name, needed)
     return host, bias
 
@@ -173,16 +163,3 @@ def command_line_values(parsed: argparse.Namespace) -> dict[str, Any]:
     """The flags on the command line, by name."""
     names = [*field_types(HostArguments), *field_types(BiasArguments)]
     return {name: getattr(parsed, name) for name in names if hasattr(parsed, name)}
-
-
-def tiny_recommendations(written: Mapping[str, Any]) -> dict[str, Any]:
-    """Flags that suit the bundled model, from the file beside it, for what nobody has ``written``.
-
-    Written steps are not overruled by epochs, nor a training of all weights by a LoRA learning rate.
-    """
-    values = read_yaml(str(TINY_MODEL / "recommended.yaml"))
-    if "max_steps" in written:
-        values.pop("local_epochs", None)
-    if str(written.get("use_peft", "true")).lower() in FALSE:
-        values = {name: value for name, value in values.items() if not name.startswith(("learning_rate", "peft_"))}
-    return {name: value for name, value in values.items() if name not in written}

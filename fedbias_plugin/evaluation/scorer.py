@@ -18,6 +18,7 @@ from fedbias_plugin.evaluation.fast_linears import fast_linears
 from fedbias_plugin.evaluation.forward import SLICED, batch_log_probs
 from fedbias_plugin.evaluation.inference import embedding_device, evaluating, text_config
 from fedbias_plugin.evaluation.items import FloatArray, ScoreRequest, TokenScores
+from fedbias_plugin.evaluation.original_scores import OriginalScores
 from fedbias_plugin.evaluation.plans import PlanCache
 from fedbias_plugin.evaluation.prefix_tree import ScoringPlan, make_batch, plan_batches
 from fedbias_plugin.evaluation.processes import ALONE, Processes, is_sharded
@@ -60,6 +61,7 @@ class SentenceScorer:
         progress: called after each batch with the number of texts it held.
         plans: where tokenised and packed texts are looked up; its own when None.
         processes: those that score the same texts with the same model and share the work.
+        originals: where the scores of the model, which is then the original one, are looked up and kept.
 
     Attributes:
         prefix_token: the token every text is conditioned on: BOS, else EOS.
@@ -78,6 +80,7 @@ class SentenceScorer:
         progress: Callable[[int], None] | None = None,
         plans: PlanCache | None = None,
         processes: Processes = ALONE,
+        originals: OriginalScores | None = None,
     ) -> None:
         if max_batch_tokens < 1:
             raise UserError(f"a scoring batch needs at least 1 token, not {max_batch_tokens} (--bias_batch_tokens).")
@@ -87,6 +90,7 @@ class SentenceScorer:
         self.progress = progress
         self._plans = plans or PlanCache()
         self._processes = processes
+        self._originals = originals if processes.size == 1 else None
         if processes.size > 1 and is_sharded(self.model):
             raise UserError("a model whose weights are spread over the processes (FSDP, ZeRO-3) cannot be scored.")
         self.prefix_token, self.prefix_id = _prefix(tokenizer)
@@ -138,8 +142,21 @@ class SentenceScorer:
             able = find_ability(self.model, self.vocabulary, self.longest)
             plan = self._plan(requests, name, able.trees)
             self._check_model_limits(plan, name)
-            with fast_linears(self.model, len(plan.ids)):
-                return plan, *self._log_probs(plan, able.head, name)
+            return plan, *self._kept_or_computed(plan, able.head, name)
+
+    def _kept_or_computed(self, plan: ScoringPlan, head: str, name: Callable[[int], str]) -> tuple[FloatArray, float]:
+        """As :meth:`_log_probs`; of the original model looked up, where another run has computed them."""
+        path = self._originals.path(plan, self.model, f"{head} {self.max_batch_tokens}") if self._originals else None
+        kept = self._originals.load(path, len(plan.targets)) if self._originals and path else None
+        if kept is not None:
+            if self.progress is not None:
+                self.progress(int(plan.texts_by_pack.sum()))
+            return kept, 0.0
+        with fast_linears(self.model, len(plan.ids)):
+            log_probs, sample = self._log_probs(plan, head, name)
+        if self._originals and path:
+            self._originals.store(path, log_probs)
+        return log_probs, sample
 
     def _plan(self, requests: Sequence[ScoreRequest], name: Callable[[int], str], trees: bool) -> ScoringPlan:
         def make(pack_tokens: int | None) -> ScoringPlan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 
 CARD = "README.md"
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 def save_global_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, card: str) -> None:
@@ -24,6 +26,7 @@ def save_global_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     with whole_folder(folder) as partial:
         with bars_on_terminals_only():
             model.save_pretrained(partial, **_safetensors_option(model))
+        _sort_names(partial / ADAPTER_CONFIG)
         _forget_last_call(tokenizer)
         tokenizer.save_pretrained(partial)
         (partial / CARD).write_text(card, encoding="utf-8")
@@ -65,6 +68,18 @@ def model_card(base: str, scenario: str, shares: dict[int, float], settings: str
         "- measured bias, arguments and data: the summary.json of the run",
     ]
     return "\n\n".join(lines[:2]) + "\n\n" + "\n".join(lines[2:]) + "\n"
+
+
+def _sort_names(path: Path) -> None:
+    """Put what peft wrote from sets, such as the target modules, into an order that is the same in every process."""
+    if path.is_file():
+        config = json.loads(path.read_bytes())
+        names = {key: sorted(value) for key, value in config.items() if _is_names(value)}
+        path.write_text(json.dumps({**config, **names}, indent=2, sort_keys=True), encoding="utf-8")
+
+
+def _is_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def _forget_last_call(tokenizer: PreTrainedTokenizerBase) -> None:

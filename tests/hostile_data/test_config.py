@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedbias_plugin.arguments import BiasArguments
-from fedbias_plugin.cli.flags import build, read_config
 from fedbias_plugin.errors import UserError
+from fedbias_plugin.flags import build, read_config
 from fedbias_plugin.hosts.builtin.arguments import NOT_HERE, HostArguments
 from tests.hostile_data.generators import cases, damaged, is_text, outcome, texts, values
 

@@ -84,8 +84,12 @@ def add_flags(parser: argparse.ArgumentParser, *classes: type) -> None:
             )
 
 
-def read_yaml(path: str) -> dict[str, Any]:
-    """The flags of a YAML file, flat: ``num_rounds: 5``.
+def read_yaml(path: str, flag: str = "--config") -> dict[str, Any]:
+    """What a YAML file holds, names and values; in a file of flags flat: ``num_rounds: 5``.
+
+    Args:
+        path: the file.
+        flag: how the user named it, for errors.
 
     Raises:
         UserError: no such file, no valid YAML (line named), or not a mapping of names to values.
@@ -96,23 +100,23 @@ def read_yaml(path: str) -> dict[str, Any]:
         with open(path, "rb") as stream:
             content = stream.read(LARGEST_CONFIG + 1)
         if len(content) > LARGEST_CONFIG:
-            raise UserError(f"--config {path} has more than {LARGEST_CONFIG:,} bytes: is it a file of flags?")
+            raise UserError(f"{flag} {path} has more than {LARGEST_CONFIG:,} bytes: is it a file of flags?")
         text = content.decode("utf-8-sig")
-        _check_structure(yaml, text, f"--config {path}")
+        _check_structure(yaml, text, f"{flag} {path}")
         data = yaml.safe_load(text)
     except FileNotFoundError:
-        raise UserError(f"--config {path}: there is no such file.") from None
+        raise UserError(f"{flag} {path}: there is no such file.") from None
     except UserError:
         raise
     except yaml.MarkedYAMLError as error:
         place = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"--config {path}{place} cannot be read: {error.problem or error.context}.") from None
+        raise UserError(f"{flag} {path}{place} cannot be read: {error.problem or error.context}.") from None
     except Exception as error:  # its makers of numbers, dates and the like raise errors of every kind
-        raise UserError(f"--config {path} cannot be read: {first_line(error)}.") from None
+        raise UserError(f"{flag} {path} cannot be read: {first_line(error)}.") from None
     if data is None:
         return {}
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
-        raise UserError(f"--config {path} must hold one flag a line, such as `num_rounds: 5`.")
+        raise UserError(f"{flag} {path} must hold one flag a line, such as `num_rounds: 5`.")
     return data
 
 
@@ -132,7 +136,7 @@ def _check_structure(yaml: Any, text: str, where: str) -> None:
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         if depth > DEEPEST_CONFIG:
-            raise UserError(f"{line}: nested too deeply; write one flag a line, such as `num_rounds: 5`.")
+            raise UserError(f"{line}: nested too deeply.")
 
 
 def unknown_name(name: str, known: Sequence[str], not_here: Mapping[str, str], where: str) -> UserError:

@@ -1,0 +1,150 @@
+"""``fedbias sweep EXPERIMENT...``: every run of one or several experiments, on one model."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedbias_plugin.arguments import BiasArguments, check_range
+from fedbias_plugin.cli.run import check_one_process, check_stack, command_line_values
+from fedbias_plugin.errors import UserError, printable
+from fedbias_plugin.flags import add_flags
+from fedbias_plugin.hosts.builtin.arguments import HostArguments
+
+if TYPE_CHECKING:
+    from fedbias_plugin.sweep.configs import ModelConfig
+    from fedbias_plugin.sweep.execution import Launch
+
+SLURM_FLAGS: tuple[tuple[str, type, Any, str], ...] = (
+    ("slurm_partition", str, None, "partition (the cluster's default)"),
+    ("slurm_time", int, 24 * 60, "minutes a run may take before it is requeued and goes on"),
+    ("slurm_gpus", int, 1, "GPUs of a run"),
+    ("slurm_cpus", int, 4, "CPU cores of a run"),
+    ("slurm_memory", int, None, "memory of a run, GiB (the cluster's default)"),
+)
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Add ``sweep``; every flag of ``fedbias run`` is one of its own, for all runs."""
+    parser = commands.add_parser(
+        "sweep",
+        help="all runs of an experiment: what is done is skipped, what was cut off goes on",
+        description="All runs of one or several experiments on one model. Flags of `fedbias run` that are given here hold "
+        "for every run and win over the files.",
+    )
+    parser.add_argument("experiments", nargs="+", metavar="EXPERIMENT", help="YAML file, or one of ours: table1, ...")
+    parser.add_argument("--model", default="tiny", help="YAML file, or one of ours: gemma2_2b, ... (default: tiny)")
+    parser.add_argument("--output", help="folder of the runs (default: runs/MODEL); experiments share runs in it")
+    parser.add_argument("--seeds", help="instead of the experiments' own, such as 2023,2024,2025")
+    parser.add_argument("--dry_run", action="store_true", help="show the plan and start nothing")
+    parser.add_argument("--jobs", type=int, help="runs at the same time (default: one a GPU, or 1)")
+    parser.add_argument(
+        "--launcher", default="local", choices=("local", "slurm"), help="where runs go (default: local)"
+    )
+    group = parser.add_argument_group("Flags of --launcher slurm")
+    for name, kind, default, text in SLURM_FLAGS:
+        shown = text if default is None else f"{text} (default: {default})"
+        group.add_argument(f"--{name}", type=kind, default=default, help=shown)
+    add_flags(parser, HostArguments, BiasArguments)
+    parser.set_defaults(main=main)
+
+
+def main(parsed: argparse.Namespace) -> int:
+    """Plan, check, show, carry out; 1 when a run failed."""
+    from fedbias_plugin.configs_folder import find_config
+    from fedbias_plugin.sweep.configs import load_experiment, load_model
+    from fedbias_plugin.sweep.plan import plan_runs
+
+    if parsed.jobs is not None:
+        check_range("jobs", parsed.jobs, 1)
+    model = load_model(find_config("models", parsed.model, "--model"))
+    given = dict.fromkeys(parsed.experiments)
+    experiments = [load_experiment(find_config("experiments", name, "experiment")) for name in given]
+    planned = plan_runs(experiments, model, command_line_values(parsed), _seeds(parsed.seeds))
+    check_stack()
+    check_one_process()
+    from fedbias_plugin.hosts.checkpoints import locked
+    from fedbias_plugin.sweep.execution import Execution
+    from fedbias_plugin.sweep.folder import SweepFolder
+    from fedbias_plugin.sweep.preparation import check_data
+
+    folder = SweepFolder(Path(parsed.output or Path("runs") / model.name))
+    data = check_data(planned)
+    folder.check(model, data, planned)
+    launch, at_once = _launcher(parsed, folder.path)
+    execution = Execution(folder, planned, at_once)
+    print(f"{', '.join(one.title for one in experiments)}: {model.title} -> {folder.path}")
+    print(printable("\n".join([*_memory_lines(model), *execution.plan_lines()])), flush=True)
+    if parsed.dry_run:
+        return 0
+    with locked(folder.path):
+        folder.write(model, data, experiments, planned)
+        execution.run(launch)
+    return _say_end(execution.failures, folder.path)
+
+
+def _launcher(parsed: argparse.Namespace, folder: Path) -> tuple[Launch, int]:
+    """What starts the runs, and how many at a time."""
+    if parsed.launcher == "slurm":
+        from fedbias_plugin.sweep.slurm import SlurmOptions, run_on_slurm
+
+        options = SlurmOptions(
+            partition=parsed.slurm_partition,
+            time_minutes=parsed.slurm_time,
+            gpus=parsed.slurm_gpus,
+            cpus=parsed.slurm_cpus,
+            memory_gib=parsed.slurm_memory,
+            max_parallel=parsed.jobs or 16,
+            extra={},
+            setup=(),
+        )
+        return lambda jobs, on_end: run_on_slurm(jobs, options, folder, on_end), options.max_parallel
+    from fedbias_plugin.sweep.local import run_locally, slots
+
+    environments = slots(parsed.jobs)
+    return functools.partial(_run_locally, run_locally, environments), len(environments)
+
+
+def _run_locally(run_locally: Any, environments: Any, jobs: Any, on_end: Any) -> None:
+    run_locally(jobs, environments, on_end)
+
+
+def _memory_lines(model: ModelConfig) -> list[str]:
+    """What a run needs of a GPU, and whether this machine's has it."""
+    needed = model.memory_gib.get("train")
+    if needed is None:
+        return []
+    import torch
+
+    line = f"memory of one run: about {needed:.0f} GiB of GPU memory (an estimate)"
+    if torch.cuda.is_available():
+        found = torch.cuda.get_device_properties(0).total_memory / 2**30
+        line += f"; the GPU has {found:.0f} GiB" + (": TOO LITTLE" if found < needed else "")
+    return [line]
+
+
+def _say_end(failures: dict[str, str], folder: Path) -> int:
+    if not failures:
+        print(f"all runs are done. Tables and figures: fedbias report {folder}")
+        return 0
+    print(f"{len(failures)} of the runs failed; the same command tries them again:")
+    for name, why in failures.items():
+        print(printable(f"  {name}: {why}"))
+    return 1
+
+
+def _seeds(text: str | None) -> Sequence[int] | None:
+    """``--seeds`` as numbers.
+
+    Raises:
+        UserError: they are none.
+    """
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--seeds {text}: give whole numbers, such as 2023,2024,2025.") from None

@@ -1,0 +1,46 @@
+"""Where ``configs/`` is: in the installed package, or at the top of the repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedbias_plugin.errors import UserError, did_you_mean
+
+PACKAGE = Path(__file__).parent
+
+
+def configs_folder() -> Path:
+    """The folder that holds ``models/``, ``experiments/`` and ``paper_results.yaml``.
+
+    Raises:
+        UserError: it is in neither place.
+    """
+    candidates = (PACKAGE / "configs", PACKAGE.parent / "configs")
+    for folder in candidates:
+        if (folder / "experiments").is_dir():
+            return folder
+    raise UserError(
+        f"configs is neither {candidates[0]} nor {candidates[1]}: this installation is incomplete; install "
+        "fedbias_plugin again from its folder: pip install -e ."
+    )
+
+
+def find_config(kind: str, given: str, flag: str) -> Path:
+    """The file that the user ``given`` a path or, for one of ours, its name (``table1``).
+
+    Args:
+        kind: ``experiments`` or ``models``.
+        given: what the user wrote.
+        flag: where, for the error.
+
+    Raises:
+        UserError: there is neither such a file nor such a name; the nearest name is suggested.
+    """
+    path = Path(given)
+    if path.is_file():
+        return path
+    ours = {file.stem: file for file in sorted((configs_folder() / kind).glob("*.yaml"))}
+    if given in ours:
+        return ours[given]
+    hint = did_you_mean(path.stem, list(ours))
+    raise UserError(f"{flag} {given}: there is no such file, and none of ours is called so ({', '.join(ours)}).{hint}")

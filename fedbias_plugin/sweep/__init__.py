@@ -1,0 +1,1 @@
+"""Many runs from one file: the experiments of the paper, their plan and its execution."""

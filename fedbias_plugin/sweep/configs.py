@@ -1,0 +1,176 @@
+"""What ``configs/experiments/*.yaml`` and ``configs/models/*.yaml`` say, checked name by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedbias_plugin.arguments import BiasArguments
+from fedbias_plugin.errors import UserError, did_you_mean, quoted
+from fedbias_plugin.flags import field_types, read_yaml, unknown_name
+from fedbias_plugin.hosts.builtin.arguments import NOT_HERE, HostArguments
+
+CENTRALISED = "centralised"
+"""An axis of a grid beside the flags: true trains the rows of all clients in one place."""
+OWN = {"seed": "give seeds", "output_dir": "give --output on the command line"}
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+FLAGS = {**field_types(HostArguments), **field_types(BiasArguments)}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One table or figure: runs that differ in what its grid varies, each with every seed.
+
+    Attributes:
+        name: short, lower case.
+        title: for people.
+        seeds: of the repetitions.
+        arguments: flag -> value, of every run.
+        grid: each a mapping of a flag to the values it takes; all combinations within one are run.
+    """
+
+    name: str
+    title: str
+    seeds: tuple[int, ...]
+    grid: tuple[Mapping[str, tuple[Any, ...]], ...]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A model, how it is loaded and how it is trained.
+
+    Attributes:
+        name: short, lower case; also the folder of its runs.
+        title: for people.
+        arguments: flag -> value.
+        full_finetuning: flags that take the place of those where every weight is trained (``use_peft: false``).
+        parameters: of the model.
+        memory_gib: ``load`` and ``train``: estimates of the memory of one GPU.
+    """
+
+    name: str
+    title: str
+    arguments: Mapping[str, Any]
+    full_finetuning: Mapping[str, Any] = field(default_factory=dict)
+    parameters: int | None = None
+    memory_gib: Mapping[str, float] = field(default_factory=dict)
+
+
+def load_experiment(path: Path) -> Experiment:
+    """Read one file of ``configs/experiments``.
+
+    Raises:
+        UserError: it cannot be read, or a name or a value in it is not what it should be; both are named.
+    """
+    where = f"experiment {path}"
+    content = _fields(Experiment, path, "experiment")
+    grids = content.get("grid")
+    grids = grids if isinstance(grids, list) else [grids]
+    return Experiment(
+        name=_name(content, where),
+        title=str(content.get("title", content["name"])),
+        seeds=check_seeds(content.get("seeds"), where),
+        grid=tuple(_grid(grid, where) for grid in grids),
+        arguments=_flags(content.get("arguments", {}), f"{where}, arguments"),
+    )
+
+
+def load_model(path: Path) -> ModelConfig:
+    """Read one file of ``configs/models``.
+
+    Raises:
+        UserError: as :func:`load_experiment`.
+    """
+    where = f"model {path}"
+    content = _fields(ModelConfig, path, "model")
+    memory = content.get("memory_gib", {})
+    if not isinstance(memory, dict) or not all(_is_number(value) for value in memory.values()):
+        raise UserError(f"{where}: memory_gib must be numbers by name, such as {{load: 9.0, train: 14.0}}.")
+    return ModelConfig(
+        name=_name(content, where),
+        title=str(content.get("title", content["name"])),
+        arguments=_flags(content.get("arguments", {}), f"{where}, arguments"),
+        full_finetuning=_flags(content.get("full_finetuning", {}), f"{where}, full_finetuning"),
+        parameters=content.get("parameters"),
+        memory_gib=memory,
+    )
+
+
+def check_seeds(seeds: Any, where: str) -> tuple[int, ...]:
+    """``seeds`` as a tuple of different whole numbers from 0.
+
+    Raises:
+        UserError: they are something else.
+    """
+    good = isinstance(seeds, Sequence) and not isinstance(seeds, str) and len(seeds) > 0
+    if not good or any(not isinstance(seed, int) or isinstance(seed, bool) or seed < 0 for seed in seeds):
+        raise UserError(f"{where}: seeds must be whole numbers from 0, such as [2023, 2024, 2025].")
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"{where}: a seed stands twice in {quoted(list(seeds))}.")
+    return tuple(seeds)
+
+
+def check_flag(name: str, where: str) -> None:
+    """Refuse a name that is no flag of ``fedbias run``, or one that a sweep sets itself.
+
+    Raises:
+        UserError: with what was probably meant.
+    """
+    if name in OWN:
+        raise UserError(f"{where}: {name} is set by the sweep; {OWN[name]}.")
+    if name not in FLAGS:
+        raise unknown_name(name, list(FLAGS), NOT_HERE, where)
+
+
+def _fields(cls: type, path: Path, kind: str) -> dict[str, Any]:
+    """The mapping in ``path``, whose names are fields of ``cls``."""
+    content = read_yaml(str(path), kind)
+    known = [spec.name for spec in dataclasses.fields(cls)]
+    for name in content:
+        if name not in known:
+            raise UserError(
+                f"{kind} {path}: unknown name {quoted(name)}; known are {', '.join(known)}.{did_you_mean(name, known)}"
+            )
+    return content
+
+
+def _name(content: Mapping[str, Any], where: str) -> str:
+    name = content.get("name")
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise UserError(
+            f"{where}: name must be lower-case letters, digits, _ and -, such as table1; found {quoted(name)}."
+        )
+    return name
+
+
+def _flags(values: Any, where: str) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise UserError(f"{where} must hold one flag a line, such as `num_rounds: 5`; found {quoted(values)}.")
+    for name, value in values.items():
+        check_flag(name, where)
+        if isinstance(value, list | dict):
+            raise UserError(f"{where}: {name} takes one value; what is to vary goes into grid.")
+    return values
+
+
+def _grid(grid: Any, where: str) -> dict[str, tuple[Any, ...]]:
+    if not isinstance(grid, dict) or not grid:
+        raise UserError(f"{where}: grid must name what varies, such as `scenario: [3B, 3C]`; found {quoted(grid)}.")
+    axes: dict[str, tuple[Any, ...]] = {}
+    for name, values in grid.items():
+        if name != CENTRALISED:
+            check_flag(name, f"{where}, grid")
+        values = values if isinstance(values, list) else [values]
+        if not values or any(isinstance(value, list | dict) for value in values):
+            raise UserError(f"{where}, grid: {name} needs one value or more, such as [1, 2]; found {quoted(values)}.")
+        axes[name] = tuple(values)
+    return axes
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,163 @@
+"""From experiments, a model and the command line to single runs, each with a name and every flag."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedbias_plugin.arguments import BiasArguments
+from fedbias_plugin.errors import UserError, quoted
+from fedbias_plugin.flags import FALSE
+from fedbias_plugin.hosts.builtin.arguments import HostArguments
+from fedbias_plugin.hosts.builtin.resolve import resolve
+from fedbias_plugin.poisoning.scenarios import biased_shares
+from fedbias_plugin.sweep.configs import CENTRALISED, Experiment, ModelConfig, check_flag, check_seeds
+
+IN_EVERY_NAME = ("fed_alg", "scenario", "aggregation")
+MOST_RUNS = 10_000
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a sweep.
+
+    Attributes:
+        name: of its folder, from what the experiments vary: ``fedavg_1B2C_bama_seed-2023``.
+        flags: flag -> value, as a file for ``fedbias run --config`` holds them, without ``output_dir``.
+        settings: every resolved argument, as the run's ``run.json`` will hold them.
+        experiments: names of those that it belongs to.
+    """
+
+    name: str
+    flags: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    experiments: tuple[str, ...]
+
+
+def plan_runs(
+    experiments: Sequence[Experiment],
+    model: ModelConfig,
+    overrides: Mapping[str, Any] | None = None,
+    seeds: Sequence[int] | None = None,
+) -> list[PlannedRun]:
+    """Every run of ``experiments`` once, those of the first seed first, so that whole tables appear early.
+
+    A flag is taken from the model, then the experiment, then its grid, then ``overrides``, the later winning; where
+    every weight is trained the model's ``full_finetuning`` wins over its ``arguments``.
+
+    Args:
+        experiments: what to run.
+        model: on which model.
+        overrides: flags from the command line.
+        seeds: instead of the experiments' own.
+
+    Raises:
+        UserError: a flag is unknown, varied and given at once, out of range or in contradiction to another (the run is
+            named), two runs of one name differ, or there are more than 10,000.
+    """
+    overrides = overrides or {}
+    for name in overrides:
+        check_flag(name, "command line")
+    planned: dict[str, PlannedRun] = {}
+    for experiment in experiments:
+        for varied, seed in _combinations(experiment, overrides, seeds):
+            run = _planned(experiment, model, varied, seed, overrides)
+            known = planned.get(run.name)
+            if known is not None and known.settings != run.settings:
+                raise UserError(_clash(known, run))
+            names = dict.fromkeys((*(known.experiments if known else ()), experiment.name))
+            planned[run.name] = dataclasses.replace(run, experiments=tuple(names))
+            if len(planned) > MOST_RUNS:
+                raise UserError(f"{experiment.name} has more than {MOST_RUNS:,} runs; make its grid smaller.")
+    order = list(dict.fromkeys(run.settings["seed"] for run in planned.values()))
+    return sorted(planned.values(), key=lambda run: order.index(run.settings["seed"]))
+
+
+def _combinations(
+    experiment: Experiment, overrides: Mapping[str, Any], seeds: Sequence[int] | None
+) -> Iterator[tuple[dict[str, Any], int]]:
+    """What varies in each run of ``experiment``, and its seed."""
+    chosen = check_seeds(seeds, "--seeds") if seeds is not None else experiment.seeds
+    for axes in experiment.grid:
+        both = sorted(set(axes) & set(overrides))
+        if both:
+            raise UserError(
+                f"--{both[0]} is what {experiment.name} varies; drop it, or write an experiment of your own."
+            )
+        for values in itertools.product(*axes.values()):
+            for seed in chosen:
+                yield dict(zip(axes, values, strict=True)), seed
+
+
+def _planned(
+    experiment: Experiment, model: ModelConfig, varied: Mapping[str, Any], seed: int, overrides: Mapping[str, Any]
+) -> PlannedRun:
+    flags = {**model.arguments, **experiment.arguments, **varied}
+    is_full = str(flags.get("use_peft", "true")).lower() in FALSE
+    if is_full:
+        flags = {name: value for name, value in flags.items() if not name.startswith(("peft_", "load_in_"))}
+        flags |= model.full_finetuning
+    flags |= {**overrides, "seed": seed}
+    if is_full:
+        flags["use_peft"] = False
+    is_centralised = flags.pop(CENTRALISED, False)
+    name = _run_name(flags, varied, is_centralised)
+    try:
+        settings = _settings(flags)
+        if is_centralised:
+            flags = _in_one_place(flags, settings)
+            settings = _settings(flags)
+    except UserError as error:
+        raise UserError(f"{experiment.name}, run {name}: {error}") from None
+    return PlannedRun(name, flags, settings, (experiment.name,))
+
+
+def _settings(flags: Mapping[str, Any]) -> dict[str, Any]:
+    host, bias, _ = resolve([("the sweep", flags)])
+    return dataclasses.asdict(host) | dataclasses.asdict(bias)
+
+
+def _in_one_place(flags: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags of a run whose one client holds as many rows, with the same share of biased ones, as all did."""
+    if settings["aggregation"] != "host" or settings["fed_alg"] != "fedavg":
+        raise UserError("a centralised run has nobody to weigh: give --fed_alg fedavg and --aggregation host.")
+    clients = settings["num_clients"]
+    shares = biased_shares(settings["scenario"], clients, settings["seed"])
+    share = sum(shares) / clients
+    return {
+        **flags,
+        "num_clients": 1,
+        "sample_clients": 1,
+        "client_samples": settings["client_samples"] * clients,
+        "scenario": "custom",
+        "biased_shares": repr(round(share, 6)),
+    }
+
+
+def _run_name(flags: Mapping[str, Any], varied: Mapping[str, Any], is_centralised: bool) -> str:
+    """Algorithm, scenario and aggregation, then what else varies and is not as by default, then the seed."""
+    parts = [str(flags.get(name, _default(name))) for name in IN_EVERY_NAME]
+    if is_centralised:
+        parts = [CENTRALISED, "full" if flags.get("use_peft") is False else "lora", parts[1]]
+    extra = [name for name in sorted(varied) if name not in (*IN_EVERY_NAME, CENTRALISED)]
+    extra = [name for name in extra if flags[name] != _default(name) and not (is_centralised and name == "use_peft")]
+    parts += [f"{name}-{flags[name]}" for name in extra]
+    return re.sub(r"[^\w.+-]+", "-", "_".join([*parts, f"seed-{flags['seed']}"]))
+
+
+def _default(name: str) -> Any:
+    specs = (*dataclasses.fields(HostArguments), *dataclasses.fields(BiasArguments))
+    return next(spec.default for spec in specs if spec.name == name)
+
+
+def _clash(one: PlannedRun, other: PlannedRun) -> str:
+    differing = [name for name, value in one.settings.items() if other.settings[name] != value]
+    named = ", ".join(f"{name} {quoted(one.settings[name])} / {quoted(other.settings[name])}" for name in differing)
+    return (
+        f"{one.experiments[0]} and {other.experiments[0]} both have a run {one.name}, with different flags ({named}); "
+        "sweep them into different folders (--output)."
+    )

@@ -1,0 +1,103 @@
+"""Files of experiments and models: ours load and expand; a wrong one is refused with the name that is wrong."""
+
+import itertools
+
+import pytest
+
+from fedbias_plugin.configs_folder import configs_folder, find_config
+from fedbias_plugin.errors import UserError
+from fedbias_plugin.sweep.configs import load_experiment, load_model
+from fedbias_plugin.sweep.plan import plan_runs
+
+EXPERIMENTS = sorted((configs_folder() / "experiments").glob("*.yaml"))
+MODELS = sorted((configs_folder() / "models").glob("*.yaml"))
+GOOD = "name: mine\nseeds: [1]\narguments: {num_rounds: 2}\ngrid: {fed_alg: fedavg}\n"
+RUNS = {
+    "table1": 3 * 4 * 3,
+    "table2": (2 * 4 + 4) * 3,
+    "table3": (3 + 3 * 2) * 3,
+    "figure1": 4 * 3,
+    "participation": 3 * 3,
+    "algorithms": 7 * 3,
+    "lambda": 3 * 3 * 2 * 3,
+}
+
+
+def test_every_file_of_ours_has_a_test_of_its_size():
+    assert {path.stem for path in EXPERIMENTS} == set(RUNS)
+    assert {path.stem for path in MODELS} == {
+        *("llama3_8b", "mistral_7b", "phi3_mini", "gemma2_2b", "gemma2_9b", "tiny"),
+    }
+
+
+@pytest.mark.parametrize(("experiment", "model"), [*itertools.product(EXPERIMENTS, MODELS)], ids=lambda path: path.stem)
+def test_every_experiment_expands_on_every_model(experiment, model):
+    loaded, on = load_experiment(experiment), load_model(model)
+    assert loaded.name == experiment.stem
+    assert on.name == model.stem
+    runs = plan_runs([loaded], on)
+    assert len(runs) == len({run.name for run in runs}) == RUNS[experiment.stem]
+    for run in runs:
+        settings = run.settings
+        assert settings["num_rounds"] == 5
+        assert settings["local_epochs"] == 2
+        assert settings["prox_mu"] == 0.1
+        assert settings["seed"] in (2023, 2024, 2025)
+        assert settings["model_name_or_path"] == on.arguments["model_name_or_path"]
+
+
+def test_runs_that_several_experiments_share_are_run_once():
+    tiny = load_model(find_config("models", "tiny", "--model"))
+    both = [load_experiment(find_config("experiments", name, "experiment")) for name in ("table1", "table3")]
+    runs = {run.name: run for run in plan_runs(both, tiny)}
+    assert len(runs) == RUNS["table1"] + RUNS["table3"] - 3 * 3
+    assert runs["fedadam_1B2C_host_seed-2024"].experiments == ("table1", "table3")
+    assert runs["fedadam_1B2C_bama_seed-2024"].experiments == ("table3",)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (GOOD.replace("seeds", "seed"), r"unknown name 'seed'.*Did you mean 'seeds'"),
+        (GOOD.replace("num_rounds", "num_round"), r"unknown name 'num_round'.*num_rounds"),
+        (GOOD.replace("num_rounds", "seed"), "seed is set by the sweep; give seeds"),
+        (GOOD.replace("num_rounds", "output_dir"), "output_dir is set by the sweep; give --output"),
+        (GOOD.replace("num_rounds", "dataset_name"), "OpenFedLLM's --dataset_name is not a flag here"),
+        (GOOD.replace("fed_alg:", "fed_algo:"), r"unknown name 'fed_algo'.*fed_alg"),
+        (GOOD.replace("[1]", "[1, 1]"), "a seed stands twice"),
+        (GOOD.replace("[1]", "[a]"), "seeds must be whole numbers"),
+        (GOOD.replace("[1]", "[true]"), "seeds must be whole numbers"),
+        (GOOD.replace("[1]", "[]"), "seeds must be whole numbers"),
+        (GOOD.replace("{fed_alg: fedavg}", "{fed_alg: []}"), "fed_alg needs one value or more"),
+        (GOOD.replace("{fed_alg: fedavg}", "fedavg"), "grid must name what varies"),
+        (GOOD.replace("{num_rounds: 2}", "{num_rounds: [2, 3]}"), "num_rounds takes one value"),
+        (GOOD.replace("name: mine", "name: Mine/../x"), "name must be lower-case"),
+        (GOOD.replace("name: mine\n", ""), "name must be lower-case"),
+        ("- a\n", "must hold one flag a line"),
+        ("name: [", r"line \d+ cannot be read"),
+    ],
+)
+def test_a_wrong_experiment_is_refused_by_name(text, said, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=said):
+        load_experiment(path)
+
+
+def test_a_wrong_model_is_refused_by_name(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\nargument: {}\n")
+    with pytest.raises(UserError, match=r"unknown name 'argument'.*arguments"):
+        load_model(path)
+    path.write_text("name: mine\nmemory_gib: {load: much}\n")
+    with pytest.raises(UserError, match="memory_gib must be numbers"):
+        load_model(path)
+
+
+def test_a_name_of_ours_or_a_path_is_found_and_anything_else_gets_a_suggestion(tmp_path):
+    assert find_config("experiments", "table1", "experiment").name == "table1.yaml"
+    own = tmp_path / "own.yaml"
+    own.write_text(GOOD)
+    assert find_config("experiments", str(own), "experiment") == own
+    with pytest.raises(UserError, match=r"none of ours is called so.*table1"):
+        find_config("experiments", "tabel1", "experiment")

@@ -1,0 +1,95 @@
+"""The folder of a sweep: what is done, and whose folder it is."""
+
+import json
+
+import pytest
+import yaml
+
+from fedbias_plugin.errors import UserError
+from fedbias_plugin.sweep.configs import Experiment, ModelConfig
+from fedbias_plugin.sweep.folder import DONE, TO_DO, TO_RESUME, SweepFolder
+from fedbias_plugin.sweep.plan import plan_runs
+
+TINY = ModelConfig("tiny", "tiny", {"model_name_or_path": "tiny", "use_peft": True})
+ONE = Experiment("one", "One", (1,), ({"scenario": ("3B", "3C")},))
+DATA = {"crows_pairs": "aa", "clean": "bb"}
+
+
+def made_run(folder, run, **changes):
+    path = folder.run(run)
+    path.mkdir(parents=True)
+    settings = {**run.settings, "output_dir": str(path), **changes}
+    (path / "run.json").write_text(json.dumps({"config": settings}))
+    return path
+
+
+def test_the_flags_of_every_run_are_written_as_a_file_that_fedbias_run_takes(tmp_path):
+    folder, runs = SweepFolder(tmp_path / "sweep"), plan_runs([ONE], TINY)
+    folder.write(TINY, DATA, [ONE], runs)
+    assert yaml.safe_load(folder.config(runs[0]).read_text()) == dict(runs[0].flags)
+    stored = json.loads((folder.path / "sweep.json").read_text())
+    assert stored["experiments"] == {"one": {"title": "One", "runs": [run.name for run in runs]}}
+    assert (stored["model"], stored["data"]) == ("tiny", DATA)
+
+
+def test_a_second_sweep_of_the_folder_keeps_the_first_ones_runs_listed(tmp_path):
+    folder, runs = SweepFolder(tmp_path / "sweep"), plan_runs([ONE], TINY)
+    folder.write(TINY, DATA, [ONE], runs)
+    two = Experiment("two", "Two", (1,), ({"scenario": ("3B",), "fed_alg": ("scaffold",)},))
+    folder.check(TINY, DATA, plan_runs([two], TINY))
+    folder.write(TINY, DATA, [two], plan_runs([two], TINY))
+    assert list(json.loads((folder.path / "sweep.json").read_text())["experiments"]) == ["one", "two"]
+
+
+def test_a_run_is_to_do_then_to_go_on_with_then_done(tmp_path):
+    folder, run = SweepFolder(tmp_path), plan_runs([ONE], TINY)[0]
+    assert folder.state(run) == TO_DO
+    path = made_run(folder, run)
+    assert folder.state(run) == TO_DO  # died before its first checkpoint
+    (path / "checkpoints/start").mkdir(parents=True)
+    (path / "metrics.jsonl").write_text('{"round": 0}\n{"round": 1}\n{"round": 2')
+    assert folder.state(run) == TO_RESUME
+    assert folder.rounds(run) == 1
+    (path / "summary.json").write_text("{}")
+    assert folder.state(run) == DONE
+
+
+def test_the_folder_of_another_sweep_is_refused_with_what_is_different(tmp_path):
+    folder, runs = SweepFolder(tmp_path / "sweep"), plan_runs([ONE], TINY)
+    folder.write(TINY, DATA, [ONE], runs)
+    with pytest.raises(UserError, match="is the sweep of the model 'tiny', not of 'big'"):
+        folder.check(ModelConfig("big", "big", {}), DATA, runs)
+    with pytest.raises(UserError, match=r"a sweep with other data \(clean\)"):
+        folder.check(TINY, {**DATA, "clean": "cc"}, runs)
+    made_run(folder, runs[0], client_samples=60)
+    with pytest.raises(
+        UserError, match=r"3B_host_seed-1 was made with other flags \(client_samples 60 there, 300 now\)"
+    ):
+        folder.check(TINY, DATA, runs)
+
+
+def test_flags_that_move_no_number_may_differ(tmp_path):
+    folder, runs = SweepFolder(tmp_path / "sweep"), plan_runs([ONE], TINY)
+    made_run(folder, runs[0], output_dir="elsewhere", track="jsonl,wandb", checkpoint_every=5)
+    folder.check(TINY, DATA, runs)
+
+
+def test_a_folder_of_other_things_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(UserError, match="holds other things and no sweep"):
+        SweepFolder(tmp_path).check(TINY, DATA, plan_runs([ONE], TINY))
+
+
+@pytest.mark.parametrize("content", ["", "[", "[]", "{}", '{"model": 1, "data": {}, "experiments": {}}'])
+def test_a_damaged_sweep_file_is_named(content, tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "sweep.json").write_text(content)
+    with pytest.raises(UserError, match=r"sweep.json is damaged .*delete it"):
+        SweepFolder(tmp_path).check(TINY, DATA, [])
+
+
+def test_a_damaged_run_file_is_named(tmp_path):
+    folder, runs = SweepFolder(tmp_path / "sweep"), plan_runs([ONE], TINY)
+    (made_run(folder, runs[0]) / "run.json").write_text("{")
+    with pytest.raises(UserError, match=r"run.json is damaged .*move .* away"):
+        folder.check(TINY, DATA, runs)
