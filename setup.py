@@ -16,9 +16,18 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=[*find_packages(include=["fedbias_plugin", "fedbias_plugin.*"]), "fedbias_plugin.patches"],
-    package_dir={"fedbias_plugin.patches": "patches"},
-    package_data={"fedbias_plugin.assets": ["mini/*", "tiny_llama/*"], "fedbias_plugin.patches": ["*.yaml"]},
+    packages=[
+        *find_packages(include=["fedbias_plugin", "fedbias_plugin.*"]),
+        "fedbias_plugin.configs",
+        "fedbias_plugin.patches",
+    ],
+    package_dir={"fedbias_plugin.configs": "configs", "fedbias_plugin.patches": "patches"},
+    package_data={
+        "fedbias_plugin.assets": ["mini/*", "tiny_llama/*"],
+        "fedbias_plugin.configs": ["*.yaml", "*/*.yaml"],
+        "fedbias_plugin.patches": ["*.yaml"],
+        "fedbias_plugin.report": ["templates/*"],
+    },
     install_requires=[
         "torch>=2.0",
         "transformers>=4.31",

@@ -20,7 +20,7 @@ ATTACKS = ("none", "sign_flip", "model_replacement", "gaussian_noise", "probe_ga
 ON_BAD_UPDATE = ("stop", "drop")
 WEIGHTINGS = ("normalized", "paper")
 BENCHMARKS = ("crows_pairs", "stereoset")
-TRACKERS = ("jsonl", "wandb")
+TRACKERS = ("jsonl", "wandb", "tensorboard")
 WANDB_MODES = ("online", "offline", "disabled")
 
 
@@ -114,6 +114,11 @@ class BiasArguments:
     biased_shares: str | None = option(None, "with --scenario custom: biased share of each client, such as 1,0,0,0.5")
     client_samples: int = option(300, "training rows of every client")
     heldout_samples: int = option(100, "clean rows no client holds, for the held-out loss; fewer when fewer are left")
+    rouge_samples: int = option(
+        0,
+        "held-out rows to which the global model writes responses for ROUGE-L in every measured round (greedy, up to "
+        "128 tokens each); 0 writes none. Needs rouge-score",
+    )
     clean_dataset: str = option(
         "auto",
         "clean rows: a known name (fedbias data list), a hub name, or a json/jsonl/parquet/csv file; auto takes "
@@ -145,7 +150,7 @@ class BiasArguments:
     bias_batch_tokens: int = option(4096, "tokens in one scoring batch, padding included")
 
     # Tracking
-    track: str = option("jsonl", "where the numbers go: jsonl (always), wandb")
+    track: str = option("jsonl", "where the numbers go: jsonl (always), wandb, tensorboard")
     wandb_project: str = option("fedbias", "Weights & Biases project")
     wandb_mode: str | None = option(
         None,
@@ -170,6 +175,7 @@ class BiasArguments:
         check_range("bama_stereoset_fraction", self.bama_stereoset_fraction, 0, 1)
         check_range("client_samples", self.client_samples, 1)
         check_range("heldout_samples", self.heldout_samples, 0)
+        check_range("rouge_samples", self.rouge_samples, 0)
         check_range("bias_eval_every", self.bias_eval_every, 1)
         check_range("bias_batch_tokens", self.bias_batch_tokens, 1)
         if self.local_epochs is not None:
@@ -193,6 +199,11 @@ class BiasArguments:
             raise UserError(
                 "--aggregation bama weighs clients by their bias, but no probe item is left: give --bias_benchmarks "
                 "crows_pairs,stereoset and at least one of --bama_crows_fraction, --bama_stereoset_fraction above 0."
+            )
+        if self.rouge_samples > self.heldout_samples:
+            raise UserError(
+                f"--rouge_samples {self.rouge_samples} takes held-out rows, and --heldout_samples is "
+                f"{self.heldout_samples}; raise that, or ask for fewer."
             )
         self._check_attack()
 
@@ -220,7 +231,8 @@ class BiasArguments:
         if "wandb" not in split_list(self.track):
             needs.append(("--track jsonl,wandb", ["wandb_project", "wandb_mode"]))
         if self.scenario == "none":
-            dealt = ["clean_dataset", "biased_dataset", "client_samples", "heldout_samples", "preference_dataset"]
+            dealt = ["clean_dataset", "biased_dataset", "client_samples", "heldout_samples", "rouge_samples"]
+            dealt.append("preference_dataset")
             needs.append(("--scenario 1B2C or another", dealt))
         return [(name, needed) for needed, names in needs for name in names if name in written]
 

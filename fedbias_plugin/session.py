@@ -35,7 +35,15 @@ from fedbias_plugin.state import State
 from fedbias_plugin.tracking.console import ConsoleTracker
 from fedbias_plugin.tracking.progress import Progress
 from fedbias_plugin.tracking.recorder import RunRecorder
-from fedbias_plugin.tracking.records import ClientRecord, GlobalRecord, RoundRecord, RunInfo, Seconds, weight_summary
+from fedbias_plugin.tracking.records import (
+    ClientRecord,
+    GlobalRecord,
+    RoundRecord,
+    RunInfo,
+    Seconds,
+    recorded_settings,
+    weight_summary,
+)
 from fedbias_plugin.tracking.sanity import round_warnings
 from fedbias_plugin.tracking.tracker import build_trackers
 from fedbias_plugin.training.templates import TEMPLATES
@@ -110,6 +118,7 @@ class BiasSession:
         self._live = LiveModel(
             self._assessor,
             self._heldout_pairs(),
+            rouge_samples=arguments.rouge_samples,
             seq_length=run.seq_length,
             batch_tokens=arguments.bias_batch_tokens,
             progress=progress or Progress(),
@@ -232,6 +241,7 @@ class BiasSession:
             ),
             peak_memory_bytes=peak_memory_bytes(),
             warnings=[*self._data_warnings, *pending.warnings],
+            settings=recorded_settings(self._run.config) if round_number == 0 else None,
         )
         record.warnings += round_warnings(record, alpha=self._arguments.bama_alpha, lambda_=self._arguments.bama_lambda)
         self._recorder.log_round(record, item_scores)
@@ -350,7 +360,7 @@ class BiasSession:
             return GlobalRecord(), {}
         title = f"round {round_number}: score the global model"
         try:
-            measured, loss = self._live.evaluate(title, model, tokenizer)
+            measured, loss = self._live.evaluate(title, model, tokenizer, is_original=round_number == 0)
         except NonFiniteScore as error:
             raise UserError(f"The global model after round {round_number} is broken. {error}") from None
         record = GlobalRecord(
@@ -358,6 +368,7 @@ class BiasSession:
             stereoset=measured.results.get("stereoset"),
             bias_score=measured.bias_score,
             heldout_loss=loss,
+            rouge_l=self._live.rouge_l(f"round {round_number}: write responses", model, tokenizer),
         )
         return record, measured.item_scores
 

@@ -35,6 +35,11 @@ from fedbias_plugin.errors import UserError
         ({"attackers": "0"}, "--attackers 0 belongs to an --attack: sign_flip, model_replacement"),
         ({"attack": "probe_gaming", "scenario": "none"}, "give --scenario 1B2C or another"),
         ({"attack": "probe_gaming", "bias_benchmarks": "none"}, "and --bias_benchmarks crows_pairs,stereoset"),
+        ({"rouge_samples": -1}, "--rouge_samples must be at least 0"),
+        (
+            {"rouge_samples": 9, "heldout_samples": 8},
+            "--rouge_samples 9 takes held-out rows, and --heldout_samples is 8",
+        ),
         ({"local_epochs": 0}, "--local_epochs must be at least 1"),
         ({"aggregation": "bama", "bias_benchmarks": "none"}, "no probe item is left"),
         ({"aggregation": "bama", "bama_crows_fraction": 0, "bama_stereoset_fraction": 0}, "no probe item is left"),

@@ -17,6 +17,7 @@ from fedbias_plugin.hosts.builtin.arguments import HostArguments
 if TYPE_CHECKING:
     from fedbias_plugin.sweep.configs import ModelConfig
     from fedbias_plugin.sweep.execution import Launch
+    from fedbias_plugin.sweep.plan import PlannedRun
 
 SLURM_FLAGS: tuple[tuple[str, type, Any, str], ...] = (
     ("slurm_partition", str, None, "partition (the cluster's default)"),
@@ -32,7 +33,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "sweep",
         help="all runs of an experiment: what is done is skipped, what was cut off goes on",
-        description="All runs of one or several experiments on one model. Flags of `fedbias run` that are given here hold "
+        description="All runs of one or several experiments on one model. Flags of `fedbias run` given here hold "
         "for every run and win over the files.",
     )
     parser.add_argument("experiments", nargs="+", metavar="EXPERIMENT", help="YAML file, or one of ours: table1, ...")
@@ -77,7 +78,7 @@ def main(parsed: argparse.Namespace) -> int:
     launch, at_once = _launcher(parsed, folder.path)
     execution = Execution(folder, planned, at_once)
     print(f"{', '.join(one.title for one in experiments)}: {model.title} -> {folder.path}")
-    print(printable("\n".join([*_memory_lines(model), *execution.plan_lines()])), flush=True)
+    print(printable("\n".join([*_memory_lines(model, planned), *execution.plan_lines()])), flush=True)
     if parsed.dry_run:
         return 0
     with locked(folder.path):
@@ -112,17 +113,20 @@ def _run_locally(run_locally: Any, environments: Any, jobs: Any, on_end: Any) ->
     run_locally(jobs, environments, on_end)
 
 
-def _memory_lines(model: ModelConfig) -> list[str]:
-    """What a run needs of a GPU, and whether this machine's has it."""
-    needed = model.memory_gib.get("train")
-    if needed is None:
+def _memory_lines(model: ModelConfig, planned: Sequence[PlannedRun]) -> list[str]:
+    """What the runs need of a GPU, and whether this machine's has it."""
+    kinds = {"train" if run.settings["use_peft"] else "full_finetuning" for run in planned}
+    needed = {kind: model.memory_gib[kind] for kind in sorted(kinds) if kind in model.memory_gib}
+    if not needed:
         return []
     import torch
 
-    line = f"memory of one run: about {needed:.0f} GiB of GPU memory (an estimate)"
+    names = {"train": "adapters", "full_finetuning": "every weight"}
+    listed = ", ".join(f"{gib:.0f} GiB to train {names[kind]}" for kind, gib in needed.items())
+    line = f"GPU memory of one run (estimate): {listed}"
     if torch.cuda.is_available():
         found = torch.cuda.get_device_properties(0).total_memory / 2**30
-        line += f"; the GPU has {found:.0f} GiB" + (": TOO LITTLE" if found < needed else "")
+        line += f"; the GPU has {found:.0f}" + (": TOO LITTLE" if found < max(needed.values()) else "")
     return [line]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,8 @@ def heldout_loss(scorer: SentenceScorer, pairs: Sequence[tuple[str, str]], max_t
             those that the model has no positions for.
 
     Returns:
-        ``{"loss": nats per token, "n": rows scored}``, or None when no row is left.
+        ``{"loss": nats per token, "perplexity": exp(loss), "n": rows scored}``, or None when no row is left. The
+        perplexity is None where it is beyond every float.
     """
     tokenizer, longest = scorer.tokenizer, min(max_tokens, scorer.longest or max_tokens)
     requests = [
@@ -30,4 +32,17 @@ def heldout_loss(scorer: SentenceScorer, pairs: Sequence[tuple[str, str]], max_t
         return None
     scores = scorer.score(requests, lambda index: f"held-out row {index}")
     tokens = sum(len(score.log_probs) for score in scores)
-    return {"loss": -sum(float(score.log_probs.sum()) for score in scores) / tokens, "n": len(scores)}
+    loss = -sum(float(score.log_probs.sum()) for score in scores) / tokens
+    return {"loss": loss, "perplexity": perplexity(loss), "n": len(scores)}
+
+
+def perplexity(loss: float) -> float | None:
+    """exp(``loss``), or None where no float can hold it.
+
+    >>> perplexity(0.0), perplexity(1000.0)
+    (1.0, None)
+    """
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return None

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 from fedbias_plugin.evaluation.assessor import BiasAssessor, Measurement
 from fedbias_plugin.evaluation.heldout import heldout_loss
+from fedbias_plugin.evaluation.original_scores import OriginalScores, original_scores
 from fedbias_plugin.evaluation.plans import PlanCache, plans_folder
 from fedbias_plugin.evaluation.processes import running_processes
+from fedbias_plugin.evaluation.rouge import require_rouge, rouge_l
 from fedbias_plugin.evaluation.scorer import NonFiniteScore, SentenceScorer
 from fedbias_plugin.state import State
 from fedbias_plugin.tracking.progress import Progress
@@ -24,9 +26,13 @@ class LiveModel:
     Args:
         assessor: the benchmarks; None measures no bias.
         heldout: prompt and response of clean rows that no client holds.
+        rouge_samples: how many of them the model writes a response to.
         seq_length: tokens of a row.
         batch_tokens: tokens in one scoring batch.
         progress: draws the bars.
+
+    Raises:
+        UserError: ``rouge_samples`` asks for a package that is not installed.
     """
 
     def __init__(
@@ -34,12 +40,16 @@ class LiveModel:
         assessor: BiasAssessor | None,
         heldout: Sequence[tuple[str, str]],
         *,
+        rouge_samples: int,
         seq_length: int,
         batch_tokens: int,
         progress: Progress,
     ) -> None:
+        if rouge_samples:
+            require_rouge()
         self._assessor = assessor
         self._heldout = heldout
+        self._rouge_samples = rouge_samples
         self._seq_length = seq_length
         self._batch_tokens = batch_tokens
         self._progress = progress
@@ -80,17 +90,35 @@ class LiveModel:
         return measurements, broken
 
     def evaluate(
-        self, title: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+        self, title: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, is_original: bool = False
     ) -> tuple[Measurement, dict[str, float | int] | None]:
-        """The model as it is: bias on all items, and the loss on the held-out rows (see ``heldout_loss``)."""
+        """The model as it is: bias on all items, and the loss on the held-out rows (see ``heldout_loss``).
+
+        ``is_original`` says that nobody has trained it yet, so that other runs may have measured it before.
+        """
         texts = len(self._heldout) + (self._assessor.all_texts if self._assessor else 0)
         with self._progress.task(title, texts) as advance:
-            scorer = self._scorer(model, tokenizer, advance)
+            originals = original_scores() if is_original else None
+            scorer = self._scorer(model, tokenizer, advance, originals)
             measured = self._assessor.evaluate(scorer) if self._assessor else Measurement()
             return measured, heldout_loss(scorer, self._heldout, self._seq_length)
 
+    def rouge_l(
+        self, title: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    ) -> dict[str, float | int] | None:
+        """ROUGE-L of the model's responses to the first held-out rows (see ``rouge.rouge_l``), where it is wanted."""
+        pairs = self._heldout[: self._rouge_samples]
+        if not pairs:
+            return None
+        with self._progress.task(title, len(pairs)) as advance:
+            return rouge_l(model, tokenizer, pairs, self._seq_length, advance)
+
     def _scorer(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, progress: Callable[[int], None] | None = None
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        progress: Callable[[int], None] | None = None,
+        originals: OriginalScores | None = None,
     ) -> SentenceScorer:
         return SentenceScorer(
             model,
@@ -99,4 +127,5 @@ class LiveModel:
             progress=progress,
             plans=self._plans,
             processes=running_processes(),
+            originals=originals,
         )

@@ -81,8 +81,8 @@ class SweepFolder:
                 raise UserError(f"--output {self.path} holds other things and no sweep; give a new folder.")
         elif stored["model"] != model.name:
             raise UserError(
-                f"--output {self.path} is the sweep of the model {quoted(stored['model'])}, not of {quoted(model.name)}; "
-                "give another folder."
+                f"--output {self.path} is the sweep of the model {quoted(stored['model'])}, not of "
+                f"{quoted(model.name)}; give another folder."
             )
         else:
             changed = sorted(name for name, digest in data.items() if stored["data"].get(name, digest) != digest)

@@ -192,6 +192,8 @@ def _global_parts(record: GlobalRecord) -> Iterator[str]:
         yield "bias not measured"
     if record.heldout_loss:
         yield f"held-out loss {number(record.heldout_loss.get('loss'), 4)}"
+    if record.rouge_l:
+        yield f"ROUGE-L {number(record.rouge_l.get('f1'), 1)}"
 
 
 def _global_rows(record: GlobalRecord) -> Iterator[tuple[str, str, str, str]]:
@@ -217,3 +219,5 @@ def _global_rows(record: GlobalRecord) -> Iterator[tuple[str, str, str, str]]:
     if record.heldout_loss:
         rows = f"{record.heldout_loss.get('n', MISSING)} clean rows"
         yield "held-out loss", number(record.heldout_loss.get("loss"), 4), "", rows
+    if record.rouge_l:
+        yield "ROUGE-L", number(record.rouge_l.get("f1"), 1), "", f"{record.rouge_l.get('n', MISSING)} responses"

@@ -14,9 +14,16 @@ from typing import Any, NamedTuple
 from fedbias_plugin.errors import quoted
 from fedbias_plugin.files import plain_json
 
-SCORES = ("score", "ss", "lms", "icat", "n", "noise_floor", "loss", "tie_rate")
+SCORES = ("score", "ss", "lms", "icat", "n", "noise_floor", "loss", "perplexity", "f1", "max_new_tokens", "tie_rate")
 INTERVALS = ("ci95", "lms_ci95", "icat_ci95")
 LARGEST_COUNT = 10**12
+MACHINE_FLAGS = frozenset(
+    (
+        *("output_dir", "resume_from", "data_dir"),
+        *("local_states", "checkpoint_every", "save_model_freq", "wandb_mode"),
+    )
+)
+"""Arguments that say where and how a run works, not what it does: equal runs on two machines differ in them."""
 
 
 @dataclass
@@ -74,13 +81,17 @@ class GlobalRecord:
             headline is of) and the shorter objects ``full``, ``report`` and ``probe``.
         stereoset: ``StereoSetResult.to_json()`` likewise.
         bias_score: b of METRICS eq. 1 of the headline scores, percentage points.
-        heldout_loss: ``{"loss": nats per token, "n": rows}`` on clean rows that no client holds.
+        heldout_loss: ``{"loss": nats per token, "perplexity": exp(loss), "n": rows}`` on clean rows that no client
+            holds; files of older versions lack ``perplexity``.
+        rouge_l: ``{"f1": percent, "n": rows, "max_new_tokens": tokens}`` of responses written to the first of these
+            rows, or None without ``--rouge_samples``.
     """
 
     crows_pairs: dict[str, Any] | None = None
     stereoset: dict[str, Any] | None = None
     bias_score: float | None = None
     heldout_loss: dict[str, Any] | None = None
+    rouge_l: dict[str, Any] | None = None
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> GlobalRecord:
@@ -90,6 +101,7 @@ class GlobalRecord:
             stereoset=_scores(data, "stereoset"),
             bias_score=_number(data, "bias_score"),
             heldout_loss=_scores(data, "heldout_loss"),
+            rouge_l=_scores(data, "rouge_l"),
         )
 
 
@@ -128,6 +140,8 @@ class RoundRecord:
         seconds: wall-clock seconds.
         peak_memory_bytes: peak memory of the process, or of the accelerator where there is one.
         warnings: what a reader of these numbers must know.
+        settings: in round 0 the run's arguments, from :func:`recorded_settings`; None in later rounds, which lack the
+            key, and in files of older versions.
     """
 
     round: int
@@ -140,10 +154,13 @@ class RoundRecord:
     seconds: Seconds = field(default_factory=Seconds)
     peak_memory_bytes: int = 0
     warnings: list[str] = field(default_factory=list)
+    settings: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Strict JSON, keys in the order of the attributes; numbers that are not finite become null and a warning."""
         data = {("global" if name == "global_" else name): value for name, value in vars(self).items()}
+        if self.settings is None:
+            del data["settings"]
         plain, lost = plain_json(data)
         plain["warnings"] = [*plain["warnings"], *(f"{path} was not finite and is written as null" for path in lost)]
         return plain
@@ -166,6 +183,7 @@ class RoundRecord:
             seconds=Seconds.from_json(_object(data, "seconds") or {}),
             peak_memory_bytes=int(_number(data, "peak_memory_bytes") or 0),
             warnings=_texts(data, "warnings"),
+            settings=_object(data, "settings"),
         )
 
 
@@ -216,6 +234,15 @@ class WeightSummary(NamedTuple):
 
     effective_clients: float | None
     weight_on_poisoned: float | None
+
+
+def recorded_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What round 0 says of a run's resolved arguments: all but :data:`MACHINE_FLAGS`.
+
+    >>> recorded_settings({"fed_alg": "fedavg", "seed": 2023, "output_dir": "runs/a"})
+    {'fed_alg': 'fedavg', 'seed': 2023}
+    """
+    return {name: value for name, value in config.items() if name not in MACHINE_FLAGS}
 
 
 def weight_summary(weights: Mapping[int, float], shares: Mapping[int, float]) -> WeightSummary:

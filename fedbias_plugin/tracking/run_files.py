@@ -52,6 +52,7 @@ def _scores(record: RoundRecord) -> dict[str, Any]:
         "stereoset": measured.stereoset,
         "bias_score": measured.bias_score,
         "heldout_loss": measured.heldout_loss,
+        "rouge_l": measured.rouge_l,
         "delta": delta(record),
     }
 

@@ -27,6 +27,7 @@ def whole_round(number: int) -> dict[str, Any]:
         "clients": {"0": client} if number else {},
         "aggregation": "bama",
         "warnings": [],
+        "settings": {"fed_alg": "fedavg", "seed": 3},
     }
 
 

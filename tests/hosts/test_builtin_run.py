@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 
 from fedbias_plugin.algorithms import ALGORITHMS
 from fedbias_plugin.hosts.builtin import loop
+from fedbias_plugin.tracking.records import MACHINE_FLAGS
 from fedbias_plugin.training.models import load_model_and_tokenizer as load
-from tests.hosts.run_folders import assert_same_run
+from tests.hosts.run_folders import assert_same_run, comparable
 
 LORA = ("--use_peft", "--peft_lora_target_modules", "all-linear")
 WEIGHTINGS = {
@@ -110,6 +111,8 @@ def test_summary_run_file_and_manifest_hold_what_a_reader_needs(run_builtin, tmp
     best = min(records[1:], key=lambda record: record.global_.bias_score)
     assert summary["best_round"]["round"] == best.round
     run = json.loads((tmp_path / "run/run.json").read_text())
+    assert records[0].settings == {name: run["config"][name] for name in run["config"].keys() - MACHINE_FLAGS}
+    assert [record.settings for record in records[1:]] == [None, None]
     assert run["prefix_token"] == "<s>"
     assert len(run["data"]["crows_pairs"]["sha256"]) == 64
     assert {"torch", "transformers"} <= set(run["versions"])
@@ -193,6 +196,31 @@ def test_measuring_nothing_still_trains_and_records(run_builtin):
     records = run_builtin(*LORA, "--bias_benchmarks", "none")
     assert records[-1].global_.bias_score is None
     assert records[-1].global_.heldout_loss["n"] == 4
+
+
+def test_what_a_debiased_model_is_still_good_for_is_measured_in_every_measured_round(run_builtin):
+    records = run_builtin(*LORA, "--bias_eval_every", "2", "--num_rounds", "3")
+    losses = {record.round: record.global_.heldout_loss for record in records}
+    assert losses[1] is None
+    for number in (0, 2, 3):
+        assert losses[number]["perplexity"] == pytest.approx(2.718281828459045 ** losses[number]["loss"])
+    assert [record.global_.rouge_l for record in records] == [None] * 4
+
+
+def test_responses_to_held_out_rows_are_measured_and_change_no_other_number(run_builtin, tmp_path):
+    pytest.importorskip("rouge_score", reason="the rouge-score package is not installed")
+    records = run_builtin(*LORA, "--rouge_samples", "3", output="with")
+    for record in records:
+        assert (record.global_.rouge_l["n"], record.global_.rouge_l["max_new_tokens"]) == (3, 128)
+        assert 0 <= record.global_.rouge_l["f1"] <= 100
+    summary = json.loads((tmp_path / "with/summary.json").read_text())
+    assert summary["final"]["rouge_l"] == records[-1].global_.rouge_l
+    run_builtin(*LORA, output="without")
+    found, expected = comparable(tmp_path / "with"), comparable(tmp_path / "without")
+    for one, other in zip(found, expected, strict=True):
+        one["global"].pop("rouge_l"), other["global"].pop("rouge_l")
+    found[0]["settings"].pop("rouge_samples"), expected[0]["settings"].pop("rouge_samples")
+    assert found == expected
 
 
 def test_checkpoints_are_saved_as_often_as_asked(run_builtin, tmp_path):

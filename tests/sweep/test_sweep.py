@@ -10,6 +10,10 @@ import time
 import pytest
 
 from fedbias_plugin.cli.main import main
+from fedbias_plugin.report.paper import load_paper
+from fedbias_plugin.report.study import load_study
+from fedbias_plugin.report.table_formats import markdown_table
+from fedbias_plugin.report.tables import build_tables
 from tests.hosts.run_folders import assert_same_run, comparable
 
 EXPERIMENT = """
@@ -107,6 +111,14 @@ def test_a_killed_sweep_goes_on_and_ends_with_the_same_bytes(finished, files, sm
     assert "to go on with after round" in text or f"  {NAMES[0]}  done" in text
     for name in NAMES:
         assert_same_run(whole / "runs" / name, output / "runs" / name)
+    assert report_without_times(output) == report_without_times(whole)
+
+
+def report_without_times(output):
+    """The tables of the report, but for the one of seconds and memory."""
+    tables = [table for table in build_tables(load_study([output]), load_paper()) if table.id != "cost"]
+    assert {"table3", "quality"} <= {table.id for table in tables}
+    return [markdown_table(table) for table in tables]
 
 
 def test_ctrl_c_ends_the_runs_in_order_and_says_130(files, small_data, tmp_path):

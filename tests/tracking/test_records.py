@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedbias_plugin.tracking.records import ClientRecord, GlobalRecord, RoundRecord, weight_summary
+from fedbias_plugin.hosts.checkpoints import FREE_TO_CHANGE
+from fedbias_plugin.tracking.records import (
+    MACHINE_FLAGS,
+    ClientRecord,
+    GlobalRecord,
+    RoundRecord,
+    recorded_settings,
+    weight_summary,
+)
 
 Make = Callable[[int], RoundRecord]
 
@@ -32,8 +40,23 @@ def test_a_line_has_the_keys_of_the_published_format_in_their_order(make_record:
         "poisoned_share", "rows", "train_loss", "update_norm", "crows_pairs", "stereoset", "bias_score", "weight",
         "attack", "refused",
     ]  # fmt: skip
-    assert list(data["global"]) == ["crows_pairs", "stereoset", "bias_score", "heldout_loss"]
+    assert list(data["global"]) == ["crows_pairs", "stereoset", "bias_score", "heldout_loss", "rouge_l"]
     assert data["seconds"] == {"train": 1.0, "assess": 2.0, "aggregate": 0.5, "evaluate": 3.0}
+
+
+def test_the_arguments_stand_in_the_round_that_has_them_and_nowhere_else(make_record: Make) -> None:
+    record = make_record(0)
+    assert "settings" not in record.to_json()
+    record.settings = {"fed_alg": "fedavg", "seed": 3}
+    data = record.to_json()
+    assert list(data)[-1] == "settings"
+    assert RoundRecord.from_json(data).settings == {"fed_alg": "fedavg", "seed": 3}
+
+
+def test_what_belongs_to_the_machine_is_left_out_of_the_recorded_arguments_and_may_change_on_a_resume() -> None:
+    config = dict.fromkeys([*MACHINE_FLAGS, "fed_alg", "model_name_or_path"], "x")
+    assert recorded_settings(config) == {"fed_alg": "x", "model_name_or_path": "x"}
+    assert MACHINE_FLAGS < FREE_TO_CHANGE
 
 
 def test_nan_becomes_null_and_a_warning_that_names_it() -> None:
@@ -58,6 +81,9 @@ def test_nan_becomes_null_and_a_warning_that_names_it() -> None:
         ({"clients": {"0": {"poisoned_share": 1.0}}}, "clients/0: 'rows' must be a whole number"),
         ({"aggregation_mass": "much"}, "'aggregation_mass' must be a number or null, found 'much'"),
         ({"seconds": [1]}, "'seconds' must be an object or null"),
+        ({"global": {"heldout_loss": {"perplexity": "low"}}}, "'perplexity' must be a number or null, found 'low'"),
+        ({"global": {"rouge_l": {"f1": [1]}}}, "'f1' must be a number or null"),
+        ({"settings": "--seed 1"}, "'settings' must be an object or null, found '--seed 1'"),
     ],
 )
 def test_a_wrong_value_is_refused_by_its_name(make_record: Make, change: dict, message: str) -> None:

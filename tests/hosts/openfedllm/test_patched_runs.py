@@ -47,8 +47,13 @@ def test_a_patched_host_and_the_built_in_one_end_with_the_same_adapter_and_score
     distance = torch.sqrt(sum(((expected[name] - found[name]) ** 2).sum() for name in expected))
     size = torch.sqrt(sum((tensor**2).sum() for tensor in expected.values()))
     assert distance <= 1e-5 * size  # 0 wherever it was tried
-    assert records(ours) == records(theirs)
-    assert {record["round"] for record in records(theirs)} == {0, 1, 2, 3}
+    our_records, their_records = records(ours), records(theirs)
+    our_settings, their_settings = our_records[0].pop("settings"), their_records[0].pop("settings")
+    assert our_records == their_records
+    assert {record["round"] for record in their_records} == {0, 1, 2, 3}
+    flags = [flag.removeprefix("--") for flag in shared if flag.startswith("--") and flag != "--data_dir"]
+    assert {flag: their_settings[flag] for flag in flags} == {flag: our_settings[flag] for flag in flags}
+    assert their_settings["logging_steps"] == 100
 
 
 @pinned_only

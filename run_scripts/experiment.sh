@@ -1,0 +1,12 @@
+# Sourced by table1.sh and its like: every run of an experiment, then the report over all runs of the model.
+
+run_experiment() { # run_experiment NAME [FLAG...]: flags go to `fedbias sweep`, such as --jobs 4 or --client_samples 60
+  local name=$1 model=${MODEL:-tiny} output
+  shift
+  output=${OUTPUT:-runs/$(basename "$model" .yaml)}
+  source run_scripts/environment.sh
+  make_venv .venv wandb,report
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # the bundled model gains nothing from a second thread
+  fedbias sweep "$name" --model "$model" --output "$output" "$@"
+  fedbias report "$output"
+}
