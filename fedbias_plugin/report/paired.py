@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
@@ -18,15 +19,28 @@ ARRAYS = {"crows_pairs": ("ids", "more", "less"), "stereoset": ("ids", "values",
 TITLES = {"crows_pairs": "CrowS-Pairs score", "stereoset": "StereoSet SS"}
 
 
-def paired_lines(first: Path, first_round: int, second: Path, second_round: int) -> Iterator[str]:
-    """One line a benchmark: the second run's score minus the first's on the same report items.
+@dataclass(frozen=True)
+class ItemDifference:
+    """Second run minus first on the same report items of one benchmark.
 
-    Intervals are paired bootstraps over pairs and target terms; p is McNemar's on the flipped pairs for CrowS-Pairs
-    and the bootstrap's for StereoSet, both corrected by Holm. Nothing where a run has no item scores.
+    Attributes:
+        benchmark: ``crows_pairs`` or ``stereoset``.
+        difference: of the scores, percentage points.
+        ci95: paired bootstrap over pairs, or over target terms; None for a single one.
+        p_value: McNemar's on the flipped pairs for CrowS-Pairs, the bootstrap's for StereoSet; not corrected.
     """
-    from fedbias_plugin.evaluation.statistics import holm, mcnemar
 
-    found: list[tuple[str, PairedDifference, float]] = []
+    benchmark: str
+    difference: float
+    ci95: tuple[float, float] | None
+    p_value: float
+
+
+def item_differences(first: Path, first_round: int, second: Path, second_round: int) -> list[ItemDifference]:
+    """The differences between two runs, given as folder and round; none where a run has no scores of the same items."""
+    from fedbias_plugin.evaluation.statistics import mcnemar
+
+    found = []
     for benchmark in TITLES:
         before = _report_scores(first, first_round, benchmark)
         after = _report_scores(second, second_round, benchmark)
@@ -36,11 +50,19 @@ def paired_lines(first: Path, first_round: int, second: Path, second_round: int)
         p_value = difference.p_value
         if benchmark == "crows_pairs":
             p_value = mcnemar(before["more"] > before["less"], after["more"] > after["less"]).p_value
-        found.append((benchmark, difference, p_value))
-    for (benchmark, difference, _), p_value in zip(found, holm([p for *_, p in found]), strict=True):
-        low, high = difference.ci95 or (float("nan"), float("nan"))
+        found.append(ItemDifference(benchmark, difference.difference, difference.ci95, p_value))
+    return found
+
+
+def paired_lines(first: Path, first_round: int, second: Path, second_round: int) -> Iterator[str]:
+    """One line a benchmark of :func:`item_differences`, p corrected by Holm."""
+    from fedbias_plugin.evaluation.statistics import holm
+
+    found = item_differences(first, first_round, second, second_round)
+    for one, p_value in zip(found, holm([one.p_value for one in found]), strict=True):
+        low, high = one.ci95 or (float("nan"), float("nan"))
         chance = "< 0.001" if p_value < 0.001 else f"= {p_value:.3f}"
-        yield f"{TITLES[benchmark]} {difference.difference:+.1f} [{low:+.1f}, {high:+.1f}], p {chance}"
+        yield f"{TITLES[one.benchmark]} {one.difference:+.1f} [{low:+.1f}, {high:+.1f}], p {chance}"
 
 
 def _report_scores(folder: Path, round_number: int, benchmark: str) -> dict[str, Any] | None:

@@ -1,0 +1,219 @@
+"""Tables 1, 2 and 3 in the paper's shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from fedbias_plugin.report.paper import ALGORITHMS, ORIGINAL, Paper
+from fedbias_plugin.report.study import Arm, Study
+from fedbias_plugin.report.table_arms import (
+    DELTAS,
+    Entry,
+    arm_table,
+    delta_cells,
+    delta_columns,
+    judged,
+    models,
+    original_model,
+    paper_arms,
+    pick,
+    standard_notes,
+)
+from fedbias_plugin.report.table_model import Cell, Row, Table, mark_best
+
+TITLES = {
+    "fedavg": "FedAvg", "fedadam": "FedAdam", "fedprox": "FedProx", "fedyogi": "FedYogi", "fedadagrad": "FedAdagrad",
+    "fedavgm": "FedAvgM", "scaffold": "SCAFFOLD",
+}  # fmt: skip
+SCENARIOS = ("3B", "3C", "1B2C", "2B1C")
+TABLE2_SCENARIOS = ("3B", "3C", "mix-1B2C", "mix-2B1C")
+BAMA_ROWS = (
+    ("host", "", "w/o BAMA"),
+    ("bama", "normalized", "w/ BAMA (normalized)"),
+    ("bama", "paper", "w/ BAMA (paper)"),
+)
+DELTA_CAPTION = "Delta = |score − 50| of the last round, percentage points; 0 is unbiased."
+
+
+def table1(study: Study, paper: Paper | None) -> Table | None:
+    """Original model, FedAvg, FedAdam and FedProx by scenario; host aggregation, three of three clients."""
+    arms = [arm for arm in paper_arms(study) if arm.aggregation == "host" and arm.fed_alg in ALGORITHMS]
+    arms = [arm for arm in arms if arm.scenario in SCENARIOS]
+    if len({arm.scenario for arm in arms}) < 2:
+        return None
+    notes: list[str] = []
+    rows = [row for model in models(arms) for row in _table1_rows(arms, model, paper, notes)]
+    never = {index: row.labels[1] == "original model" for index, row in enumerate(rows)}
+    marked = mark_best(rows, range(2 * len(SCENARIOS)), never)
+    return Table(
+        "table1",
+        "Table 1: bias by algorithm and scenario",
+        f"{DELTA_CAPTION} Without BAMA, all three clients take part. Beside every SS stands its LMS.",
+        ("model", "algorithm"),
+        tuple(column for scenario in SCENARIOS for column in delta_columns(scenario)),
+        tuple(marked),
+        (*notes, *standard_notes(marked, arms, False), *_order_notes(marked, paper, "table1")),
+    )
+
+
+def _table1_rows(arms: Sequence[Arm], model: str, paper: Paper | None, notes: list[str]) -> Iterator[Row]:
+    original = original_model(arms, model)
+    before = delta_cells(original, is_original=True) if original else [Cell(), Cell()]
+    stated = [paper.cell("table1", model, ORIGINAL, measure.id) if paper else None for measure in DELTAS]
+    if original:
+        shown = [replace(cell, paper=number) for cell, number in zip(before, stated, strict=True)]
+        yield Row((model, "original model"), tuple(shown * len(SCENARIOS)), model)
+    for algorithm in ALGORITHMS:
+        cells: list[Cell] = []
+        for scenario in SCENARIOS:
+            arm = pick(arms, notes, model=model, fed_alg=algorithm, scenario=scenario)
+            for index, measure in enumerate(DELTAS):
+                number = paper.cell("table1", model, (algorithm, scenario), measure.id) if paper else None
+                cell = delta_cells(arm)[index] if arm else Cell()
+                cells.append(judged(cell, before[index], number, stated[index]))
+        if any(cell.value is not None for cell in cells):
+            yield Row((model, TITLES[algorithm]), tuple(cells), model)
+
+
+def _order_notes(rows: Sequence[Row], paper: Paper | None, table: str) -> Iterator[str]:
+    """Whether the algorithms stand in the paper's order, for every model and column that both know."""
+    for group in dict.fromkeys(row.group for row in rows):
+        known = [row for row in rows if row.group == group and row.labels[1] != "original model"]
+        for column in range(2 * len(SCENARIOS)):
+            cells = [(row.labels[1], row.cells[column]) for row in known]
+            cells = [(name, cell) for name, cell in cells if cell.paper is not None and cell.value is not None]
+            if len(cells) < 2 or any(cell.is_unsound for _, cell in cells):
+                continue
+            ours = [name for name, _ in sorted(cells, key=lambda pair: pair[1].value or 0.0)]
+            theirs = [name for name, _ in sorted(cells, key=lambda pair: pair[1].paper or 0.0)]
+            where = f"{group}, {SCENARIOS[column // 2]}, {DELTAS[column % 2].title}"
+            stated = f"differs from the paper's ({' < '.join(theirs)})"
+            verdict = "agrees with the paper's" if ours == theirs else stated
+            yield f"{where}: the order {' < '.join(ours)} {verdict}."
+
+
+def table1_scenarios(study: Study, paper: Paper | None) -> Table | None:
+    """The tests behind Table 1: every scenario against clean clients only (3C)."""
+    arms = [arm for arm in paper_arms(study) if arm.aggregation == "host" and arm.fed_alg in ALGORITHMS]
+    entries, notes = [], list[str]()
+    for model in models(arms):
+        for algorithm in ALGORITHMS:
+            clean = pick(arms, notes, model=model, fed_alg=algorithm, scenario="3C")
+            group = f"{model} {algorithm}"
+            for scenario in ("3C", "1B2C", "2B1C", "3B") if clean else ():
+                arm = pick(arms, notes, model=model, fed_alg=algorithm, scenario=scenario)
+                if arm:
+                    reference = clean if arm is not clean else None
+                    entries.append(Entry((model, TITLES[algorithm], scenario), arm, group, reference))
+    if not any(entry.reference for entry in entries):
+        return None
+    table = Table(
+        "table1_scenarios",
+        "Biased clients against clean ones",
+        f"{DELTA_CAPTION} Difference: the scenario minus 3C, the same algorithm and seeds.",
+        *(("model", "algorithm", "scenario"), (), (), tuple(notes)),
+    )
+    return arm_table(table, entries, None)
+
+
+def table2(study: Study, paper: Paper | None) -> Table | None:
+    """Centralised full fine-tuning and LoRA beside FedAdam by scenario; None without a centralised run."""
+    central = [arm for arm in study.arms if arm.is_centralised and not arm.attack]
+    arms = [arm for arm in paper_arms(study) if arm.fed_alg == "fedadam" and arm.aggregation == "host"]
+    if not central:
+        return None
+    notes: list[str] = []
+    entries = [
+        entry for model in models([*central, *arms]) for entry in _table2_entries(study, central, arms, model, notes)
+    ]
+    table = Table(
+        "table2",
+        "Table 2: centralised and federated fine-tuning",
+        f"{DELTA_CAPTION} Difference: the row minus FedAdam with clean clients only (3C), the same seeds.",
+        *(("model", "training", "biased rows"), (), (), tuple(notes)),
+    )
+    return arm_table(table, entries, paper)
+
+
+def _table2_entries(
+    study: Study, central: Sequence[Arm], arms: Sequence[Arm], model: str, notes: list[str]
+) -> Iterator[Entry]:
+    original = original_model(study.arms, model)
+    if original:
+        yield Entry((model, "original model", ""), original, model, paper=(), is_original=True)
+    clean = pick(arms, notes, model=model, scenario="3C")
+    for trained, key in ((False, "centralised_full"), (True, "centralised_lora")):
+        for arm in central:
+            if arm.model == model and bool(arm.settings.get("use_peft")) == trained:
+                name = f"centralised {'LoRA' if trained else 'full'}"
+                yield Entry((model, name, _biased_rows(arm)), arm, model, clean, (key,), ("fedadam", "3C"))
+    for scenario in TABLE2_SCENARIOS:
+        found = pick(arms, notes, model=model, scenario=scenario)
+        if found:
+            reference = clean if found is not clean else None
+            labels = (model, "FedAdam", scenario)
+            yield Entry(labels, found, model, reference, ("fedadam", scenario), ("fedadam", "3C"))
+
+
+def _biased_rows(arm: Arm) -> str:
+    """The scenario of a centralised run, or the share of biased rows it was given."""
+    shares = arm.settings.get("biased_shares")
+    return f"share {shares}" if arm.scenario == "custom" and isinstance(shares, str) else arm.scenario
+
+
+def table3(study: Study, paper: Paper | None) -> Table | None:
+    """Without BAMA and with both of its weightings, three algorithms, on 1B2C."""
+    found = _bama_entries(study, ALGORITHMS, paper_path=True)
+    if found is None:
+        return None
+    entries, notes = found
+    table = Table(
+        "table3",
+        "Table 3: with and without BAMA, one of three clients biased (1B2C)",
+        f"{DELTA_CAPTION} Difference: with BAMA minus without, the same algorithm and seeds; below 0 BAMA helps.",
+        *(("model", "algorithm", "aggregation"), (), (), tuple(notes)),
+    )
+    return arm_table(table, entries, paper)
+
+
+def algorithms(study: Study, paper: Paper | None) -> Table | None:
+    """As Table 3 for all seven algorithms; None unless one is there that Table 3 does not have."""
+    found = _bama_entries(study, tuple(TITLES), paper_path=False)
+    if found is None or all(entry.arm.fed_alg in ALGORITHMS for entry in found[0]):
+        return None
+    entries, notes = found
+    table = Table(
+        "algorithms",
+        "BAMA on every algorithm, 1B2C",
+        f"{DELTA_CAPTION} Difference: with BAMA minus without, the same algorithm and seeds; below 0 BAMA helps.",
+        *(("model", "algorithm", "aggregation"), (), (), tuple(notes)),
+    )
+    return arm_table(table, entries, None)
+
+
+def _bama_entries(study: Study, names: Sequence[str], *, paper_path: bool) -> tuple[list[Entry], list[str]] | None:
+    """Rows without and with BAMA on 1B2C; None when no arm has BAMA or none goes without."""
+    arms = [arm for arm in paper_arms(study) if arm.scenario == "1B2C"]
+    entries, notes = [], list[str]()
+    for model in models(arms):
+        for algorithm in names:
+            without = pick(arms, notes, model=model, fed_alg=algorithm, aggregation="host")
+            for aggregation, weighting, title in BAMA_ROWS:
+                wanted = {"aggregation": aggregation, "weighting": weighting}
+                arm = pick(arms, notes, model=model, fed_alg=algorithm, **wanted)
+                if arm is None:
+                    continue
+                path, before = _table3_paths(algorithm, aggregation, weighting) if paper_path else ((), ())
+                reference = without if arm is not without else None
+                labels = (model, TITLES[algorithm], title)
+                entries.append(Entry(labels, arm, f"{model} {algorithm}", reference, path, before))
+    return (entries, notes) if {entry.arm.aggregation for entry in entries} == {"host", "bama"} else None
+
+
+def _table3_paths(algorithm: str, aggregation: str, weighting: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The paper's weights are its equations to the letter: the normalized ones are not in it."""
+    without = (algorithm, "without_bama")
+    if aggregation == "host":
+        return without, without
+    return ((algorithm, "with_bama"), without) if weighting == "paper" else ((), ())
