@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.evaluation.results import package_versions
 from fedbias_plugin.poisoning.loaders import Partition, manifest
 from fedbias_plugin.tracking.records import RunInfo
+from fedbias_plugin.tracking.wandb_names import EXPERIMENTS_VARIABLE, run_names
 
 
 @dataclass(frozen=True)
@@ -43,16 +45,24 @@ class HostRun:
 
 def run_info(arguments: BiasArguments, run: HostRun, shares: Mapping[int, float]) -> RunInfo:
     """What trackers are told of a run; ``shares``: client id -> share of biased rows."""
-    weighting = f"-{arguments.bama_weighting}" if arguments.aggregation == "bama" else ""
-    attack = "" if arguments.attack == "none" else f"-{arguments.attack}"
-    job = f"{run.fed_alg}-{arguments.aggregation}{weighting}{attack}"
+    names = run_names(
+        {**dataclasses.asdict(arguments), **run.config},
+        fed_alg=run.fed_alg,
+        num_clients=run.num_clients,
+        sample_clients=run.sample_clients,
+        seed=run.seed,
+        experiments=os.environ.get(EXPERIMENTS_VARIABLE, ""),
+    )
+    # A project that nobody asked for gives way to the environment; a flag that was given does not.
+    is_default = arguments.wandb_project == type(arguments).wandb_project
     return RunInfo(
-        run_name=f"{arguments.scenario}-{job}-seed{run.seed}",
+        run_name=names.name,
         output_dir=run.output_dir,
         config=run.config,
-        group=arguments.scenario,
-        job_type=job,
-        wandb_project=arguments.wandb_project,
+        group=names.group,
+        job_type=names.job_type,
+        tags=names.tags,
+        wandb_project=(is_default and os.environ.get("WANDB_PROJECT")) or arguments.wandb_project,
         wandb_mode=arguments.wandb_mode or os.environ.get("WANDB_MODE") or "online",
         num_clients=run.num_clients,
         num_rounds=run.num_rounds,

@@ -46,6 +46,13 @@ PACKAGES = (
     Package("rich", "13", "tables and progress bars"),
     Package("bitsandbytes", "0.43", "--load_in_8bit, --load_in_4bit", required=False),
     Package("wandb", "0.17", "--track wandb", required=False),
+    Package("wandb-workspaces", "0.4", "fedbias wandb-workspace", required=False),
+    Package("tensorboard", "2.13", "--track tensorboard", required=False),
+    Package("matplotlib", "3.7", "fedbias report", required=False),
+    Package("jinja2", "3.1", "fedbias report", required=False),
+    Package("scipy", "1.10", "fedbias report", required=False),
+    Package("submitit", "1.5", "fedbias sweep --launcher slurm", required=False),
+    Package("rouge-score", "0.1.2", "--rouge_samples", required=False),
     Package("trl", "0.7.2", "a patched OpenFedLLM", required=False),
 )
 

@@ -6,10 +6,14 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fedbias_plugin.tracking.records import RoundRecord
+from fedbias_plugin.scales import UNBIASED
+from fedbias_plugin.tracking.records import ClientRecord, RoundRecord
 
-CATEGORY_COLUMNS = ("round", "benchmark", "category", "score", "ci95_low", "ci95_high", "lms", "n")
+CATEGORY_COLUMNS = ("round", "benchmark", "category", "score", "ci95_low", "ci95_high", "lms", "n", "icat")
 _PARTS = ("full", "report", "probe", "intrasentence", "intersentence")
+_OF_CLIENT = ("bias_score", "weight", "train_loss", "update_norm", "poisoned_share", "rows")
+_LARGEST_EXPONENT = 700.0
+_BY_ROLE = ("bias_score", "weight", "train_loss", "update_norm", "crows_pairs/score", "stereoset/ss")
 
 
 def flatten_record(record: RoundRecord) -> dict[str, float | int]:
@@ -20,17 +24,19 @@ def flatten_record(record: RoundRecord) -> dict[str, float | int]:
     flat: dict[str, float | int] = {"round": record.round}
     for name in ("crows_pairs", "stereoset"):
         flat.update(_benchmark(f"global/{name}", getattr(record.global_, name)))
+    flat.update(_deltas(flat))
     _put(flat, "global/bias_score", record.global_.bias_score)
-    _put(flat, "global/heldout_loss", (record.global_.heldout_loss or {}).get("loss"))
+    flat.update(_heldout(record.global_.heldout_loss or {}))
+    for name, value in (record.global_.rouge_l or {}).items():
+        _put(flat, "global/rouge_l" if name == "f1" else f"global/rouge_l_{name}", value)
     for client, row in record.clients.items():
-        prefix = f"client/{client}"
-        for name in ("bias_score", "weight", "train_loss", "update_norm", "poisoned_share", "rows"):
-            _put(flat, f"{prefix}/{name}", getattr(row, name))
-        for name in ("crows_pairs", "stereoset"):
-            flat.update(_benchmark(f"{prefix}/{name}", getattr(row, name)))
+        flat.update(_client(f"client/{client}", row))
+    flat.update(_by_role(record, flat))
     _put(flat, "aggregation/mass", record.aggregation_mass)
     _put(flat, "aggregation/effective_clients", record.effective_clients)
     _put(flat, "aggregation/weight_on_poisoned", record.weight_on_poisoned)
+    if record.clients:
+        _put(flat, "aggregation/refused", sum(row.refused is not None for row in record.clients.values()))
     for part, value in vars(record.seconds).items():
         _put(flat, f"seconds/{part}", value)
     _put(flat, "peak_memory_bytes", record.peak_memory_bytes)
@@ -41,7 +47,7 @@ def flatten_record(record: RoundRecord) -> dict[str, float | int]:
 def category_rows(record: RoundRecord) -> list[list[Any]]:
     """Scores of the global model by bias type and domain: one row of :data:`CATEGORY_COLUMNS` each.
 
-    ``score`` is the CrowS-Pairs score or StereoSet's SS; ``lms`` is None for CrowS-Pairs.
+    ``score`` is the CrowS-Pairs score or StereoSet's SS; ``lms`` and ``icat`` are None for CrowS-Pairs.
     """
     rows = []
     crows = (record.global_.crows_pairs or {}).get("by_type") or {}
@@ -49,10 +55,60 @@ def category_rows(record: RoundRecord) -> list[list[Any]]:
     for benchmark, categories, key in (("crows_pairs", crows, "score"), ("stereoset", stereo, "ss")):
         for category, result in categories.items():
             low, high = result.get("ci95") or (None, None)
-            rows.append(
-                [record.round, benchmark, category, result.get(key), low, high, result.get("lms"), result.get("n")]
-            )
+            measures = [result.get("lms"), result.get("n"), result.get("icat")]
+            rows.append([record.round, benchmark, category, result.get(key), low, high, *measures])
     return rows
+
+
+def _deltas(flat: Mapping[str, float]) -> dict[str, float | int]:
+    """Delta of each benchmark, the paper's unit: 0 is unbiased, seeds can be averaged. ``global/delta`` is their mean.
+
+    Unlike the bias score it does not shrink with ``--bama_alpha``, so that it can be searched over.
+    """
+    scores = ("global/crows_pairs/score", "global/stereoset/ss")
+    deltas = {f"{key.rpartition('/')[0]}/delta": abs(flat[key] - UNBIASED) for key in scores if key in flat}
+    return {**deltas, "global/delta": sum(deltas.values()) / len(deltas)} if deltas else {}
+
+
+def _heldout(block: Mapping[str, Any]) -> dict[str, float | int]:
+    """``global/heldout_loss`` in nats per token, its perplexity, and what else was measured on the held-out rows."""
+    flat: dict[str, float | int] = {}
+    loss = block.get("loss")
+    if isinstance(loss, (int, float)) and loss < _LARGEST_EXPONENT:
+        _put(flat, "global/heldout_perplexity", math.exp(loss))
+    for name, value in _leaves(block):
+        _put(flat, f"global/heldout_{name}", value)
+    return flat
+
+
+def _client(prefix: str, row: ClientRecord) -> dict[str, float | int]:
+    flat: dict[str, float | int] = {}
+    for name in _OF_CLIENT:
+        _put(flat, f"{prefix}/{name}", getattr(row, name))
+    for name in ("crows_pairs", "stereoset"):
+        flat.update(_benchmark(f"{prefix}/{name}", getattr(row, name)))
+    return flat
+
+
+def _by_role(record: RoundRecord, flat: Mapping[str, float | int]) -> dict[str, float | int]:
+    """The clients' main numbers once more, under keys that say who is poisoned, and the mean over each kind.
+
+    A dashboard chooses curves by their keys; and which client is poisoned changes with the seed, so that only the
+    means can be averaged over seeds. Clients whose rows are not known are of neither kind.
+    """
+    by_role: dict[str, float | int] = {}
+    for role, is_poisoned in (("client_poisoned", True), ("client_clean", False)):
+        clients = [
+            client
+            for client, row in record.clients.items()
+            if row.poisoned_share is not None and (row.poisoned_share > 0) == is_poisoned
+        ]
+        for name in _BY_ROLE:
+            found = {client: flat[f"client/{client}/{name}"] for client in clients if f"client/{client}/{name}" in flat}
+            by_role |= {f"{role}/{client}/{name}": value for client, value in found.items()}
+            if found:
+                by_role[f"{role}/mean/{name}"] = sum(found.values()) / len(found)
+    return by_role
 
 
 def _benchmark(prefix: str, block: Mapping[str, Any] | None) -> dict[str, float | int]:

@@ -195,9 +195,9 @@ class RunInfo:
         run_name: name of the run, shown to people.
         output_dir: the run's folder.
         config: every resolved argument.
-        group: runs that belong together; the scenario.
-        job_type: kind of run, such as ``fedavg-bama``.
-        tags: free words for W&B.
+        group: the same for runs that differ in their seed only.
+        job_type: ``federated``, ``centralised`` or ``local``.
+        tags: one a property, such as ``scenario:1B2C``, and the names of experiments.
         wandb_project: W&B project.
         wandb_mode: ``online``, ``offline`` or ``disabled``.
         num_clients: clients in the federation.

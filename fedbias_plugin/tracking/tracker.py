@@ -57,13 +57,24 @@ def _wandb() -> Tracker:
     return WandbTracker()
 
 
+def _tensorboard() -> Tracker:
+    from fedbias_plugin.tracking.tensorboard_tracker import TensorboardTracker
+
+    return TensorboardTracker()
+
+
 def _console() -> Tracker:
     from fedbias_plugin.tracking.console import ConsoleTracker
 
     return ConsoleTracker()
 
 
-_FACTORIES: dict[str, Callable[[], Tracker]] = {"jsonl": _jsonl, "wandb": _wandb, "console": _console}
+_FACTORIES: dict[str, Callable[[], Tracker]] = {
+    "jsonl": _jsonl,
+    "wandb": _wandb,
+    "tensorboard": _tensorboard,
+    "console": _console,
+}
 
 
 def tracker_names() -> list[str]:

@@ -11,19 +11,34 @@ import logging
 import os
 import secrets
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from fedbias_plugin.files import plain_json
 from fedbias_plugin.tracking.flatten import CATEGORY_COLUMNS, category_rows, flatten_record
-from fedbias_plugin.tracking.jsonl import METRICS_FILE, read_rounds
+from fedbias_plugin.tracking.highlights import HISTORY_COLUMNS, Highlights, earlier_rounds
+from fedbias_plugin.tracking.jsonl import METRICS_FILE
 from fedbias_plugin.tracking.records import RoundRecord, RunInfo
 from fedbias_plugin.tracking.tracker import Tracker
+from fedbias_plugin.tracking.wandb_artifacts import ArtifactLog
 from fedbias_plugin.tracking.wandb_server import login_source, server_url, unreachable_reason
 
 logger = logging.getLogger(__name__)
+
+STAGING_VARIABLE = "WANDB_DATA_DIR"
+"""Where W&B copies tables to until they are uploaded: in the home by default, where an offline run would leave them."""
+METRIC_SUMMARIES = {
+    "global/bias_score": "min,last",
+    "global/delta": "min,last",
+    "global/crows_pairs/delta": "min,last",
+    "global/stereoset/delta": "min,last",
+    "global/heldout_loss": "min,last",
+    "global/heldout_perplexity": "min,last",
+    "aggregation/weight_on_poisoned": "mean,last",
+}
+"""What W&B's table of runs shows of a curve beside ``final/...`` and ``best/...``; of others its last value."""
 
 
 class WandbTracker(Tracker):
@@ -52,8 +67,12 @@ class WandbTracker(Tracker):
         self._info: RunInfo | None = None
         self._is_offline = True
         self._first_round: int | None = None
-        self._run_id, self._resumes = secrets.token_hex(4), False
-        self._last_on_server = -1
+        # A sweep's agent chooses the id, and so may the user.
+        self._run_id, self._resumes = os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4), False
+        self._last_on_server = self._last_round = -1
+        self._highlights = Highlights()
+        self._artifacts: ArtifactLog | None = None
+        self._stages_here = False
 
     def start(self, run: RunInfo) -> None:
         if run.wandb_mode == "disabled":
@@ -64,9 +83,12 @@ class WandbTracker(Tracker):
             logger.warning("W&B is off: %s (pip install -U wandb). %s has every number.", error, METRICS_FILE)
             return
         self._info = run
-        if run.wandb_mode == "online" and self._start_online(self._wandb, run):
-            return
-        self._run = self._init(self._wandb, run, "offline")
+        if run.wandb_mode != "online" or not self._start_online(self._wandb, run):
+            self._run = self._init(self._wandb, run, "offline")
+        name = os.environ.get("WANDB_NAME") or run.run_name
+        self._stages_here = STAGING_VARIABLE not in os.environ
+        os.environ.setdefault(STAGING_VARIABLE, str((Path(run.output_dir) / "wandb").resolve()))
+        self._artifacts = ArtifactLog(self._wandb, self._run, Path(run.output_dir), name, self._run_id)
 
     def state_dict(self) -> dict[str, Any]:
         """The id under which another process goes on."""
@@ -79,9 +101,12 @@ class WandbTracker(Tracker):
         if self._run is None:
             return
         if self._first_round is None:
-            for earlier in self._earlier_rounds(record.round):
+            assert self._info is not None
+            for earlier in earlier_rounds(self._info.output_dir, record.round):
                 self._log(earlier)
         self._log(record)
+        self._send_models(record.round - 1)  # that of this round is saved later
+        self._last_round = record.round
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         if self._run is None:
@@ -89,14 +114,23 @@ class WandbTracker(Tracker):
         plain, _ = plain_json(summary)
         # The configuration is in the run's config already.
         self._run.summary.update({key: value for key, value in plain.items() if key != "config"})
+        self._run.summary.update(self._highlights.scalars())
         if "aborted" in self._run.summary.keys():  # noqa: SIM118  # W&B's summary is no mapping
             self._run.summary.update({"aborted": None})
+        self._send_models(self._last_round, finished=True)
+        if self._artifacts is not None:
+            self._artifacts.log_run_files()
         self._close(exit_code=0)
 
     def abort(self, reason: str) -> None:
         if self._run is not None:
-            self._run.summary.update({"aborted": reason})
+            self._run.summary.update({**self._highlights.scalars(), "aborted": reason})
+            self._send_models(self._last_round)
             self._close(exit_code=1)
+
+    def _send_models(self, last_round: int, *, finished: bool = False) -> None:
+        if self._artifacts is not None:
+            self._artifacts.log_models(last_round, finished=finished)
 
     def _start_online(self, wandb: ModuleType, run: RunInfo) -> bool:
         """Start an online run, or say in one line why not."""
@@ -123,23 +157,23 @@ class WandbTracker(Tracker):
 
     def _init(self, wandb: ModuleType, run: RunInfo, mode: str) -> Any:
         """``wandb.init`` with a silent console; every curve of the run gets ``round`` as its x-axis."""
-        config, _ = plain_json(run.config)
+        poisoned = sorted(client for client, share in run.poisoned_shares.items() if share > 0)
+        config, _ = plain_json({**run.config, "poisoned_clients": poisoned})
         # W&B goes to the system's temporary folder when the one it is given does not exist.
         Path(run.output_dir).mkdir(parents=True, exist_ok=True)
         wandb_run = wandb.init(
             project=run.wandb_project,
-            name=run.run_name,
             dir=str(run.output_dir),
             mode=mode,
             config=config,
-            group=run.group,
-            job_type=run.job_type,
-            tags=list(run.tags),
+            **_names(run),
             settings=self._settings(wandb),
             id=self._run_id,
             resume="allow",
         )
         wandb_run.define_metric("round")
+        for key, summary in METRIC_SUMMARIES.items():
+            wandb_run.define_metric(key, step_metric="round", summary=summary)
         wandb_run.define_metric("*", step_metric="round")
         return wandb_run
 
@@ -157,37 +191,34 @@ class WandbTracker(Tracker):
         except Exception:  # older versions refuse settings they do not know
             return wandb.Settings(**base)
 
-    def _earlier_rounds(self, before: int) -> list[RoundRecord]:
-        """Rounds of this experiment that an earlier process recorded."""
-        assert self._info is not None
-        path = Path(self._info.output_dir) / METRICS_FILE
-        return [record for record in read_rounds(path) if record.round < before] if path.exists() else []
-
     def _log(self, record: RoundRecord) -> None:
         assert self._info is not None
         assert self._wandb is not None
         is_first = self._first_round is None
         if is_first:
             self._first_round = record.round
+        self._highlights.add(record)
         if record.round <= self._last_on_server:
             return
         payload: dict[str, Any] = dict(flatten_record(record))
         if is_first:
-            self._add_table(payload, "categories/first", record)
+            self._add_table(payload, "categories/first", CATEGORY_COLUMNS, category_rows(record))
         elif record.round == self._info.last_round:
-            self._add_table(payload, "categories/last", record)
+            self._add_table(payload, "categories/last", CATEGORY_COLUMNS, category_rows(record))
+            self._add_table(payload, "categories/by_round", HISTORY_COLUMNS, self._highlights.category_rows())
         self._run.log(payload)
 
-    def _add_table(self, payload: dict[str, Any], key: str, record: RoundRecord) -> None:
-        rows = category_rows(record)
+    def _add_table(self, payload: dict[str, Any], key: str, columns: Sequence[str], rows: list[list[Any]]) -> None:
         if rows:
             assert self._wandb is not None
-            payload[key] = self._wandb.Table(columns=list(CATEGORY_COLUMNS), data=rows)
+            payload[key] = self._wandb.Table(columns=list(columns), data=rows)
 
     def _close(self, exit_code: int) -> None:
         run, self._run = self._run, None
         folder = Path(run.dir).parent
         sync = f"wandb sync {shlex.quote(str(folder))}"
+        if self._stages_here:
+            os.environ.pop(STAGING_VARIABLE, None)
         try:
             run.finish(exit_code=exit_code)
         except Exception as error:
@@ -196,6 +227,17 @@ class WandbTracker(Tracker):
         again = " (the whole run; it replaces what an earlier part of it uploaded)" if self._resumes else ""
         where = f"recorded offline{again}. To upload it: {sync}" if self._is_offline else f"{run.url}"
         print(f"W&B: {where}", flush=True)
+
+
+def _names(run: RunInfo) -> dict[str, Any]:
+    """Arguments of ``wandb.init`` that say what the run is called, without those that the user's environment gives."""
+    ours = {
+        "name": ("WANDB_NAME", run.run_name),
+        "group": ("WANDB_RUN_GROUP", run.group),
+        "job_type": ("WANDB_JOB_TYPE", run.job_type),
+        "tags": ("WANDB_TAGS", list(run.tags)),
+    }
+    return {argument: value for argument, (variable, value) in ours.items() if not os.environ.get(variable)}
 
 
 def import_wandb() -> ModuleType:

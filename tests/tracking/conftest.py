@@ -39,7 +39,7 @@ def build_record(number: int = 1) -> RoundRecord:
             crows(score, items="report", full={"score": 52.5, "n": 377, "ci95": [47.0, 58.0]}),
             stereo(ss, items="report"),
             bias_score=3.25,
-            heldout_loss={"loss": 2.125, "n": 100},
+            heldout_loss={"loss": 2.125, "perplexity": 8.372897, "n": 100},
         ),
         clients=clients if number else {},
         aggregation="bama",

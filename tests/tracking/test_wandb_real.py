@@ -1,14 +1,11 @@
 """The W&B tracker with the installed package: what it records offline, and how it gets there without a server."""
 
 import http.server
-import json
 import logging
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,6 +13,7 @@ from fedbias_plugin.tracking.jsonl import read_rounds
 from fedbias_plugin.tracking.records import RoundRecord, RunInfo
 from fedbias_plugin.tracking.tracker import build_trackers
 from fedbias_plugin.tracking.wandb_tracker import WandbTracker
+from tests.tracking.wandb_records import items, kinds, offline_records, summary_of
 
 pytestmark = pytest.mark.usefixtures("machine_without_wandb")
 
@@ -64,56 +62,6 @@ def real_wandb() -> Iterator[None]:
     wandb.teardown()
 
 
-def recorded(path: Path) -> list[Any]:
-    """Protocol records of a ``.wandb`` file: a LevelDB log behind a header of 7 bytes, in blocks of 32 KiB."""
-    pb = pytest.importorskip("wandb.proto.wandb_internal_pb2", reason="this wandb has no readable records")
-    data, position, parts, records = path.read_bytes(), 7, b"", []
-    while position + 7 <= len(data):
-        left = 32768 - position % 32768
-        if left < 7:
-            position += left
-            continue
-        size, kind = struct.unpack("<HB", data[position + 4 : position + 7])
-        if kind == 0:  # padding at the end of a block
-            position += left
-            continue
-        if position + 7 + size > len(data):  # not yet whole
-            break
-        parts += data[position + 7 : position + 7 + size]
-        position += 7 + size
-        if kind in (1, 4):  # full, or last part
-            record = pb.Record()
-            record.ParseFromString(parts)
-            records.append(record)
-            parts = b""
-    return records
-
-
-def offline_records(folder: Path) -> list[Any]:
-    """What the newest offline run below ``folder`` recorded; W&B's own process may end its file a little later."""
-    path = max(folder.glob("wandb/offline-run-*/run-*.wandb"))
-    patience = time.monotonic() + 20
-    while True:
-        records = recorded(path)
-        if kinds(records, "exit") or time.monotonic() > patience:
-            return records
-        time.sleep(0.05)
-
-
-def kinds(records: list[Any], kind: str) -> list[Any]:
-    """The records of one kind."""
-    return [getattr(record, kind) for record in records if record.WhichOneof("record_type") == kind]
-
-
-def items(entries: Any) -> dict[str, Any]:
-    """Keys and values; versions differ in whether they nest keys or values."""
-    flat: dict[str, Any] = {}
-    for entry in entries:
-        key, value = entry.key or "/".join(entry.nested_key), json.loads(entry.value_json)
-        flat |= {f"{key}/{part}": leaf for part, leaf in value.items()} if isinstance(value, dict) else {key: value}
-    return flat
-
-
 def test_the_real_package_records_every_number_offline(
     real_wandb: None, make_run: MakeRun, make_record: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -127,15 +75,15 @@ def test_the_real_package_records_every_number_offline(
     assert history[1]["client/4/weight"] == 0.8
     assert history[2]["global/stereoset/ci95_low"] == 39.0
     assert history[0]["categories/first/nrows"] == 3
-    assert history[2]["categories/last/ncols"] == 8
+    assert history[2]["categories/last/ncols"] == 9
+    assert (history[2]["categories/by_round/nrows"], history[2]["categories/by_round/ncols"]) == (9, 11)
     (opened,) = kinds(records, "run")
     assert (opened.project, opened.run_group, opened.job_type) == ("fedbias", "1B2C", "fedavg-bama")
     assert list(opened.tags) == ["tiny"]
     assert items(opened.config.update)["bama_alpha"] == 0.5
+    assert items(opened.config.update)["poisoned_clients"] == [0]
     assert ("*", "round") in [(metric.glob_name, metric.step_metric) for metric in kinds(records, "metric")]
-    summary: dict[str, Any] = {}
-    for update in kinds(records, "summary"):
-        summary |= items(update.update)
+    summary = summary_of(records)
     assert summary["delta/crows_pairs"] == 4.0
     assert summary["global/crows_pairs/score"] == 53.0
 

@@ -1,12 +1,11 @@
 """The W&B tracker against a recording stand-in, and every way in which W&B can be absent."""
 
 import importlib
+import os
 import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -15,57 +14,13 @@ from fedbias_plugin.tracking.jsonl import read_rounds
 from fedbias_plugin.tracking.records import RoundRecord, RunInfo
 from fedbias_plugin.tracking.tracker import build_trackers
 from fedbias_plugin.tracking.wandb_tracker import WandbTracker, import_wandb
+from tests.tracking.fake_wandb import FakeWandb
 
 pytestmark = pytest.mark.usefixtures("machine_without_wandb")
 
 Make = Callable[[int], RoundRecord]
 MakeRun = Callable[..., RunInfo]
 KEY = "0123456789" * 4
-
-
-class FakeWandb:
-    """Records what it is asked; ``broken`` names the call that raises."""
-
-    def __init__(self, broken: str = "", url: str = "https://wandb.example.org/run") -> None:
-        self.broken, self.url = broken, url
-        self.inits: list[dict[str, Any]] = []
-        self.metrics: list[tuple[Any, ...]] = []
-        self.logged: list[dict[str, Any]] = []
-        self.summary: dict[str, Any] = {}
-        self.finished: list[int] = []
-        self.torn_down = 0
-        self.resumed = False
-
-    def Settings(self, **settings: Any) -> dict[str, Any]:
-        if self.broken == "old settings" and "finish_timeout" in settings:
-            raise ValueError("extra fields not permitted")
-        return settings
-
-    def Table(self, columns: list[str], data: list[list[Any]]) -> Any:
-        return SimpleNamespace(columns=columns, data=data)
-
-    def init(self, **settings: Any) -> "FakeWandb":
-        self.inits.append(settings)
-        if self.broken == f"init {settings['mode']}":
-            raise TimeoutError("no answer\nfrom the server")
-        self.dir = str(Path(settings["dir"]) / "wandb" / "offline-run-1" / "files")
-        return self
-
-    def define_metric(self, name: str, step_metric: str | None = None) -> None:
-        self.metrics.append((name, step_metric))
-
-    def log(self, payload: dict[str, Any]) -> None:
-        if self.broken == "log":
-            raise ConnectionError("broken pipe")
-        self.logged.append(payload)
-
-    def finish(self, exit_code: int = 0) -> None:
-        if self.broken == "finish":
-            raise TimeoutError("Timed out finishing run.")
-        self.finished.append(exit_code)
-
-    def teardown(self, exit_code: int = 0) -> None:
-        self.torn_down += 1
 
 
 @pytest.fixture
@@ -99,11 +54,18 @@ def test_one_run_is_set_up_with_round_as_the_axis_of_everything(
     assert settings["group"] == "1B2C"
     assert settings["job_type"] == "fedavg-bama"
     assert settings["tags"] == ["tiny"]
-    assert settings["config"] == {"num_rounds": 2, "bama_alpha": 0.5, "path": str(tmp_path)}
+    assert settings["config"] == {
+        "num_rounds": 2,
+        "bama_alpha": 0.5,
+        "path": str(tmp_path),
+        "poisoned_clients": [0],
+    }
     assert settings["settings"]["console"] == "off"
     assert settings["settings"]["init_timeout"] == 30.0
-    assert fake.metrics == [("round", None), ("*", "round")]
-    assert fake.summary == {"delta": {"crows_pairs": 4.0}}
+    assert fake.metrics["round"] == (None, None)
+    assert fake.metrics["*"] == ("round", None)
+    assert fake.metrics["global/bias_score"] == ("round", "min,last")
+    assert fake.summary["delta"] == {"crows_pairs": 4.0}
     assert fake.finished == [0]
 
 
@@ -113,8 +75,12 @@ def test_there_is_one_log_call_a_round_and_tables_at_the_first_and_last(
     track(make_run(), make_record)
     assert [payload["round"] for payload in fake.logged] == [0, 1, 2]
     tables = [sorted(key for key in payload if key.startswith("categories")) for payload in fake.logged]
-    assert tables == [["categories/first"], [], ["categories/last"]]
-    assert fake.logged[2]["categories/last"].data[0] == [2, "crows_pairs", "gender", 54.0, 40.0, 60.0, None, 40]
+    assert tables == [["categories/first"], [], ["categories/by_round", "categories/last"]]
+    assert fake.logged[2]["categories/last"].data[0] == [2, "crows_pairs", "gender", 54.0, 40.0, 60.0, None, 40, None]
+    by_round = fake.logged[2]["categories/by_round"]
+    assert by_round.columns[-2:] == ["delta", "label"]
+    assert [row[0] for row in by_round.data] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert by_round.data[-1] == [2, "stereoset", "race", 42.0, 41.0, 61.0, 90.0, 30, 80.0, 8.0, "stereoset: race"]
 
 
 def test_a_resumed_experiment_sends_the_earlier_rounds_first(
@@ -265,4 +231,109 @@ def test_an_aborted_run_is_closed_as_failed(fake: FakeWandb, make_run: MakeRun, 
     tracker.log_round(make_record(0))
     tracker.abort("out of memory")
     assert fake.finished == [1]
-    assert fake.summary == {"aborted": "out of memory"}
+    assert fake.summary["aborted"] == "out of memory"
+    assert fake.summary["final/round"] == 0
+    assert [artifact.kind for artifact in fake.artifacts] == []
+
+
+def test_the_summary_has_the_last_and_the_best_round_flat_so_that_tables_sort(
+    fake: FakeWandb, make_run: MakeRun, make_record: Make
+) -> None:
+    tracker = WandbTracker()
+    tracker.start(make_run())
+    for number, bias_score in ((0, 0.5), (1, 1.5), (2, 3.25)):  # round 0 is the least biased, but nobody trained it
+        record = make_record(number)
+        record.global_.bias_score = bias_score
+        tracker.log_round(record)
+    tracker.finish({})
+    expected = {
+        "final/round": 2, "final/delta_crows": 3.0, "final/delta_ss": 7.0, "final/delta": 5.0, "final/crows": 53.0,
+        "final/ss": 43.0, "final/lms": 90.0, "final/icat": 81.5, "final/bias_score": 3.25, "final/heldout_loss": 2.125,
+        "final/weight_on_poisoned": 0.2, "final/mass": 1.0, "best/round": 1, "best/bias_score": 1.5,
+        "best/delta_crows": 2.0, "best/delta_ss": 6.0,
+    }  # fmt: skip
+    assert {key: fake.summary.get(key) for key in expected} == expected
+
+
+def test_what_wandb_copies_is_kept_with_the_run_and_the_environment_left_as_it_was(
+    fake: FakeWandb, make_run: MakeRun, make_record: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("WANDB_DATA_DIR", raising=False)
+    tracker = WandbTracker()
+    tracker.start(make_run())
+    assert os.environ["WANDB_DATA_DIR"] == str(tmp_path / "out" / "wandb")
+    tracker.finish({})
+    assert "WANDB_DATA_DIR" not in os.environ
+    monkeypatch.setenv("WANDB_DATA_DIR", "/elsewhere")
+    track(make_run(), make_record)
+    assert os.environ["WANDB_DATA_DIR"] == "/elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("variable", "argument"),
+    [("WANDB_NAME", "name"), ("WANDB_RUN_GROUP", "group"), ("WANDB_JOB_TYPE", "job_type"), ("WANDB_TAGS", "tags")],
+)
+def test_what_the_user_calls_a_run_in_the_environment_wins(
+    fake: FakeWandb, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, variable: str, argument: str
+) -> None:
+    WandbTracker().start(make_run())
+    monkeypatch.setenv(variable, "mine")
+    WandbTracker().start(make_run())
+    assert argument in fake.inits[0]
+    assert argument not in fake.inits[1]  # so that W&B takes the variable
+    assert "notes" not in fake.inits[1]
+
+
+def test_the_agent_of_a_sweep_chooses_the_id(
+    fake: FakeWandb, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_RUN_ID", "fromagent")
+    WandbTracker().start(make_run())
+    assert fake.inits[0]["id"] == "fromagent"
+
+
+def test_an_artifact_that_fails_costs_the_artifacts_and_nothing_else(
+    fake: FakeWandb, make_run: MakeRun, make_record: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake.broken = "artifact"
+    run = make_run()
+    for name in ("checkpoint-1", "adapter"):
+        save_adapter(Path(run.output_dir) / name)
+    track(run, make_record)
+    assert len(fake.logged) == 3
+    assert fake.finished == [0]
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line == "W&B gets no further artifacts of this run (OSError: disk full)."
+
+
+def save_adapter(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for name in ("adapter_config.json", "adapter_model.safetensors", "training_args.bin", "README.md"):
+        (folder / name).write_text(name)
+
+
+def test_every_saved_round_is_an_artifact_once_it_is_whole_and_the_final_one_at_the_end(
+    fake: FakeWandb, make_run: MakeRun, make_record: Make
+) -> None:
+    run = make_run(run_name="fedavg 1B2C bama seed 1")
+    output, tracker = Path(run.output_dir), WandbTracker()
+    tracker.start(run)
+    for number in range(3):
+        tracker.log_round(make_record(number))
+        save_adapter(output / f"checkpoint-{number}")
+        assert [artifact.aliases[0] for artifact in fake.artifacts] == [f"round-{n}" for n in range(number)]
+    save_adapter(output / "adapter")
+    (output / "run.json").write_text("{}")
+    (output / "other.json").write_text("{}")
+    tracker.finish({})
+    identifier = fake.inits[0]["id"]
+    adapter, files = f"fedavg-1B2C-bama-seed-1-{identifier}-adapter", f"fedavg-1B2C-bama-seed-1-{identifier}-files"
+    assert [(artifact.name, artifact.kind, artifact.aliases) for artifact in fake.artifacts] == [
+        (adapter, "adapter", ["round-0", "latest"]),
+        (adapter, "adapter", ["round-1", "latest"]),
+        (adapter, "adapter", ["round-2", "latest", "final"]),  # which checkpoint-2 holds too
+        (files, "run-files", ["latest"]),
+    ]
+    assert fake.artifacts[0].files == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    assert fake.artifacts[0].metadata == {"round": 0}
+    assert fake.artifacts[-1].files == ["run.json"]
