@@ -1,0 +1,216 @@
+"""Runs as a Slurm array: on a real Slurm, where ``sinfo`` answers (tests/slurm/start_one_node.sh starts one)."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from fedbias_plugin.errors import UserError
+from fedbias_plugin.sweep.jobs import Job
+from fedbias_plugin.sweep.slurm import SlurmOptions, run_on_slurm
+
+pytest.importorskip("submitit")
+
+
+def slurm_answers() -> bool:
+    return (
+        shutil.which("sinfo") is not None and subprocess.run(["sinfo"], capture_output=True, timeout=60).returncode == 0
+    )
+
+
+on_slurm = pytest.mark.skipif(
+    not slurm_answers(), reason="no Slurm answers; tests/slurm/start_one_node.sh --install starts one"
+)
+SMALL = SlurmOptions(gpus=0, cpus=1, time_minutes=5)
+LONG_AT_FIRST = """
+import pathlib, signal, sys, time
+def stop(number, frame):
+    print("stopped", flush=True)
+    sys.exit(143)
+signal.signal(signal.SIGTERM, stop)
+begun = pathlib.Path(sys.argv[1])
+print("second" if begun.exists() else "first", flush=True)
+if not begun.exists():
+    begun.touch()
+    time.sleep(120)
+"""
+
+
+def python_job(folder: Path, name: str, code: str, *arguments: object, **environment: str) -> Job:
+    command = (sys.executable, "-c", code, *map(str, arguments))
+    return Job(name=name, command=command, environment=environment, log=folder / f"{name}.log")
+
+
+def ends_of(jobs: list[Job], folder: Path, options: SlurmOptions = SMALL) -> dict[str, int | str]:
+    ends: list[tuple[str, int | str]] = []
+    run_on_slurm(jobs, options, folder, lambda job, end: ends.append((job.name, end)), poll_seconds=0.5)
+    assert len(ends) == len(jobs)
+    return dict(ends)
+
+
+def wait_until_there(path: Path) -> None:
+    for _ in range(600):
+        if path.exists():
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{path} did not appear within a minute")
+
+
+def array_number(folder: Path) -> str:
+    (tasks,) = folder.glob("slurm/*/tasks.json")
+    squeue = ["squeue", "--noheader", "--states=all", f"--name={tasks.parent.name}", "--format=%F"]
+    return subprocess.run(squeue, capture_output=True, text=True, check=True).stdout.split()[0]
+
+
+def once_begun(begun: Path, folder: Path, *command: str) -> threading.Thread:
+    """A thread that waits for the file ``begun``, then gives the Slurm ``command`` with the array's number at its end.
+
+    A requeued job is let run at once: Slurm would wait for two minutes.
+    """
+
+    def act() -> None:
+        wait_until_there(begun)
+        number = array_number(folder)
+        subprocess.run([*command, number], check=True)
+        for _ in range(60 if command != ("scancel",) else 0):
+            waits = subprocess.run(["squeue", "--noheader", f"--jobs={number}", "--format=%r"], capture_output=True)
+            if waits.stdout.strip() == b"BeginTime":
+                subprocess.run(["scontrol", "update", f"JobId={number}", "StartTime=now"], check=True)
+                return
+            time.sleep(0.5)
+
+    thread = threading.Thread(target=act)
+    thread.start()
+    return thread
+
+
+@on_slurm
+def test_every_job_of_an_array_reports_its_own_exit_code(tmp_path):
+    told = "import os; print(os.environ['GREETING'], os.environ['SLURM_CPUS_PER_TASK'])"
+    jobs = [
+        python_job(tmp_path, "good", told, GREETING="hello"),
+        python_job(tmp_path, "wrong_input", "raise SystemExit(2)"),
+        python_job(tmp_path, "killed", "import os; os.kill(os.getpid(), 9)"),
+        Job("no_program", (str(tmp_path / "missing"),), {}, tmp_path / "no_program.log"),
+    ]
+    jobs[0].log.write_text("an earlier attempt\n")
+    ends = ends_of(jobs, tmp_path, SlurmOptions(gpus=0, cpus=2, time_minutes=5, memory_gib=1))
+    assert "No such file" in str(ends.pop("no_program"))
+    assert ends == {"good": 0, "wrong_input": 2, "killed": 128 + 9}
+    assert jobs[0].log.read_text() == "an earlier attempt\nhello 2\n"
+
+
+@on_slurm
+def test_no_more_than_max_parallel_tasks_run_at_once(tmp_path):
+    code = "import sys, time; print(time.time()); time.sleep(1); print(time.time())"
+    jobs = [python_job(tmp_path, f"job_{number}", code) for number in range(3)]
+    options = SlurmOptions(gpus=0, cpus=1, time_minutes=5, max_parallel=1)
+    assert ends_of(jobs, tmp_path, options) == {"job_0": 0, "job_1": 0, "job_2": 0}
+    spans = sorted([float(line) for line in job.log.read_text().split()] for job in jobs)
+    assert all(end < begin for (_, end), (begin, _) in itertools.pairwise(spans))
+
+
+@on_slurm
+@pytest.mark.parametrize("interruption", [("scontrol", "requeue"), ("scancel", "--signal=USR2")], ids=" ".join)
+def test_an_interrupted_task_stops_its_command_and_runs_it_again(tmp_path, interruption):
+    jobs = [python_job(tmp_path, "long", LONG_AT_FIRST, tmp_path / "begun")]
+    thread = once_begun(tmp_path / "begun", tmp_path, *interruption)
+    assert ends_of(jobs, tmp_path) == {"long": 0}
+    thread.join()
+    assert jobs[0].log.read_text().split() == ["first", "stopped", "second"]
+
+
+@on_slurm
+def test_a_cancelled_array_is_reported_as_cancelled(tmp_path):
+    jobs = [python_job(tmp_path, f"long_{n}", LONG_AT_FIRST, tmp_path / f"begun_{n}") for n in range(2)]
+    options = SlurmOptions(gpus=0, cpus=1, time_minutes=5, max_parallel=1)
+    thread = once_begun(tmp_path / "begun_0", tmp_path, "scancel")
+    assert ends_of(jobs, tmp_path, options) == {"long_0": "cancelled", "long_1": "cancelled"}
+    thread.join()
+    assert jobs[0].log.read_text().split() == ["first", "stopped"]
+    assert not (tmp_path / "begun_1").exists()
+
+
+@on_slurm
+def test_a_stopped_sweep_leaves_its_task_running_and_the_next_one_waits_for_it(tmp_path):
+    code = "import time; print('begun', flush=True); time.sleep(8)"
+    jobs = [python_job(tmp_path, "long", code)]
+    sweep = (
+        "import pathlib, sys; from test_slurm import SMALL, python_job, run_on_slurm; "
+        "here = pathlib.Path(sys.argv[1]); "
+        "run_on_slurm([python_job(here, 'long', sys.argv[2])], SMALL, here, print, poll_seconds=0.5)"
+    )
+    first = subprocess.Popen(
+        [sys.executable, "-c", sweep, str(tmp_path), code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_until_there(jobs[0].log)
+    first.send_signal(signal.SIGTERM)
+    _, said = first.communicate(timeout=60)
+    assert f"scancel {array_number(tmp_path)}" in said
+    assert first.returncode != 0
+    assert ends_of(jobs, tmp_path) == {"long": 0}
+    assert jobs[0].log.read_text() == "begun\n"
+
+
+@on_slurm
+def test_a_partition_that_is_not_there_is_refused_in_the_words_of_slurm(tmp_path):
+    with pytest.raises(UserError, match=r"Slurm refuses the runs: .*invalid partition specified: nowhere"):
+        ends_of([python_job(tmp_path, "job", "")], tmp_path, SlurmOptions(partition="nowhere", gpus=0))
+    assert list(tmp_path.glob("slurm/*")) == []
+
+
+@on_slurm
+def test_further_parameters_and_setup_reach_the_batch_script(tmp_path):
+    code = "import os; print(os.environ['FROM_SETUP'])"
+    options = SlurmOptions(gpus=0, cpus=1, extra={"nice": "7", "exclusive": ""}, setup=("export FROM_SETUP=ready",))
+    jobs = [python_job(tmp_path, "job", code)]
+    assert ends_of(jobs, tmp_path, options) == {"job": 0}
+    assert jobs[0].log.read_text() == "ready\n"
+    shown = subprocess.run(["scontrol", "show", "job", array_number(tmp_path)], capture_output=True, text=True).stdout
+    assert "Nice=7" in shown
+    assert "OverSubscribe=NO" in shown
+    assert "Requeue=1" in shown
+
+
+def test_without_sbatch_the_error_names_the_local_launcher(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match=r"--launcher slurm needs sbatch, .*--launcher local"):
+        ends_of([python_job(tmp_path, "job", "")], tmp_path)
+
+
+def test_without_submitit_the_error_says_how_to_install_it(tmp_path, monkeypatch):
+    for program in ("sbatch", "squeue", "srun"):
+        (tmp_path / program).write_text("#!/bin/sh\n")
+        (tmp_path / program).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(UserError, match=r"pip install .*fedbias_plugin\[slurm\]"):
+        ends_of([python_job(tmp_path, "job", "")], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"gpus": -1}, "gpus is -1; it must be at least 0"),
+        ({"max_parallel": 0}, "max_parallel is 0; it must be at least 1"),
+        ({"extra": {"--qos": "high"}}, "without --"),
+        ({"extra": {"comment": "a\n#SBATCH --uid=0"}}, "'comment'"),
+        ({"extra": {"array": "0-9"}}, "array: fedbias sets it"),
+        ({"extra": {"time": "60"}}, "time: it has an option of its own"),
+    ],
+)
+def test_wrong_options_are_refused_by_name(wrong, said):
+    with pytest.raises(UserError, match=said):
+        SlurmOptions(**wrong)
