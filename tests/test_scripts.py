@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = sorted(ROOT.glob("run_scripts/*.sh"))
+SCRIPTS = sorted([*ROOT.glob("run_scripts/*.sh"), *ROOT.glob("tests/slurm/*.sh")])
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)

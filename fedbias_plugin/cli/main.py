@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from fedbias_plugin import __version__
-from fedbias_plugin.cli.flags import unknown_name
 from fedbias_plugin.errors import Stopped, UserError
+from fedbias_plugin.flags import unknown_name
 from fedbias_plugin.hosts.builtin.arguments import NOT_HERE
 from fedbias_plugin.logs import log_to_stderr, print_error
 
-COMMANDS = ("run", "patch", "unpatch", "evaluate", "compare", "data", "doctor")
+COMMANDS = ("run", "sweep", "patch", "unpatch", "evaluate", "compare", "report", "data", "doctor", "wandb-workspace")
 
 
 class Parser(argparse.ArgumentParser):
@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"fedbias {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
-        importlib.import_module(f"fedbias_plugin.cli.{name}").add_parser(commands)
+        importlib.import_module(f"fedbias_plugin.cli.{name.replace('-', '_')}").add_parser(commands)
     return parser
 
 

@@ -25,6 +25,8 @@ SLURM_FLAGS: tuple[tuple[str, type, Any, str], ...] = (
     ("slurm_gpus", int, 1, "GPUs of a run"),
     ("slurm_cpus", int, 4, "CPU cores of a run"),
     ("slurm_memory", int, None, "memory of a run, GiB (the cluster's default)"),
+    ("slurm_extra", str, None, "more parameters of sbatch, such as account=bias,qos=long"),
+    ("slurm_setup", str, None, "shell command before each run, such as 'module load cuda'"),
 )
 
 
@@ -99,8 +101,8 @@ def _launcher(parsed: argparse.Namespace, folder: Path) -> tuple[Launch, int]:
             cpus=parsed.slurm_cpus,
             memory_gib=parsed.slurm_memory,
             max_parallel=parsed.jobs or 16,
-            extra={},
-            setup=(),
+            extra=_sbatch_parameters(parsed.slurm_extra or ""),
+            setup=(parsed.slurm_setup,) if parsed.slurm_setup else (),
         )
         return lambda jobs, on_end: run_on_slurm(jobs, options, folder, on_end), options.max_parallel
     from fedbias_plugin.sweep.local import run_locally, slots
@@ -111,6 +113,11 @@ def _launcher(parsed: argparse.Namespace, folder: Path) -> tuple[Launch, int]:
 
 def _run_locally(run_locally: Any, environments: Any, jobs: Any, on_end: Any) -> None:
     run_locally(jobs, environments, on_end)
+
+
+def _sbatch_parameters(text: str) -> dict[str, str]:
+    """``account=bias,exclusive`` as a mapping; a parameter without ``=`` takes no value."""
+    return {name: value for name, _, value in (part.strip().partition("=") for part in text.split(",")) if name}
 
 
 def _memory_lines(model: ModelConfig, planned: Sequence[PlannedRun]) -> list[str]:

@@ -166,7 +166,7 @@ def _check_installed() -> None:
     try:
         import submitit  # noqa: F401
     except ImportError as error:
-        raise UserError(f'--launcher slurm needs submitit ({error}): pip install "fedbias_plugin[slurm]"') from error
+        raise UserError(f"--launcher slurm needs submitit ({error}): pip install submitit") from error
 
 
 def _submissions(folder: Path) -> dict[str, list[str]]:

@@ -1,0 +1,24 @@
+"""``fedbias report`` on the command line."""
+
+from pathlib import Path
+
+import pytest
+
+from fedbias_plugin.cli.main import main
+from tests.report.made_up_study import settings, write_run
+
+
+def test_the_command_writes_the_report_and_says_where_its_page_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "run", settings())
+    assert main(["report", str(run), "--output", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out == f"{(tmp_path / 'out' / 'report.html').resolve()}\n"
+    assert (tmp_path / "out" / "report.md").is_file()
+
+
+def test_a_folder_without_runs_is_an_error_and_not_a_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", str(tmp_path)]) == 2
+    assert "holds no run" in capsys.readouterr().err

@@ -1,0 +1,47 @@
+"""``fedbias sweep``: what the command itself checks and says; whole sweeps are in tests/sweep/test_sweep.py."""
+
+import pytest
+
+from fedbias_plugin.cli.main import main
+from fedbias_plugin.cli.sweep import _sbatch_parameters
+
+
+def said(capsys, *arguments):
+    code = main(["sweep", *arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_parameters_of_sbatch_are_read_from_one_text():
+    assert _sbatch_parameters("account=bias, qos=long,exclusive") == {"account": "bias", "qos": "long", "exclusive": ""}
+    assert _sbatch_parameters("") == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("table9",), "experiment table9: there is no such file, and none of ours is called so"),
+        (("table1", "--model", "gemma"), "--model gemma: there is no such file"),
+        (("table1", "--jobs", "0"), "--jobs"),
+        (("table1", "--seeds", "a"), "--seeds a: give whole numbers"),
+        (("table1", "--seed", "1"), "seed is set by the sweep; give seeds"),
+        (("table1", "--output_dir", "x"), "output_dir is set by the sweep; give --output"),
+        (("table1", "--fed_alg", "fedavg"), "--fed_alg is what table1 varies"),
+        (("table1", "--num_round", "1"), "unknown name 'num_round'"),
+    ],
+)
+def test_wrong_input_is_refused_before_anything_is_written(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = said(capsys, *arguments)
+    assert code == 2
+    assert message in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_plan_of_a_large_model_says_what_memory_it_takes(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = said(capsys, "table2", "--model", "gemma2_2b", "--data_dir", "mini", "--dry_run")
+    assert code == 0
+    assert "48 GiB to train every weight, 16 GiB to train adapters" in out
+    assert "36 runs: 36 to do" in out
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,90 @@
+"""Runs as child processes: how many at once, what they see, how they end."""
+
+import os
+import signal
+import sys
+import threading
+import time
+
+import pytest
+
+from fedbias_plugin.errors import Stopped, UserError
+from fedbias_plugin.sweep import local
+from fedbias_plugin.sweep.jobs import Job
+
+
+def job(tmp_path, name, code, **environment):
+    return Job(name, (sys.executable, "-c", code), environment, tmp_path / "logs" / f"{name}.log")
+
+
+def test_jobs_get_their_environment_and_their_exit_codes_are_told(tmp_path):
+    ends = {}
+    jobs = [
+        job(tmp_path, "good", "import os; print(os.environ['SLOT'], os.environ['OWN'])", OWN="mine"),
+        job(tmp_path, "bad", "import sys; sys.exit('what went wrong')"),
+        job(tmp_path, "killed", "import os; os.kill(os.getpid(), 9)"),
+    ]
+    local.run_locally(jobs, [{"SLOT": "first"}], lambda one, outcome: ends.update({one.name: outcome}))
+    assert ends == {"good": 0, "bad": 1, "killed": -9}
+    assert jobs[0].log.read_text() == "first mine\n"
+    assert jobs[1].log.read_text() == "what went wrong\n"
+
+
+def test_no_more_jobs_go_on_at_once_than_there_are_slots_and_no_slot_is_used_twice(tmp_path):
+    code = "import os, time; t = time.time(); time.sleep(0.4); print(os.environ['SLOT'], t, time.time())"
+    jobs = [job(tmp_path, f"job{number}", code) for number in range(5)]
+    local.run_locally(jobs, [{"SLOT": "a"}, {"SLOT": "b"}], lambda one, outcome: None)
+    spans = [(slot, float(begin), float(end)) for slot, begin, end in (one.log.read_text().split() for one in jobs)]
+    assert {slot for slot, _, _ in spans} == {"a", "b"}
+    for number, (slot, begin, end) in enumerate(spans):
+        others = spans[:number] + spans[number + 1 :]
+        assert not any(other == slot and begin < finish and start < end for other, start, finish in others)
+
+
+def test_a_signal_is_handed_on_and_the_jobs_are_waited_for(tmp_path):
+    code = (
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (print('saved', flush=True), sys.exit(143)))\n"
+        "print('begun', flush=True); time.sleep(60)"
+    )
+    first, second = job(tmp_path, "first", code), job(tmp_path, "second", "print('never')")
+
+    def when_begun():
+        while not first.log.exists() or "begun" not in first.log.read_text():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=when_begun).start()
+    with pytest.raises(Stopped):
+        local.run_locally([first, second], [{}], lambda one, outcome: None)
+    assert first.log.read_text() == "begun\nsaved\n"
+    assert not second.log.exists()
+
+
+def test_without_gpus_one_run_goes_on_at_a_time_and_the_cores_are_shared(monkeypatch):
+    monkeypatch.setattr(local, "_gpus", list)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert local.slots(None) == [{"OMP_NUM_THREADS": "8"}]
+    assert local.slots(3) == [{"OMP_NUM_THREADS": "2"}] * 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert local.slots(2) == [{}, {}]
+
+
+def test_every_gpu_gets_one_run(monkeypatch):
+    monkeypatch.setattr(local, "_gpus", lambda: ["2", "5"])
+    assert local.slots(None) == [{"CUDA_VISIBLE_DEVICES": "2"}, {"CUDA_VISIBLE_DEVICES": "5"}]
+    assert local.slots(1) == [{"CUDA_VISIBLE_DEVICES": "2"}]
+    with pytest.raises(UserError, match="--jobs 3: there are 2 GPUs, and each takes one run"):
+        local.slots(3)
+
+
+@pytest.mark.parametrize(
+    ("visible", "names"), [("", ["0", "1"]), ("3,7", ["3", "7"]), ("MIG-a, MIG-b", ["MIG-a", "MIG-b"])]
+)
+def test_gpus_keep_the_names_that_the_environment_gives_them(visible, names, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert local._gpus() == names
