@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.errors import printable, quoted
+from fedbias_plugin.hosts.builtin.arguments import HostArguments
 from fedbias_plugin.tracking.records import MACHINE_FLAGS
 
 SAME_ARM = MACHINE_FLAGS | {"seed", "schedule_seed", "track", "run_name"}
 """Settings in which the runs of one arm may differ: seeds, names, and where and how they work."""
 MOST_DIFFERENCES = 3
 LONGEST_LABEL = 120
+NO_DEFAULT = object()
 
 
 class RunSettings:
@@ -77,13 +81,23 @@ class RunSettings:
 
 
 def arm_key(settings: Mapping[str, Any], aggregation: str) -> str | None:
-    """Equal for runs of one arm; None without settings."""
+    """Equal for runs of one arm; None without settings.
+
+    A flag that is as by default does not count, so that runs from before it existed belong to the same arm.
+    """
     if not settings:
         return None
+    defaults = _defaults()
     kept = {
-        name: value for name, value in settings.items() if name not in SAME_ARM and not name.startswith("wandb")
+        name: value
+        for name, value in settings.items()
+        if name not in SAME_ARM and not name.startswith("wandb") and value != defaults.get(name, NO_DEFAULT)
     } | {"aggregation": aggregation}
     return json.dumps(kept, sort_keys=True, default=str)
+
+
+def _defaults() -> dict[str, Any]:
+    return {spec.name: spec.default for cls in (HostArguments, BiasArguments) for spec in dataclasses.fields(cls)}
 
 
 def arm_labels(arms: Sequence[tuple[str, RunSettings]]) -> list[str]:

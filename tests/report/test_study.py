@@ -25,6 +25,13 @@ def test_runs_that_differ_in_the_seed_are_one_arm_in_the_order_of_seeds(tmp_path
     assert study.warnings == ()
 
 
+def test_a_run_from_before_a_flag_existed_is_of_the_arm_that_has_its_default(tmp_path):
+    make_run(tmp_path / "old", seed=1)
+    make_run(tmp_path / "new", seed=2, rouge_samples=0, clip_norm=None)
+    make_run(tmp_path / "other", seed=2, rouge_samples=5)
+    assert [len(arm.runs) for arm in load_study([tmp_path]).arms] == [2, 1]
+
+
 def test_labels_tell_arms_apart_by_what_differs(tmp_path):
     make_run(tmp_path / "1", aggregation="bama", bama_weighting="paper")
     make_run(tmp_path / "2", aggregation="bama", bama_lambda=0.05)
