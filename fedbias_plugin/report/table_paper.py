@@ -21,6 +21,7 @@ from fedbias_plugin.report.table_arms import (
     standard_notes,
 )
 from fedbias_plugin.report.table_model import Cell, Row, Table, mark_best
+from fedbias_plugin.tracking.formatting import percent
 
 TITLES = {
     "fedavg": "FedAvg", "fedadam": "FedAdam", "fedprox": "FedProx", "fedyogi": "FedYogi", "fedadagrad": "FedAdagrad",
@@ -147,7 +148,9 @@ def _table2_entries(
         for arm in central:
             if arm.model == model and bool(arm.settings.get("use_peft")) == trained:
                 name = f"centralised {'LoRA' if trained else 'full'}"
-                yield Entry((model, name, _biased_rows(arm)), arm, model, clean, (key,), ("fedadam", "3C"))
+                # The paper has one cell a kind of training; beside it stands the run on biased rows alone.
+                path = (key,) if _biased_share(arm) in (None, 1.0) else ()
+                yield Entry((model, name, _biased_rows(arm)), arm, model, clean, path, ("fedadam", "3C"))
     for scenario in TABLE2_SCENARIOS:
         found = pick(arms, notes, model=model, scenario=scenario)
         if found:
@@ -157,9 +160,17 @@ def _table2_entries(
 
 
 def _biased_rows(arm: Arm) -> str:
-    """The scenario of a centralised run, or the share of biased rows it was given."""
-    shares = arm.settings.get("biased_shares")
-    return f"share {shares}" if arm.scenario == "custom" and isinstance(shares, str) else arm.scenario
+    """The share of biased rows that a centralised run was given; its scenario where it names none."""
+    share = _biased_share(arm)
+    return arm.scenario if share is None else f"{percent(share)} biased"
+
+
+def _biased_share(arm: Arm) -> float | None:
+    """The one client's share, 0 to 1."""
+    try:
+        return float(arm.settings["biased_shares"])
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def table3(study: Study, paper: Paper | None) -> Table | None:

@@ -109,7 +109,7 @@ def test_table_2_compares_centralised_training_with_fedadam(tmp_path):
     make_arm(tmp_path / "mix", [58.0, 60.0], fed_alg="fedadam", scenario="mix-2B1C")
     table = tables_of(tmp_path)["table2"]
     assert [row.labels[1:] for row in table.rows] == [
-        ("original model", ""), ("centralised full", "share 0.5"), ("centralised LoRA", "share 0.5"),
+        ("original model", ""), ("centralised full", "50% biased"), ("centralised LoRA", "50% biased"),
         ("FedAdam", "3C"), ("FedAdam", "mix-2B1C"),
     ]  # fmt: skip
     assert [row.cells[0].value for row in table.rows] == [2.0, 20.5, 15.5, 2.5, 9.0]
