@@ -105,7 +105,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
     What is in it must be on the disk by then (:func:`sync_file`). An older ``target`` is deleted then; when the block
     fails, the folder is.
     """
-    partial = target.with_name(target.name + ".partial")
+    partial = target.with_name(f".{target.name}.fedbias-partial")  # a name that no folder of a user has
     if partial.exists():
         shutil.rmtree(partial)
     try:

@@ -7,6 +7,9 @@ run_experiment() { # run_experiment NAME [FLAG...]: flags go to `fedbias sweep`,
   source run_scripts/environment.sh
   make_venv .venv wandb,report
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # the bundled model gains nothing from a second thread
-  fedbias sweep "$name" --model "$model" --output "$output" "$@"
+  local code=0
+  fedbias sweep "$name" --model "$model" --output "$output" "$@" || code=$?
+  [ $code -le 1 ] || return $code # 1: some run failed, and the report is of the others
   fedbias report "$output"
+  return $code
 }

@@ -69,6 +69,7 @@ def main(parsed: argparse.Namespace) -> int:
     planned = plan_runs(experiments, model, command_line_values(parsed), _seeds(parsed.seeds))
     check_stack()
     check_one_process()
+    from fedbias_plugin.files import disk_errors_named
     from fedbias_plugin.hosts.checkpoints import locked
     from fedbias_plugin.sweep.execution import Execution
     from fedbias_plugin.sweep.folder import SweepFolder
@@ -79,11 +80,15 @@ def main(parsed: argparse.Namespace) -> int:
     folder.check(model, data, planned)
     launch, at_once = _launcher(parsed, folder.path)
     execution = Execution(folder, planned, at_once)
-    print(f"{', '.join(one.title for one in experiments)}: {model.title} -> {folder.path}")
-    print(printable("\n".join([*_memory_lines(model, planned), *execution.plan_lines()])), flush=True)
+    head = f"{', '.join(one.title for one in experiments)}: {model.title} -> {folder.path}"
+    print(printable("\n".join([head, *_memory_lines(model, planned), *execution.plan_lines()])), flush=True)
     if parsed.dry_run:
         return 0
-    with locked(folder.path):
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {folder.path} cannot be made: {error.strerror}.") from None
+    with disk_errors_named(folder.path), locked(folder.path):
         folder.write(model, data, experiments, planned)
         execution.run(launch)
     return _say_end(execution.failures, folder.path)
@@ -139,7 +144,7 @@ def _memory_lines(model: ModelConfig, planned: Sequence[PlannedRun]) -> list[str
 
 def _say_end(failures: dict[str, str], folder: Path) -> int:
     if not failures:
-        print(f"all runs are done. Tables and figures: fedbias report {folder}")
+        print(printable(f"all runs are done. Tables and figures: fedbias report {folder}"))
         return 0
     print(f"{len(failures)} of the runs failed; the same command tries them again:")
     for name, why in failures.items():

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from fedbias_plugin import __version__
 from fedbias_plugin.evaluation.items import FloatArray
 from fedbias_plugin.evaluation.prefix_tree import ScoringPlan
 from fedbias_plugin.files import write_bytes_atomic
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 FOLDER_VARIABLE = "FEDBIAS_ORIGINAL_SCORES"
 SAMPLE = 4096
-"""Entries of each tensor that are looked at, evenly spread: reading all of a large model would take minutes."""
+"""Entries of each tensor that are hashed, evenly spread; of the others their sum must do, which takes no time."""
 STARTS_ANYWHERE, STARTS_AT_ZERO = ("lora_A", "lora_embedding_A"), ("lora_B", "lora_embedding_B")
 """An adapter whose B is zero does nothing, whatever its A."""
 
@@ -91,7 +92,8 @@ def _fingerprint(model: Any) -> str | None:
     """Digest of a sample of every tensor that counts; None where an adapter does something."""
     import torch
 
-    digest = hashlib.sha256()
+    config = getattr(model, "config", None)
+    digest = hashlib.sha256(f"{__version__} {config.to_json_string() if config is not None else ''}".encode())
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         parts = name.split(".")
         if any(part in STARTS_AT_ZERO for part in parts):
@@ -104,6 +106,7 @@ def _fingerprint(model: Any) -> str | None:
             entries = tensor.detach().reshape(-1)
             sample = entries[:: max(1, entries.numel() // SAMPLE)].cpu().contiguous()
             digest.update(sample.view(torch.uint8).numpy().tobytes())
+            digest.update(repr(entries.sum(dtype=torch.float64).item()).encode())
     return digest.hexdigest()
 
 

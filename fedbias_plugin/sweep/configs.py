@@ -166,6 +166,8 @@ def _grid(grid: Any, where: str) -> dict[str, tuple[Any, ...]]:
         if name != CENTRALISED:
             check_flag(name, f"{where}, grid")
         values = values if isinstance(values, list) else [values]
+        if name == CENTRALISED and any(not isinstance(value, bool) for value in values):
+            raise UserError(f"{where}, grid: {name} is true or false; found {quoted(values)}.")
         if not values or any(isinstance(value, list | dict) for value in values):
             raise UserError(f"{where}, grid: {name} needs one value or more, such as [1, 2]; found {quoted(values)}.")
         axes[name] = tuple(values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 
 from fedbias_plugin.sweep.folder import DONE, SweepFolder
@@ -11,7 +12,7 @@ from fedbias_plugin.tracking.jsonl import SUMMARY_FILE
 
 
 def seconds_per_run(folder: SweepFolder, planned: Sequence[PlannedRun]) -> float | None:
-    """Mean seconds of the ended runs, each for as many rounds and clients as it had; None without one."""
+    """Mean seconds of the runs that have ended; None without one."""
     times = []
     for run in planned:
         if folder.state(run) != DONE:
@@ -20,6 +21,7 @@ def seconds_per_run(folder: SweepFolder, planned: Sequence[PlannedRun]) -> float
             times.append(float(json.loads((folder.run(run) / SUMMARY_FILE).read_bytes())["seconds"]))
         except (OSError, ValueError, LookupError, TypeError):
             continue
+    times = [seconds for seconds in times if math.isfinite(seconds)]
     return sum(times) / len(times) if times else None
 
 

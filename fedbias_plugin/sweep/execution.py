@@ -58,12 +58,15 @@ class Execution:
         return f"{state} after round {self.folder.rounds(run)}" if state == TO_RESUME else state
 
     def _job(self, run: PlannedRun) -> Job:
-        command = (sys.executable, "-m", "fedbias_plugin.sweep.one_run", self.folder.config(run), self.folder.run(run))
+        config, output, log = (
+            part.absolute() for part in (self.folder.config(run), self.folder.run(run), self.folder.log(run))
+        )
+        command = (sys.executable, "-m", "fedbias_plugin.sweep.one_run", config, output)
         environment = {
             "FEDBIAS_EXPERIMENTS": ",".join(run.experiments),
             "FEDBIAS_ORIGINAL_SCORES": str(self.folder.shared.absolute()),
         }
-        return Job(run.name, tuple(map(str, command)), environment, self.folder.log(run))
+        return Job(run.name, tuple(map(str, command)), environment, log)
 
     def _ended(self, job: Job, outcome: int | str) -> None:
         run = next(run for run in self.planned if run.name == job.name)

@@ -10,7 +10,7 @@ from typing import Any
 
 from fedbias_plugin.errors import UserError, first_line, quoted
 from fedbias_plugin.files import write_json_atomic, write_text_atomic
-from fedbias_plugin.hosts.checkpoints import FREE_TO_CHANGE, CheckpointFolder
+from fedbias_plugin.hosts.checkpoints import FREE_TO_CHANGE, LOCK, CheckpointFolder
 from fedbias_plugin.redaction import redacted
 from fedbias_plugin.sweep.configs import Experiment, ModelConfig
 from fedbias_plugin.sweep.plan import PlannedRun
@@ -21,6 +21,7 @@ SWEEP_FILE = "sweep.json"
 FORMAT = 1
 UNIMPORTANT = FREE_TO_CHANGE - {"data_dir", "model_name_or_path"} | {"track", "wandb_project"}
 """Flags in which a finished run may differ from the plan: they move no number."""
+OWN_NAMES = {SWEEP_FILE, LOCK, "runs", "logs", "configs", "shared", "slurm", "report"}
 DONE, TO_RESUME, TO_DO = "done", "to go on with", "to do"
 
 
@@ -76,9 +77,14 @@ class SweepFolder:
             UserError: the folder holds other things, runs of another model, of other data, or made with other flags.
         """
         stored = self._stored()
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--output {self.path} is a file; give a folder.")
         if stored is None:
-            if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / "runs").is_dir():
-                raise UserError(f"--output {self.path} holds other things and no sweep; give a new folder.")
+            others = sorted({path.name for path in self.path.iterdir()} - OWN_NAMES) if self.path.is_dir() else []
+            if others:
+                raise UserError(
+                    f"--output {self.path} holds {quoted(others[0])} and no sweep; give a folder of its own."
+                )
         elif stored["model"] != model.name:
             raise UserError(
                 f"--output {self.path} is the sweep of the model {quoted(stored['model'])}, not of "
@@ -104,7 +110,8 @@ class SweepFolder:
         """Record the sweep and its runs' flags; experiments of earlier sweeps of the folder stay listed."""
         import yaml
 
-        known = (self._stored() or {}).get("experiments", {})
+        stored = self._stored() or {}
+        known, data = stored.get("experiments", {}), {**stored.get("data", {}), **data}
         for experiment in experiments:
             runs = [run.name for run in planned if experiment.name in run.experiments]
             known[experiment.name] = {"title": experiment.title, "runs": runs}
@@ -112,7 +119,7 @@ class SweepFolder:
             write_text_atomic(self.config(run), yaml.safe_dump(dict(run.flags), sort_keys=True, allow_unicode=True))
         write_json_atomic(
             self.path / SWEEP_FILE,
-            {"format": FORMAT, "model": model.name, "title": model.title, "data": dict(data), "experiments": known},
+            {"format": FORMAT, "model": model.name, "title": model.title, "data": data, "experiments": known},
         )
 
     def _stored(self) -> dict[str, Any] | None:
@@ -135,6 +142,8 @@ class SweepFolder:
             return
         try:
             stored = dict(json.loads(path.read_bytes())["config"])
+            if "fed_alg" not in stored:
+                raise KeyError("fed_alg")
         except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
             raise UserError(
                 f"{path} is damaged ({first_line(error)}); move {path.parent} away to run it again."

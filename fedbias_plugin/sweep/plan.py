@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedbias_plugin.arguments import BiasArguments
+from fedbias_plugin.assets import TINY
 from fedbias_plugin.errors import UserError, quoted
-from fedbias_plugin.flags import FALSE
+from fedbias_plugin.flags import FALSE, build
 from fedbias_plugin.hosts.builtin.arguments import HostArguments
 from fedbias_plugin.hosts.builtin.resolve import resolve
 from fedbias_plugin.poisoning.scenarios import biased_shares
@@ -19,6 +21,11 @@ from fedbias_plugin.sweep.configs import CENTRALISED, Experiment, ModelConfig, c
 
 IN_EVERY_NAME = ("fed_alg", "scenario", "aggregation")
 MOST_RUNS = 10_000
+LONGEST_NAME = 120
+OF_ADAPTERS = ("peft_", "load_in_")
+"""How flags begin that a training of every weight has no use for."""
+EITHER_OR = {"max_steps": "local_epochs", "local_epochs": "max_steps"}
+"""Two ways to say how long a client trains; the one that is written later counts."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +53,8 @@ def plan_runs(
 ) -> list[PlannedRun]:
     """Every run of ``experiments`` once, those of the first seed first, so that whole tables appear early.
 
-    A flag is taken from the model, then the experiment, then its grid, then ``overrides``, the later winning; where
-    every weight is trained the model's ``full_finetuning`` wins over its ``arguments``.
+    A flag is taken from the model's ``arguments``, then, where every weight is trained, from its ``full_finetuning``,
+    then from the experiment, its grid and ``overrides``, the later winning.
 
     Args:
         experiments: what to run.
@@ -96,24 +103,41 @@ def _combinations(
 def _planned(
     experiment: Experiment, model: ModelConfig, varied: Mapping[str, Any], seed: int, overrides: Mapping[str, Any]
 ) -> PlannedRun:
-    flags = {**model.arguments, **experiment.arguments, **varied}
-    is_full = str(flags.get("use_peft", "true")).lower() in FALSE
-    if is_full:
-        flags = {name: value for name, value in flags.items() if not name.startswith(("peft_", "load_in_"))}
-        flags |= model.full_finetuning
-    flags |= {**overrides, "seed": seed}
-    if is_full:
-        flags["use_peft"] = False
+    flags = _merged(model, experiment.arguments, varied, {**overrides, "seed": seed})
     is_centralised = flags.pop(CENTRALISED, False)
-    name = _run_name(flags, varied, is_centralised)
     try:
         settings = _settings(flags)
+        name = _run_name(settings, varied, is_centralised)
         if is_centralised:
             flags = _in_one_place(flags, settings)
             settings = _settings(flags)
     except UserError as error:
-        raise UserError(f"{experiment.name}, run {name}: {error}") from None
+        which = ", ".join(f"{name} {value}" for name, value in {**varied, "seed": seed}.items())
+        raise UserError(f"{experiment.name}, {which}: {error}") from None
     return PlannedRun(name, flags, settings, (experiment.name,))
+
+
+def _merged(model: ModelConfig, *layers: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags of ``layers``, the later winning, over the model's own for this kind of training."""
+    wanted: dict[str, Any] = {}
+    for layer in layers:
+        for name in layer:
+            wanted.pop(EITHER_OR.get(name, ""), None)
+        wanted.update(layer)
+    flags = {**model.arguments, **wanted}
+    if _trains_every_weight(flags):
+        kept = {name: value for name, value in model.arguments.items() if not name.startswith(OF_ADAPTERS)}
+        flags = {**kept, **model.full_finetuning, "use_peft": False, **wanted}
+    for name in wanted:
+        if EITHER_OR.get(name) not in wanted:
+            flags.pop(EITHER_OR.get(name, ""), None)
+    return flags
+
+
+def _trains_every_weight(flags: Mapping[str, Any]) -> bool:
+    """Whether there are no adapters: the bundled model has them unless it is told otherwise, all others must be told."""
+    is_tiny = flags.get("model_name_or_path", TINY) == TINY
+    return str(flags.get("use_peft", is_tiny)).lower() in FALSE
 
 
 def _settings(flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,14 +146,18 @@ def _settings(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _in_one_place(flags: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags of a run whose one client holds as many rows, with the same share of biased ones, as all did."""
+    """The flags of a run whose one client holds as many rows as all did, as many of them biased, and trains as long."""
     if settings["aggregation"] != "host" or settings["fed_alg"] != "fedavg":
         raise UserError("a centralised run has nobody to weigh: give --fed_alg fedavg and --aggregation host.")
     clients = settings["num_clients"]
-    shares = biased_shares(settings["scenario"], clients, settings["seed"])
-    share = sum(shares) / clients
+    if settings["sample_clients"] != clients:
+        raise UserError("a centralised run has the rows of all clients: let all of them take part (--sample_clients).")
+    custom = build(BiasArguments, [("the sweep", settings)]).custom_shares
+    share = sum(biased_shares(settings["scenario"], clients, settings["seed"], custom)) / clients
+    longer = {} if settings["local_epochs"] else {"max_steps": settings["max_steps"] * clients}
     return {
         **flags,
+        **longer,
         "num_clients": 1,
         "sample_clients": 1,
         "client_samples": settings["client_samples"] * clients,
@@ -138,15 +166,18 @@ def _in_one_place(flags: Mapping[str, Any], settings: Mapping[str, Any]) -> dict
     }
 
 
-def _run_name(flags: Mapping[str, Any], varied: Mapping[str, Any], is_centralised: bool) -> str:
+def _run_name(settings: Mapping[str, Any], varied: Mapping[str, Any], is_centralised: bool) -> str:
     """Algorithm, scenario and aggregation, then what else varies and is not as by default, then the seed."""
-    parts = [str(flags.get(name, _default(name))) for name in IN_EVERY_NAME]
+    parts = [str(settings[name]) for name in IN_EVERY_NAME]
     if is_centralised:
-        parts = [CENTRALISED, "full" if flags.get("use_peft") is False else "lora", parts[1]]
-    extra = [name for name in sorted(varied) if name not in (*IN_EVERY_NAME, CENTRALISED)]
-    extra = [name for name in extra if flags[name] != _default(name) and not (is_centralised and name == "use_peft")]
-    parts += [f"{name}-{flags[name]}" for name in extra]
-    return re.sub(r"[^\w.+-]+", "-", "_".join([*parts, f"seed-{flags['seed']}"]))
+        parts = [CENTRALISED, "lora" if settings["use_peft"] else "full", parts[1]]
+    hidden = {*IN_EVERY_NAME, CENTRALISED, *(["use_peft"] if is_centralised else [])}
+    extra = [name for name in sorted(varied) if name not in hidden and settings[name] != _default(name)]
+    parts += [f"{name}-{settings[name]}" for name in extra]
+    name = re.sub(r"[^\w.+-]+", "-", "_".join(parts))
+    if len(name) > LONGEST_NAME:
+        name = f"{name[:LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return f"{name}_seed-{settings['seed']}"
 
 
 def _default(name: str) -> Any:

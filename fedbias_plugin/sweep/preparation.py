@@ -30,7 +30,7 @@ def check_data(planned: Sequence[PlannedRun]) -> dict[str, str]:
     """Read every data set that the runs need, once, and deal rows as they will.
 
     Returns:
-        data set -> sha256 of its files; that of ``clean`` is called ``clean`` if all runs share it.
+        benchmark, or kind and flag of a data set (``clean auto``) -> sha256 of its files.
 
     Raises:
         UserError: a data set is missing or damaged, or a run (named) asks for more rows than there are.
@@ -52,7 +52,7 @@ def check_data(planned: Sequence[PlannedRun]) -> dict[str, str]:
             if (kind, name, arguments.data_dir) not in sources:
                 source = load_rows(name, kind, arguments.data_dir)
                 sources[kind, name, arguments.data_dir] = source
-                hashes[kind if kind not in hashes else f"{kind} {name}"] = source.sha256
+                hashes[f"{kind} {name}"] = source.sha256
         clean = sources["clean", arguments.clean_dataset, arguments.data_dir]
         biased = sources["biased", arguments.biased_dataset, arguments.data_dir]
         shares = biased_shares(arguments.scenario, settings["num_clients"], settings["seed"], arguments.custom_shares)

@@ -45,3 +45,21 @@ def test_the_plan_of_a_large_model_says_what_memory_it_takes(capsys, tmp_path, m
     assert "48 GiB to train every weight, 16 GiB to train adapters" in out
     assert "36 runs: 36 to do" in out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_titles_and_folders_cannot_move_the_cursor(capsys, tmp_path):
+    experiment = tmp_path / "mine.yaml"
+    experiment.write_text('name: mine\ntitle: "evil \\e[31mRED"\nseeds: [1]\ngrid: {scenario: 3C}\n')
+    code, out, _ = said(
+        capsys, str(experiment), "--data_dir", "mini", "--dry_run", "--output", str(tmp_path / "o\x1b[2J")
+    )
+    assert code == 0
+    assert "\x1b" not in out
+    assert "evil \\x1b[31mRED" in out
+
+
+@pytest.mark.parametrize("output", ["/dev/null/x", "/proc/nope"])
+def test_a_folder_that_cannot_be_made_is_named(output, capsys):
+    code, _, err = said(capsys, "table1", "--data_dir", "mini", "--output", output)
+    assert code == 2
+    assert f"--output {output} cannot be made" in err

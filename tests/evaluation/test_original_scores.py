@@ -60,9 +60,11 @@ def test_other_weights_other_items_and_other_settings_are_other_scores(random_mo
     scorer.score(REQUESTS)
     scorer.score(REQUESTS[:2])
     SentenceScorer(one, tokenizer, originals=kept, max_batch_tokens=16).score(REQUESTS)
-    one.get_base_model().lm_head.weight.data[0, 0] += 1
+    one.get_base_model().lm_head.weight.data[-1, -1] += 1
     scorer.score(REQUESTS)
-    assert len(list(tmp_path.glob("*.npz"))) == 4
+    one.get_base_model().config.rms_norm_eps = 0.5
+    scorer.score(REQUESTS)
+    assert len(list(tmp_path.glob("*.npz"))) == 5
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"not a zip file"])

@@ -63,11 +63,11 @@ def test_files_have_the_mode_that_the_umask_gives(folder):
 def test_a_folder_that_was_never_renamed_is_no_checkpoint(folder):
     folder.write(checkpoint(1))
     folder.write(checkpoint(2))
-    (folder.folder / "round_002").rename(folder.folder / "round_002.partial")
+    (folder.folder / "round_002").rename(folder.folder / ".round_002.fedbias-partial")
     assert folder.newest().round == 1
     folder.write(checkpoint(2))
     assert folder.newest().round == 2
-    assert not (folder.folder / "round_002.partial").exists()
+    assert not (folder.folder / ".round_002.fedbias-partial").exists()
 
 
 def test_rounds_are_ordered_by_number_and_two_are_kept(folder):

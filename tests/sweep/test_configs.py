@@ -69,6 +69,7 @@ def test_runs_that_several_experiments_share_are_run_once():
         (GOOD.replace("[1]", "[true]"), "seeds must be whole numbers"),
         (GOOD.replace("[1]", "[]"), "seeds must be whole numbers"),
         (GOOD.replace("{fed_alg: fedavg}", "{fed_alg: []}"), "fed_alg needs one value or more"),
+        (GOOD.replace("fed_alg: fedavg", "centralised: no way"), "centralised is true or false"),
         (GOOD.replace("{fed_alg: fedavg}", "fedavg"), "grid must name what varies"),
         (GOOD.replace("{num_rounds: 2}", "{num_rounds: [2, 3]}"), "num_rounds takes one value"),
         (GOOD.replace("name: mine", "name: Mine/../x"), "name must be lower-case"),

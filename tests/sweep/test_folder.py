@@ -75,8 +75,9 @@ def test_flags_that_move_no_number_may_differ(tmp_path):
 
 
 def test_a_folder_of_other_things_is_refused(tmp_path):
+    (tmp_path / "runs").mkdir()
     (tmp_path / "thesis.tex").write_text("x")
-    with pytest.raises(UserError, match="holds other things and no sweep"):
+    with pytest.raises(UserError, match=r"holds 'thesis.tex' and no sweep"):
         SweepFolder(tmp_path).check(TINY, DATA, plan_runs([ONE], TINY))
 
 
@@ -88,8 +89,24 @@ def test_a_damaged_sweep_file_is_named(content, tmp_path):
         SweepFolder(tmp_path).check(TINY, DATA, [])
 
 
-def test_a_damaged_run_file_is_named(tmp_path):
+def test_what_one_sweep_read_is_still_known_after_another_that_did_not_read_it(tmp_path):
     folder, runs = SweepFolder(tmp_path / "sweep"), plan_runs([ONE], TINY)
-    (made_run(folder, runs[0]) / "run.json").write_text("{")
+    folder.write(TINY, {**DATA, "stereoset": "s1"}, [ONE], runs)
+    folder.write(TINY, DATA, [ONE], runs)
+    with pytest.raises(UserError, match=r"a sweep with other data \(stereoset\)"):
+        folder.check(TINY, {**DATA, "stereoset": "s2"}, runs)
+    folder.check(TINY, {**DATA, "clean other.json": "x"}, runs)
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="is a file; give a folder"):
+        SweepFolder(tmp_path / "file").check(TINY, DATA, [])
+
+
+@pytest.mark.parametrize("content", ["{", '{"config": {}}'])
+def test_a_damaged_run_file_is_named(content, tmp_path):
+    folder, runs = SweepFolder(tmp_path / "sweep"), plan_runs([ONE], TINY)
+    (made_run(folder, runs[0]) / "run.json").write_text(content)
     with pytest.raises(UserError, match=r"run.json is damaged .*move .* away"):
         folder.check(TINY, DATA, runs)
