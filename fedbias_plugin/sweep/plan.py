@@ -135,7 +135,7 @@ def _merged(model: ModelConfig, *layers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _trains_every_weight(flags: Mapping[str, Any]) -> bool:
-    """Whether there are no adapters: the bundled model has them unless it is told otherwise, all others must be told."""
+    """Whether there are no adapters: the bundled model has them unless told otherwise, all others must be told."""
     is_tiny = flags.get("model_name_or_path", TINY) == TINY
     return str(flags.get("use_peft", is_tiny)).lower() in FALSE
 
