@@ -7,6 +7,7 @@ from pathlib import Path
 from fedbias_plugin.errors import UserError, did_you_mean
 
 PACKAGE = Path(__file__).parent
+CANDIDATES = (PACKAGE / "configs", PACKAGE.parent / "configs")
 
 
 def configs_folder() -> Path:
@@ -15,14 +16,20 @@ def configs_folder() -> Path:
     Raises:
         UserError: it is in neither place.
     """
-    candidates = (PACKAGE / "configs", PACKAGE.parent / "configs")
-    for folder in candidates:
+    for folder in CANDIDATES:
         if (folder / "experiments").is_dir():
             return folder
     raise UserError(
-        f"configs is neither {candidates[0]} nor {candidates[1]}: this installation is incomplete; install "
+        f"configs is neither {CANDIDATES[0]} nor {CANDIDATES[1]}: this installation is incomplete; install "
         "fedbias_plugin again from its folder: pip install -e ."
     )
+
+
+def config_names(kind: str) -> list[str]:
+    """Names of our ``experiments`` or ``models``; none where the installation is incomplete."""
+    if not any((folder / kind).is_dir() for folder in CANDIDATES):
+        return []
+    return [path.stem for path in sorted((configs_folder() / kind).glob("*.yaml"))]
 
 
 def find_config(kind: str, given: str, flag: str) -> Path:
@@ -39,8 +46,8 @@ def find_config(kind: str, given: str, flag: str) -> Path:
     path = Path(given)
     if path.is_file():
         return path
-    ours = {file.stem: file for file in sorted((configs_folder() / kind).glob("*.yaml"))}
+    ours = config_names(kind)
     if given in ours:
-        return ours[given]
-    hint = did_you_mean(path.stem, list(ours))
+        return configs_folder() / kind / f"{given}.yaml"
+    hint = did_you_mean(path.stem, ours)
     raise UserError(f"{flag} {given}: there is no such file, and none of ours is called so ({', '.join(ours)}).{hint}")

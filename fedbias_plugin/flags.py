@@ -9,7 +9,7 @@ import argparse
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 from fedbias_plugin.errors import UserError, did_you_mean, first_line, quoted
@@ -66,13 +66,17 @@ def _as(kind: type, value: Any) -> Any:
     return number
 
 
-def add_flags(parser: argparse.ArgumentParser, *classes: type) -> None:
-    """One flag for every field of every dataclass, with its help text and default."""
+def add_flags(
+    parser: argparse.ArgumentParser, *classes: type, without: Collection[str] = (), shows_defaults: bool = True
+) -> None:
+    """One flag for every field of every dataclass but those in ``without``, with its help text and default."""
     for cls in classes:
         group = parser.add_argument_group((cls.__doc__ or cls.__name__).splitlines()[0].rstrip("."))
         kinds = field_types(cls)
         for spec in dataclasses.fields(cls):
             kind, _ = kinds[spec.name]
+            if spec.name in without:
+                continue
             text = spec.metadata.get("help", "").replace("%", "%%")
             group.add_argument(
                 f"--{spec.name}",
@@ -80,7 +84,7 @@ def add_flags(parser: argparse.ArgumentParser, *classes: type) -> None:
                 nargs="?" if kind is bool else None,
                 const="true" if kind is bool else None,
                 metavar={bool: "BOOL", int: "N", float: "X", str: "TEXT"}[kind],
-                help=text if spec.default is None else f"{text} (default: {spec.default})",
+                help=text if spec.default is None or not shows_defaults else f"{text} (default: {spec.default})",
             )
 
 
@@ -116,7 +120,7 @@ def read_yaml(path: str, flag: str = "--config") -> dict[str, Any]:
     if data is None:
         return {}
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
-        raise UserError(f"{flag} {path} must hold one flag a line, such as `num_rounds: 5`.")
+        raise UserError(f"{flag} {path} must hold names and values, one a line, such as `num_rounds: 5`.")
     return data
 
 

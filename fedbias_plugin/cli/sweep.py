@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import argparse
 import functools
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedbias_plugin.arguments import BiasArguments, check_range
+from fedbias_plugin.assets import TINY
 from fedbias_plugin.cli.run import check_one_process, check_stack, command_line_values
-from fedbias_plugin.errors import UserError, printable
+from fedbias_plugin.configs_folder import config_names, find_config
+from fedbias_plugin.errors import Stopped, UserError, printable
 from fedbias_plugin.flags import add_flags
 from fedbias_plugin.hosts.builtin.arguments import HostArguments
+from fedbias_plugin.sweep.configs import OWN, load_experiment, load_model
 
 if TYPE_CHECKING:
     from fedbias_plugin.sweep.configs import ModelConfig
@@ -38,8 +42,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         description="All runs of one or several experiments on one model. Flags of `fedbias run` given here hold "
         "for every run and win over the files.",
     )
-    parser.add_argument("experiments", nargs="+", metavar="EXPERIMENT", help="YAML file, or one of ours: table1, ...")
-    parser.add_argument("--model", default="tiny", help="YAML file, or one of ours: gemma2_2b, ... (default: tiny)")
+    listed = {kind: ", ".join(config_names(kind)) for kind in ("experiments", "models")}
+    parser.add_argument(
+        "experiments", nargs="+", metavar="EXPERIMENT", help=f"YAML file, or one of ours: {listed['experiments']}"
+    )
+    parser.add_argument(
+        "--model", default="tiny", help=f"YAML file, or one of ours: {listed['models']} (default: tiny)"
+    )
     parser.add_argument("--output", help="folder of the runs (default: runs/MODEL); experiments share runs in it")
     parser.add_argument("--seeds", help="instead of the experiments' own, such as 2023,2024,2025")
     parser.add_argument("--dry_run", action="store_true", help="show the plan and start nothing")
@@ -51,14 +60,12 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     for name, kind, default, text in SLURM_FLAGS:
         shown = text if default is None else f"{text} (default: {default})"
         group.add_argument(f"--{name}", type=kind, default=default, help=shown)
-    add_flags(parser, HostArguments, BiasArguments)
+    add_flags(parser, HostArguments, BiasArguments, without=OWN, shows_defaults=False)
     parser.set_defaults(main=main)
 
 
 def main(parsed: argparse.Namespace) -> int:
     """Plan, check, show, carry out; 1 when a run failed."""
-    from fedbias_plugin.configs_folder import find_config
-    from fedbias_plugin.sweep.configs import load_experiment, load_model
     from fedbias_plugin.sweep.plan import plan_runs
 
     if parsed.jobs is not None:
@@ -69,6 +76,7 @@ def main(parsed: argparse.Namespace) -> int:
     planned = plan_runs(experiments, model, command_line_values(parsed), _seeds(parsed.seeds))
     check_stack()
     check_one_process()
+    _check_models(planned)
     from fedbias_plugin.files import disk_errors_named
     from fedbias_plugin.hosts.checkpoints import locked
     from fedbias_plugin.sweep.execution import Execution
@@ -90,7 +98,11 @@ def main(parsed: argparse.Namespace) -> int:
         raise UserError(f"--output {folder.path} cannot be made: {error.strerror}.") from None
     with disk_errors_named(folder.path), locked(folder.path):
         folder.write(model, data, experiments, planned)
-        execution.run(launch)
+        try:
+            execution.run(launch)
+        except (KeyboardInterrupt, Stopped):
+            print(f"{execution.done} of {len(planned)} runs are done; the same command goes on.", flush=True)
+            raise
     return _say_end(execution.failures, folder.path)
 
 
@@ -142,7 +154,23 @@ def _memory_lines(model: ModelConfig, planned: Sequence[PlannedRun]) -> list[str
     return [line]
 
 
+def _check_models(planned: Sequence[PlannedRun]) -> None:
+    """Refuse a model that is not where it should be; one of the hub is looked for by the first run."""
+    names = {run.settings["model_name_or_path"] for run in planned} - {TINY}
+    if names:
+        from fedbias_plugin.training.models import resolve_model
+
+        for name in sorted(names):
+            resolve_model(name)
+
+
 def _say_end(failures: dict[str, str], folder: Path) -> int:
+    if any(folder.glob("runs/*/wandb/offline-run-*")):
+        print(
+            printable(
+                f"W&B recorded offline. To upload: wandb sync {shlex.quote(str(folder))}/runs/*/wandb/offline-run-*"
+            )
+        )
     if not failures:
         print(printable(f"all runs are done. Tables and figures: fedbias report {folder}"))
         return 0

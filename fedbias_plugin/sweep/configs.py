@@ -73,7 +73,7 @@ def load_experiment(path: Path) -> Experiment:
     grids = grids if isinstance(grids, list) else [grids]
     return Experiment(
         name=_name(content, where),
-        title=str(content.get("title", content["name"])),
+        title=str(content.get("title") or content.get("name")),
         seeds=check_seeds(content.get("seeds"), where),
         grid=tuple(_grid(grid, where) for grid in grids),
         arguments=_flags(content.get("arguments", {}), f"{where}, arguments"),
@@ -93,7 +93,7 @@ def load_model(path: Path) -> ModelConfig:
         raise UserError(f"{where}: memory_gib must be numbers by name, such as {{load: 9.0, train: 14.0}}.")
     return ModelConfig(
         name=_name(content, where),
-        title=str(content.get("title", content["name"])),
+        title=str(content.get("title") or content.get("name")),
         arguments=_flags(content.get("arguments", {}), f"{where}, arguments"),
         full_finetuning=_flags(content.get("full_finetuning", {}), f"{where}, full_finetuning"),
         parameters=content.get("parameters"),
@@ -140,7 +140,9 @@ def _fields(cls: type, path: Path, kind: str) -> dict[str, Any]:
 
 
 def _name(content: Mapping[str, Any], where: str) -> str:
-    name = content.get("name")
+    if "name" not in content:
+        raise UserError(f"{where}: name is missing; add a line such as `name: mine`.")
+    name = content["name"]
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise UserError(
             f"{where}: name must be lower-case letters, digits, _ and -, such as table1; found {quoted(name)}."
@@ -170,6 +172,13 @@ def _grid(grid: Any, where: str) -> dict[str, tuple[Any, ...]]:
             raise UserError(f"{where}, grid: {name} is true or false; found {quoted(values)}.")
         if not values or any(isinstance(value, list | dict) for value in values):
             raise UserError(f"{where}, grid: {name} needs one value or more, such as [1, 2]; found {quoted(values)}.")
+        for value in values:
+            if name != CENTRALISED and FLAGS[name][0] is str and not isinstance(value, str | None):
+                raise UserError(
+                    f'{where}, grid: {name} {quoted(value)} is no text; write it in quotes, such as "1,0,0".'
+                )
+        if any(value in values[:place] for place, value in enumerate(values)):
+            raise UserError(f"{where}, grid: {name} has a value twice in {quoted(values)}.")
         axes[name] = tuple(values)
     return axes
 

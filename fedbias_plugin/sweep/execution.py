@@ -47,6 +47,11 @@ class Execution:
         counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
         return [*lines, f"{len(self.planned)} runs: {counts}; {remaining(self.folder, self.planned, self.at_once)}"]
 
+    @property
+    def done(self) -> int:
+        """Runs that are done."""
+        return sum(self.folder.state(run) == DONE for run in self.planned)
+
     def run(self, launch: Launch) -> None:
         """Start every run that is not done; :attr:`failures` names those that failed, and why."""
         jobs = [self._job(run) for run in self.planned if self.folder.state(run) != DONE]
@@ -70,7 +75,6 @@ class Execution:
 
     def _ended(self, job: Job, outcome: int | str) -> None:
         run = next(run for run in self.planned if run.name == job.name)
-        done = sum(self.folder.state(run) == DONE for run in self.planned)
         if outcome == 0 and self.folder.state(run) == DONE:
             said = f"finished; {final_numbers(self.folder.run(run))}"
         else:
@@ -78,7 +82,7 @@ class Execution:
             self.failures[run.name] = f"{why}: {last_line(job.log)} (all of it: {job.log})"
             said = f"FAILED, {self.failures[run.name]}"
         left = remaining(self.folder, self.planned, self.at_once)
-        print(printable(f"[{done}/{len(self.planned)}] {run.name}: {said}; {left}"), flush=True)
+        print(printable(f"[{self.done}/{len(self.planned)}] {run.name}: {said}; {left}"), flush=True)
 
 
 def final_numbers(run_folder: Path) -> str:

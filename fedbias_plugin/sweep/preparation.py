@@ -7,8 +7,9 @@ from typing import Any
 
 from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.errors import UserError
+from fedbias_plugin.evaluation.assessor import Benchmark
 from fedbias_plugin.flags import build
-from fedbias_plugin.inputs import load_benchmark
+from fedbias_plugin.inputs import announce_mini_data, load_benchmark
 from fedbias_plugin.poisoning.loaders import partition
 from fedbias_plugin.poisoning.rows import RowSource
 from fedbias_plugin.poisoning.scenarios import biased_shares
@@ -27,7 +28,7 @@ DEALT = (
 
 
 def check_data(planned: Sequence[PlannedRun]) -> dict[str, str]:
-    """Read every data set that the runs need, once, and deal rows as they will.
+    """Read every data set that the runs need, once, and deal rows as they will; says which data are the bundled ones.
 
     Returns:
         benchmark, or kind and flag of a data set (``clean auto``) -> sha256 of its files.
@@ -35,29 +36,42 @@ def check_data(planned: Sequence[PlannedRun]) -> dict[str, str]:
     Raises:
         UserError: a data set is missing or damaged, or a run (named) asks for more rows than there are.
     """
-    hashes: dict[str, str] = {}
-    sources: dict[tuple[str, str, Any], RowSource] = {}
-    dealt: set[tuple[Any, ...]] = set()
+    read = _Read()
     for run in planned:
+        try:
+            read.add(run)
+        except UserError as error:
+            raise UserError(f"run {run.name}: {error}") from None
+    announce_mini_data(read.benchmarks, {f"{kind} {name}": rows for (kind, name), rows in read.sources.items()})
+    hashes = {name: benchmark.sha256 for name, benchmark in read.benchmarks.items()}
+    return hashes | {f"{kind} {name}": source.sha256 for (kind, name), source in read.sources.items()}
+
+
+class _Read:
+    """What was read so far."""
+
+    def __init__(self) -> None:
+        self.benchmarks: dict[str, Benchmark] = {}
+        self.sources: dict[tuple[str, str], RowSource] = {}
+        self._dealt: set[tuple[Any, ...]] = set()
+
+    def add(self, run: PlannedRun) -> None:
+        """Read what ``run`` needs and nobody before it did."""
         settings = run.settings
         arguments = build(BiasArguments, [("the sweep", settings)])
         for name in arguments.benchmark_names:
-            if name not in hashes:
-                hashes[name] = load_benchmark(name, arguments.data_dir).sha256
+            if name not in self.benchmarks:
+                self.benchmarks[name] = load_benchmark(name, arguments.data_dir)
         key = tuple(settings[name] for name in DEALT)
-        if arguments.scenario == "none" or key in dealt:
-            continue
-        dealt.add(key)
-        for kind, name in (("clean", arguments.clean_dataset), ("biased", arguments.biased_dataset)):
-            if (kind, name, arguments.data_dir) not in sources:
-                source = load_rows(name, kind, arguments.data_dir)
-                sources[kind, name, arguments.data_dir] = source
-                hashes[f"{kind} {name}"] = source.sha256
-        clean = sources["clean", arguments.clean_dataset, arguments.data_dir]
-        biased = sources["biased", arguments.biased_dataset, arguments.data_dir]
+        if arguments.scenario == "none" or key in self._dealt:
+            return
+        self._dealt.add(key)
+        clean = self._rows("clean", arguments.clean_dataset, arguments.data_dir)
+        biased = self._rows("biased", arguments.biased_dataset, arguments.data_dir)
         shares = biased_shares(arguments.scenario, settings["num_clients"], settings["seed"], arguments.custom_shares)
-        try:
-            partition(clean, biased, shares, arguments.client_samples, settings["seed"], arguments.heldout_samples)
-        except UserError as error:
-            raise UserError(f"run {run.name}: {error}") from None
-    return hashes
+        partition(clean, biased, shares, arguments.client_samples, settings["seed"], arguments.heldout_samples)
+
+    def _rows(self, kind: str, name: str, data_dir: str | None) -> RowSource:
+        if (kind, name) not in self.sources:
+            self.sources[kind, name] = load_rows(name, kind, data_dir)
+        return self.sources[kind, name]

@@ -24,18 +24,36 @@ def test_parameters_of_sbatch_are_read_from_one_text():
         (("table1", "--model", "gemma"), "--model gemma: there is no such file"),
         (("table1", "--jobs", "0"), "--jobs"),
         (("table1", "--seeds", "a"), "--seeds a: give whole numbers"),
-        (("table1", "--seed", "1"), "seed is set by the sweep; give seeds"),
-        (("table1", "--output_dir", "x"), "output_dir is set by the sweep; give --output"),
+        (("table1", "--seed", "1"), "unknown name 'seed'. Did you mean 'seeds'"),
+        (("table1", "--output_dir", "x"), "unknown name 'output_dir'"),
+        (("table1", "--model", "MODEL"), "/nowhere/model': there is no such folder"),
         (("table1", "--fed_alg", "fedavg"), "--fed_alg is what table1 varies"),
         (("table1", "--num_round", "1"), "unknown name 'num_round'"),
     ],
 )
 def test_wrong_input_is_refused_before_anything_is_written(arguments, message, capsys, tmp_path, monkeypatch):
+    model = tmp_path / "model.yaml"
+    model.write_text("name: mine\narguments: {model_name_or_path: /nowhere/model}\n")
     monkeypatch.chdir(tmp_path)
-    code, _, err = said(capsys, *arguments)
+    code, _, err = said(capsys, *(str(model) if part == "MODEL" else part for part in arguments))
     assert code == 2
     assert message in err
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [model]
+
+
+def test_help_names_what_there_is(capsys):
+    with pytest.raises(SystemExit):
+        main(["sweep", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "algorithms, figure1, lambda, participation, table1, table2, table3" in shown
+    assert "gemma2_2b, gemma2_9b, llama3_8b, mistral_7b, phi3_mini, tiny" in shown
+    assert "--output_dir TEXT" not in shown
+
+
+def test_a_plan_on_bundled_data_says_so(capsys, tmp_path, caplog):
+    code, _, err = said(capsys, "figure1", "--data_dir", "mini", "--dry_run", "--output", str(tmp_path / "out"))
+    assert code == 0
+    assert "Using the bundled mini data (an invented world)" in err + caplog.text
 
 
 def test_the_plan_of_a_large_model_says_what_memory_it_takes(capsys, tmp_path, monkeypatch):

@@ -73,8 +73,13 @@ def test_runs_that_several_experiments_share_are_run_once():
         (GOOD.replace("{fed_alg: fedavg}", "fedavg"), "grid must name what varies"),
         (GOOD.replace("{num_rounds: 2}", "{num_rounds: [2, 3]}"), "num_rounds takes one value"),
         (GOOD.replace("name: mine", "name: Mine/../x"), "name must be lower-case"),
-        (GOOD.replace("name: mine\n", ""), "name must be lower-case"),
-        ("- a\n", "must hold one flag a line"),
+        (GOOD.replace("name: mine\n", ""), "name is missing; add a line such as `name: mine`"),
+        (
+            GOOD.replace("fed_alg: fedavg", "biased_shares: [0.5, 0, 0]"),
+            "biased_shares 0.5 is no text; write it in quotes",
+        ),
+        (GOOD.replace("fed_alg: fedavg", "num_clients: [3, 3]"), r"num_clients has a value twice in \[3, 3\]"),
+        ("- a\n", "must hold names and values"),
         ("name: [", r"line \d+ cannot be read"),
     ],
 )
