@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
 
@@ -30,5 +31,6 @@ def main(args: argparse.Namespace) -> int:
     from fedbias_plugin.errors import printable
     from fedbias_plugin.report.report import write_report
 
-    print(printable(str(write_report(args.folders, args.output))))
+    page = write_report(args.folders, args.output, say=lambda line: print(printable(line), file=sys.stderr, flush=True))
+    print(printable(f"written: {page}, with report.md, figures/ and tables/ beside it"))
     return 0

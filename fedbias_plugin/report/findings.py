@@ -21,7 +21,8 @@ class Finding:
     Attributes:
         text: the sentence.
         detail: the numbers behind it.
-        verdict: ``agrees``, ``disagrees`` or ``cannot be told``; '' where the paper says nothing of it.
+        verdict: ``agrees``, ``disagrees`` (both also ``... on StereoSet only``) or ``cannot be told``; '' where the
+            paper says nothing of it.
     """
 
     text: str
@@ -31,12 +32,17 @@ class Finding:
     @property
     def mark(self) -> str:
         """A sign that says the verdict without colour."""
-        return MARKS.get(self.verdict, ("?", ""))[0]
+        return self._signs[0]
 
     @property
     def kind(self) -> str:
         """``yes``, ``no`` or ``open``."""
-        return MARKS.get(self.verdict, ("", "open"))[1]
+        return self._signs[1]
+
+    @property
+    def _signs(self) -> tuple[str, str]:
+        """Those of the verdict's first word, which may go on ``on StereoSet only``."""
+        return MARKS.get(self.verdict.partition(" ")[0], ("?", "open"))
 
 
 @dataclass(frozen=True)
@@ -56,8 +62,8 @@ def key_findings(judgements: Sequence[Judgement], tables: Sequence[Table]) -> li
     compared = tuple(finding for table in tables for finding in _of_table(table))
     if compared:
         note = (
-            f"p below {LEVEL} after Holm's correction within the table. Of Delta, below 0 is less bias; of scores on "
-            "items, below 0 is fewer stereotypes preferred."
+            f"p below {LEVEL} after Holm's correction within the table. Of Delta, below 0 is nearer to 50; of scores "
+            "on items, below 0 is fewer stereotypes preferred."
         )
         groups.append(FindingGroup("Differences that are told from chance", note, compared))
     return groups
@@ -66,8 +72,8 @@ def key_findings(judgements: Sequence[Judgement], tables: Sequence[Table]) -> li
 def _of_claim(one: Judgement) -> Finding:
     variant = f", {one.variant} weighting" if one.variant else ""
     pairs = f"{one.pairs} pair{'s' if one.pairs != 1 else ''} of arms"
-    detail = f"{one.model}{variant}, {pairs}. CrowS-Pairs: {one.crows.reason} StereoSet: {one.ss.reason}"
-    return Finding(one.statement, detail, one.verdict)
+    detail = f"{one.model}{variant}, {pairs}. {one.why}"
+    return Finding(one.statement, " ".join([detail, *one.notes]), one.shown)
 
 
 def _of_table(table: Table) -> Iterator[Finding]:
@@ -78,7 +84,7 @@ def _of_table(table: Table) -> Iterator[Finding]:
     told = [(row, index) for row, index in tested if (row.cells[index].value or 0.0) < LEVEL]
     parts = [_difference(table, row, index) for row, index in told[:MOST_TOLD]]
     more = f"; and {len(told) - MOST_TOLD} more in the table" if len(told) > MOST_TOLD else ""
-    text = f"{table.title}: {len(told)} of {len(tested)} differences are told from chance."
+    text = f"{table.title}, told from chance: {len(told)} of {len(tested)}."
     yield Finding(text, "; ".join(parts) + more)
 
 

@@ -31,6 +31,8 @@ def alternative_text(figure: Figure) -> str:
 
 def _lines(contents: Contents, files: Mapping[str, str]) -> Iterator[str]:
     yield from (f"# {TITLE}", "", markdown_text(contents.lead), "")
+    for caveat in contents.caveats:
+        yield from (f"**{markdown_text(caveat)}**", "")
     yield from (f"- {name}: {markdown_text(value)}" for name, value in contents.counts)
     yield ""
     if contents.paper_note:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedbias_plugin.report.statistics_over_seeds import Spread, spread
-from fedbias_plugin.report.study import Arm, StudyRun
+from fedbias_plugin.report.study import Arm, SeedKey, StudyRun
 from fedbias_plugin.scales import LOWEST_LMS, UNBIASED
 from fedbias_plugin.tracking.records import RoundRecord
 
@@ -37,8 +37,8 @@ def of_runs(arm: Arm, measure: Measure) -> Spread | None:
     return spread(value for run in arm.runs if (value := measure.read(run)) is not None)
 
 
-def by_seed(arm: Arm, measure: Measure) -> dict[int, float]:
-    """Seed -> ``measure``, for the runs that have it."""
+def by_seed(arm: Arm, measure: Measure) -> dict[SeedKey, float]:
+    """Seeds -> ``measure``, for the runs that have it."""
     return {seed: value for seed, run in arm.by_seed.items() if (value := measure.read(run)) is not None}
 
 
@@ -145,6 +145,8 @@ CROWS = Measure("crows_score", "CrowS score", _final(crows_score), 1, "crows_pai
 SS = Measure("ss", "SS", _final(ss), 1, "stereoset")
 LMS = Measure("lms", "LMS", _final(lms), 1, "stereoset")
 ICAT = Measure("icat", "ICAT", _final(icat), 1, "stereoset")
+ORIGINAL_CROWS = Measure("crows_score", "CrowS score", _original(crows_score), 1, "crows_pairs")
+ORIGINAL_SS = Measure("ss", "SS", _original(ss), 1, "stereoset")
 ORIGINAL_LMS = Measure("lms", "LMS", _original(lms), 1, "stereoset")
 ORIGINAL_ICAT = Measure("icat", "ICAT", _original(icat), 1, "stereoset")
 CROWS_CHANGE = Measure("crows_change", "CrowS − round 0", _change(crows_score), 1, "crows_pairs")

@@ -23,6 +23,7 @@ class Contents:
 
     Attributes:
         lead: the study in a sentence.
+        caveats: sentences that must be read before any number.
         counts: name and value of the numbers under the title.
         paper_note: what is missing of the paper's numbers, or ''.
         findings: the sentences a reader wants first.
@@ -35,6 +36,7 @@ class Contents:
     """
 
     lead: str
+    caveats: Sequence[str]
     counts: Facts
     paper_note: str
     findings: Sequence[FindingGroup]

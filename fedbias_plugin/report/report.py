@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.files import disk_errors_named, whole_folder, write_bytes_atomic
+from fedbias_plugin.report.caveats import caveats
 from fedbias_plugin.report.claims import judge_claims
 from fedbias_plugin.report.figures.drawing import Figure, figure_png
 from fedbias_plugin.report.figures.every_figure import draw_figures
@@ -27,7 +28,9 @@ LIBRARIES = ("matplotlib", "jinja2", "scipy")
 OWN_FILES = re.compile(r"report\.html|report\.md|figures/[a-z0-9_]+\.png|tables/[a-z0-9_-]+\.(csv|tex)")
 
 
-def write_report(folders: Sequence[str | Path], output: str | Path | None = None) -> Path:
+def write_report(
+    folders: Sequence[str | Path], output: str | Path | None = None, say: Callable[[str], None] = lambda line: None
+) -> Path:
     """Read the runs of ``folders`` and write their report.
 
     The report appears whole: an older one stays until the new one is written, and is replaced then. Equal runs give
@@ -36,6 +39,7 @@ def write_report(folders: Sequence[str | Path], output: str | Path | None = None
     Args:
         folders: sweeps, runs, or folders that hold runs.
         output: folder of the report; ``report`` in the first of ``folders`` when absent.
+        say: is told how far it is, a line at a time.
 
     Returns:
         The page.
@@ -48,20 +52,26 @@ def write_report(folders: Sequence[str | Path], output: str | Path | None = None
     target = (Path(output) if output is not None else Path(folders[0]) / "report").resolve()
     check_output(target)
     study, paper = load_study(folders), load_paper()
-    files = report_files(study, paper)
+    known = caveats(study, folders)
+    say(lead(study))
+    for line in (*known, *study.warnings):
+        say(f"  {line}")
+    say("tables and figures ...")
+    files = report_files(study, paper, known)
     with disk_errors_named(target), whole_folder(target) as folder:
         for name, content in files.items():
             write_bytes_atomic(folder / name, content)
     return target / PAGE
 
 
-def report_files(study: Study, paper: Paper | None) -> dict[str, bytes]:
-    """Every file of a report: its path in the folder, and its bytes."""
+def report_files(study: Study, paper: Paper | None, known: Sequence[str] = ()) -> dict[str, bytes]:
+    """Every file of a report: its path in the folder, and its bytes; ``known``: what must be known first."""
     tables = build_tables(study, paper)
     figures, left_out = draw_figures(study)
     results, run_warnings = split_warnings(tables)
     contents = Contents(
         lead=lead(study),
+        caveats=known,
         counts=counts(study),
         paper_note=paper_note(paper) if paper else "",
         findings=key_findings(judge_claims(study, paper) if paper else [], results),

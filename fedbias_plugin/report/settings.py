@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.errors import printable, quoted
-from fedbias_plugin.hosts.builtin.arguments import HostArguments
-from fedbias_plugin.tracking.records import MACHINE_FLAGS
+from fedbias_plugin.report.read_settings import NO_DEFAULT, defaults, read_settings
 
-SAME_ARM = MACHINE_FLAGS | {"seed", "schedule_seed", "track", "run_name"}
-"""Settings in which the runs of one arm may differ: seeds, names, and where and how they work."""
 MOST_DIFFERENCES = 3
 LONGEST_LABEL = 120
-NO_DEFAULT = object()
 
 
 class RunSettings:
@@ -30,9 +24,9 @@ class RunSettings:
         return _text(self.settings, "aggregation")
 
     @property
-    def model(self) -> str:
-        """Name of the model: the hub name or the folder's last part."""
-        return _text(self.settings, "model_name_or_path").rstrip("/").rpartition("/")[2] or "unknown model"
+    def model_path(self) -> str:
+        """The whole hub name or folder of the model."""
+        return _text(self.settings, "model_name_or_path").rstrip("/") or "unknown model"
 
     @property
     def fed_alg(self) -> str:
@@ -53,6 +47,11 @@ class RunSettings:
     def seed(self) -> int | None:
         """Seed of the run."""
         return _integer(self.settings, "seed")
+
+    @property
+    def schedule_seed(self) -> int | None:
+        """Seed of which clients and rows a round takes."""
+        return _integer(self.settings, "schedule_seed")
 
     @property
     def num_clients(self) -> int | None:
@@ -83,39 +82,48 @@ class RunSettings:
 def arm_key(settings: Mapping[str, Any], aggregation: str) -> str | None:
     """Equal for runs of one arm; None without settings.
 
-    A flag that is as by default does not count, so that runs from before it existed belong to the same arm.
+    A flag that is as by default does not count, so that runs from before it existed belong to the same arm; nor does
+    one that the run does not read (:data:`fedbias_plugin.report.read_settings.READ_WHERE`).
     """
     if not settings:
         return None
-    defaults = _defaults()
-    kept = {
-        name: value
-        for name, value in settings.items()
-        if name not in SAME_ARM and not name.startswith("wandb") and value != defaults.get(name, NO_DEFAULT)
-    } | {"aggregation": aggregation}
-    return json.dumps(kept, sort_keys=True, default=str)
+    read = read_settings(settings, aggregation)
+    kept = {name: value for name, value in read.items() if value != defaults().get(name, NO_DEFAULT)}
+    return json.dumps(kept | {"aggregation": aggregation}, sort_keys=True, default=str)
 
 
-def _defaults() -> dict[str, Any]:
-    return {spec.name: spec.default for cls in (HostArguments, BiasArguments) for spec in dataclasses.fields(cls)}
+def shown_models(paths: Iterable[str]) -> dict[str, str]:
+    """Full name of a model -> its last part, with as many folders before it as tell it from the others.
+
+    >>> shown_models(["google/gemma-2-2b", "/home/me/models/gemma-2-2b", "/home/me/models/phi"])
+    {'google/gemma-2-2b': 'google/gemma-2-2b', '/home/me/models/gemma-2-2b': 'models/gemma-2-2b', ...'phi'}
+    """
+    parts = {path: path.split("/") for path in paths}
+    shown = {}
+    for path, own in parts.items():
+        depth = 1
+        while depth < len(own) and [one[-depth:] for one in parts.values()].count(own[-depth:]) > 1:
+            depth += 1
+        shown[path] = "/".join(own[-depth:])
+    return shown
 
 
 def arm_labels(arms: Sequence[tuple[str, RunSettings]]) -> list[str]:
     """Short names of arms, given as name of the first run and settings; equal ones get the settings that differ."""
-    several_models = len({arm.model for _, arm in arms if arm.settings}) > 1
-    labels = [_label(name, arm, several_models) for name, arm in arms]
+    models = shown_models(arm.model_path for _, arm in arms if arm.settings)
+    labels = [_label(name, arm, models if len(models) > 1 else {}) for name, arm in arms]
     result = list(labels)
     for label in {label for label in labels if labels.count(label) > 1}:
         same = [index for index, other in enumerate(labels) if other == label]
-        for index, extra in zip(same, _differences([arms[index][1].settings for index in same]), strict=True):
+        for index, extra in zip(same, _differences([arms[index][1] for index in same]), strict=True):
             result[index] = f"{label} {extra}".strip()
     return [label[:LONGEST_LABEL] for label in result]
 
 
-def _label(name: str, arm: RunSettings, with_model: bool) -> str:
+def _label(name: str, arm: RunSettings, models: Mapping[str, str]) -> str:
     if not arm.settings:
         return name
-    model = f"{arm.model} " if with_model else ""
+    model = f"{models[arm.model_path]} " if models else ""
     if arm.is_centralised:
         trained = "LoRA" if arm.settings.get("use_peft") else "full"
         return _shown(f"{model}centralised {trained} {arm.scenario}")
@@ -124,16 +132,22 @@ def _label(name: str, arm: RunSettings, with_model: bool) -> str:
     return _shown(f"{model}{arm.fed_alg} {arm.scenario} {arm.aggregation}{weighting}{clients}")
 
 
-def _differences(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+def _differences(arms: Sequence[RunSettings]) -> list[str]:
     """For each of several arms of one label, the settings in which they differ: ``bama_lambda=0.05``."""
-    names = {name for one in settings for name in one if name not in SAME_ARM and not name.startswith("wandb")}
-    different = [name for name in sorted(names) if len({str(one.get(name)) for one in settings}) > 1]
+    read = [read_settings(arm.settings, arm.aggregation) for arm in arms]
+    names = sorted({name for one in read for name in one})
+    different = [name for name in names if len({str(one.get(name)) for one in read}) > 1]
     shown = different[:MOST_DIFFERENCES]
-    return [", ".join(_shown(f"{name}={_value(one.get(name))}") for name in shown) for one in settings]
+    return [", ".join(_shown(f"{name}={value_text(one.get(name))}") for name in shown) for one in read]
 
 
-def _value(value: Any) -> str:
-    return value[:40] if isinstance(value, str) else quoted(value)
+def value_text(value: Any) -> str:
+    """The value of a setting, of a path only the last part: where something lay is nobody's business."""
+    if value is None:
+        return "none"
+    if not isinstance(value, str):
+        return quoted(value)
+    return printable(value.rstrip("/").rpartition("/")[2] if value.startswith("/") else value)[:40]
 
 
 def _shown(text: str) -> str:

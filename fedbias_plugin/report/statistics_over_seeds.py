@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 LEVEL = 0.95
 ROUNDING = 1e-9
@@ -67,7 +68,7 @@ def spread(values: Iterable[float]) -> Spread | None:
     return Spread(mean, sd, (mean - half, mean + half), n)
 
 
-def compare_seeds(first: Mapping[int, float], second: Mapping[int, float]) -> SeedComparison | None:
+def compare_seeds(first: Mapping[Any, float], second: Mapping[Any, float]) -> SeedComparison | None:
     """Differences ``second - first`` of the seeds (seed -> value) that both have; None without one in common."""
     shared = sorted(first.keys() & second.keys())
     difference = spread(second[seed] - first[seed] for seed in shared)

@@ -11,14 +11,22 @@ from typing import Any
 from fedbias_plugin.errors import LONGEST_NAME, UserError, first_line, printable, quoted
 from fedbias_plugin.report.measurements import split_by_items
 from fedbias_plugin.report.run_folders import HOST_FILE
-from fedbias_plugin.report.settings import RunSettings, arm_key, arm_labels
-from fedbias_plugin.tracking.jsonl import METRICS_FILE, SUMMARY_FILE, read_rounds
+from fedbias_plugin.report.settings import RunSettings, arm_key, arm_labels, shown_models
+from fedbias_plugin.tracking.jsonl import METRICS_FILE, read_rounds
 from fedbias_plugin.tracking.records import RoundRecord
 
 RUN_FILE = "run.json"
 RUNS_FOLDER = "runs"
 DEEPEST = 3
 """Folders between one that is given and a run in it."""
+SeedKey = tuple[int, int]
+"""``seed`` and ``schedule_seed`` (-1 without one) of a run: equal ones are paired."""
+
+
+def seed_text(key: SeedKey) -> str:
+    """``3``, or ``3 (schedule 7)``."""
+    seed, schedule = key
+    return str(seed) if schedule < 0 else f"{seed} (schedule {schedule})"
 
 
 @dataclass(frozen=True)
@@ -30,7 +38,7 @@ class StudyRun(RunSettings):
         folder: its output folder.
         settings: every resolved argument; empty where neither round 0's record nor ``run.json`` has them.
         rounds: in order; round 0 is the untouched model.
-        is_finished: the last round that the settings ask for was recorded, or ``summary.json`` was written.
+        is_finished: the last round that the settings ask for was recorded; True where they do not say.
         details: ``run.json``, empty without one.
     """
 
@@ -45,6 +53,13 @@ class StudyRun(RunSettings):
     def aggregation(self) -> str:
         """Rule that weighted the clients, as the records say."""
         return self.rounds[-1].aggregation
+
+    @property
+    def seed_key(self) -> SeedKey | None:
+        """What tells the runs of an arm apart; None where the seed is not known."""
+        if self.seed is None:
+            return None
+        return self.seed, -1 if self.schedule_seed is None else self.schedule_seed
 
     @property
     def first(self) -> RoundRecord | None:
@@ -66,11 +81,13 @@ class Arm(RunSettings):
         label: short, unique in the study: ``fedavg 1B2C bama (paper)``.
         settings: of the first run.
         runs: by seed.
+        model: the model's last folder, or as much of its path as tells it from the study's others.
     """
 
     label: str
     settings: Mapping[str, Any]
     runs: tuple[StudyRun, ...]
+    model: str
 
     @property
     def aggregation(self) -> str:
@@ -78,9 +95,9 @@ class Arm(RunSettings):
         return self.runs[0].aggregation
 
     @property
-    def by_seed(self) -> dict[int, StudyRun]:
-        """Seed -> run, for the runs whose seed is known."""
-        return {run.seed: run for run in self.runs if run.seed is not None}
+    def by_seed(self) -> dict[SeedKey, StudyRun]:
+        """Seeds -> run, for the runs whose seed is known."""
+        return {run.seed_key: run for run in self.runs if run.seed_key is not None}
 
 
 @dataclass(frozen=True)
@@ -105,8 +122,8 @@ def load_study(folders: Sequence[str | Path]) -> Study:
     """Read the runs of ``folders`` and gather them into arms.
 
     A folder is the output of a sweep (with ``runs/``), a run, or holds runs, at most three folders deep. Left out with
-    a warning: a run that is damaged, empty or not finished, the second run of a seed, and runs measured on other items
-    than most (:func:`fedbias_plugin.report.measurements.split_by_items`).
+    a warning: a run that is damaged, empty or not finished, the second run of one seed and ``schedule_seed``, and runs
+    measured on other items than most (:func:`fedbias_plugin.report.measurements.split_by_items`).
 
     Raises:
         UserError: a folder is missing or holds no run, no run is left, or the runs fall into equal halves that were
@@ -176,14 +193,13 @@ def _read(name: str, path: Path, warnings: list[str]) -> StudyRun:
     settings = recorded or (config if isinstance(config, Mapping) else {})
     if not settings:
         warnings.append(f"{name}: neither its records nor {RUN_FILE} say its settings; it stands for itself.")
-    is_finished = (path / SUMMARY_FILE).is_file() or _planned_rounds(settings, rounds) <= rounds[-1].round
-    return StudyRun(name, path, settings, rounds, is_finished, details)
+    return StudyRun(name, path, settings, rounds, _is_finished(settings, rounds), details)
 
 
-def _planned_rounds(settings: Mapping[str, Any], rounds: Sequence[RoundRecord]) -> int:
-    """What ``num_rounds`` says; without it the run counts as finished where it ended."""
+def _is_finished(settings: Mapping[str, Any], rounds: Sequence[RoundRecord]) -> bool:
+    """Whether all rounds of ``num_rounds`` are there; without it a run counts as finished where it ended."""
     planned = settings.get("num_rounds")
-    return planned if isinstance(planned, int) else rounds[-1].round
+    return not isinstance(planned, int) or rounds[-1].round >= planned
 
 
 def _is_torn(path: Path) -> bool:
@@ -240,18 +256,21 @@ def _arms(runs: Sequence[StudyRun], warnings: list[str]) -> Iterator[Arm]:
     if repeats:
         warnings.append(f"Left out, settings and seed are those of another run: {'; '.join(repeats)}.")
     labels = _numbered(arm_labels([(group[0].name, group[0]) for group in members]))
+    models = shown_models(group[0].model_path for group in members)
     for label, group in zip(labels, members, strict=True):
-        yield Arm(label, group[0].settings, tuple(group))
+        yield Arm(label, group[0].settings, tuple(group), models[group[0].model_path])
 
 
 def _one_run_per_seed(group: Sequence[StudyRun], repeats: list[str]) -> list[StudyRun]:
-    by_seed: dict[int | None, StudyRun] = {}
-    for run in group:
-        kept = by_seed.setdefault(run.seed, run)
+    by_seed: dict[SeedKey | None, StudyRun] = {}
+    for run in sorted(
+        group, key=lambda run: not (run.folder / "scores").is_dir()
+    ):  # what can be tested on items, first
+        kept = by_seed.setdefault(run.seed_key, run)
         if kept is not run:
             is_equal = run.last_measured.global_ == kept.last_measured.global_
             repeats.append(f"{run.name} (as {kept.name}{'' if is_equal else ', with other numbers'})")
-    return sorted(by_seed.values(), key=lambda run: -1 if run.seed is None else run.seed)
+    return sorted(by_seed.values(), key=lambda run: run.seed_key or (-1, -1))
 
 
 def _mixed_versions(runs: Sequence[StudyRun]) -> Iterator[str]:

@@ -2,40 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-from fedbias_plugin.arguments import BiasArguments
+from fedbias_plugin.report.arm_choice import difference_note
 from fedbias_plugin.report.measures import (
+    CROWS,
     DELTA_CROWS,
     DELTA_SS,
     ICAT,
     LMS,
+    ORIGINAL_CROWS,
     ORIGINAL_DELTA_CROWS,
     ORIGINAL_DELTA_SS,
     ORIGINAL_ICAT,
     ORIGINAL_LMS,
+    ORIGINAL_SS,
+    SS,
     Measure,
     is_incoherent,
     of_runs,
 )
 from fedbias_plugin.report.paper import CellPath, Paper
 from fedbias_plugin.report.statistics_over_seeds import SeedComparison, compare_seeds, corrected
-from fedbias_plugin.report.study import Arm, Study, StudyRun
+from fedbias_plugin.report.study import Arm, SeedKey, StudyRun, seed_text
 from fedbias_plugin.report.table_model import Cell, Column, Row, Table, mark_best, p_cell, spread_cell
+from fedbias_plugin.scales import UNBIASED
 
 DELTAS = (DELTA_CROWS, DELTA_SS)
 BEST_NOTE = (
     "Bold: the lowest mean Delta of its column among the trained models of a row group; SS whose LMS is below 60 is "
-    "not considered."
+    "not considered, nor is a model whose other settings differ from its neighbours'."
 )
 UNSOUND_NOTE = "† LMS below 60: the model hardly prefers sense to nonsense, and its SS says little about bias."
 POWER_NOTE = (
     "Differences are paired by seed, with a 95% t interval; p: paired t-test, corrected by Holm within the table. Over "
-    "three seeds such a test has little power: a large p does not say that two arms are equal."
+    "three seeds such a test has little power: a large p does not say that two arms are equal. One seed in common has "
+    "neither, and differences that are equal in every seed leave nothing to test."
 )
-NO_TEST_NOTE = "Differences are paired by seed; with fewer than two seeds in common they have no interval and no p."
+NO_TEST_NOTE = (
+    "Differences are paired by seed, with a 95% t interval where two seeds or more are in common. None has a p: that "
+    "takes two seeds, and differences that are not equal in all of them."
+)
+MOST_NAMED = 6
 ONE_SEED_NOTE = "One seed: no spread, interval or test over seeds."
 MASS_NOTE = (
     "(paper): weights by equation 3 to the letter, whose mass below 1 makes the server step shorter; that alone keeps "
@@ -55,6 +64,7 @@ class Entry:
         paper: path of the paper's cells below the model; empty for none.
         reference_paper: likewise of what the paper's cell is compared with to tell its direction.
         is_original: round 0 of the arm's runs is shown, the untouched model.
+        varied: the settings in which it may differ from its reference and its group.
     """
 
     labels: tuple[str, ...]
@@ -64,58 +74,7 @@ class Entry:
     paper: CellPath = ()
     reference_paper: CellPath = ()
     is_original: bool = False
-
-
-def plain_arms(study: Study) -> list[Arm]:
-    """Federated arms with known settings and without attackers."""
-    return [arm for arm in study.arms if arm.settings and arm.fed_alg and not arm.attack and not arm.is_centralised]
-
-
-def paper_arms(study: Study) -> list[Arm]:
-    """Those of :func:`plain_arms` in which three of three clients take part."""
-    return [arm for arm in plain_arms(study) if arm.is_full_participation]
-
-
-def models(arms: Iterable[Arm]) -> list[str]:
-    """The models of ``arms``, each once, in order."""
-    return list(dict.fromkeys(arm.model for arm in arms))
-
-
-def pick(arms: Iterable[Arm], notes: list[str], **wanted: Any) -> Arm | None:
-    """The arm whose properties are ``wanted``; of several the one with default alpha and lambda, then most seeds.
-
-    A sentence goes to ``notes`` when others would have fitted too.
-    """
-    found = [arm for arm in arms if all(getattr(arm, name) == value for name, value in wanted.items())]
-    if not found:
-        return None
-    best = max(found, key=lambda arm: (has_default_strength(arm), len(arm.runs)))
-    if len(found) > 1:
-        others = ", ".join(arm.label for arm in found if arm is not best)
-        note = f"Of {len(found)} arms that fit one place, {best.label} is shown; not shown: {others}."
-        notes += [note] if note not in notes else []
-    return best
-
-
-def has_default_strength(arm: Arm) -> bool:
-    """Whether alpha and lambda of BAMA are the plugin's defaults; True without BAMA."""
-    if arm.aggregation != "bama":
-        return True
-    return all(
-        arm.settings.get(name) == BiasArguments.__dataclass_fields__[name].default
-        for name in ("bama_alpha", "bama_lambda")
-    )
-
-
-def original_model(arms: Sequence[Arm], model: str) -> Arm | None:
-    """The untouched model as an arm: for every seed the first run of ``model`` that measured round 0."""
-    runs: dict[int | None, StudyRun] = {}
-    for run in (run for arm in arms if arm.model == model for run in arm.runs):
-        if run.first is not None and (run.first.global_.crows_pairs or run.first.global_.stereoset):
-            runs.setdefault(run.seed, run)
-    if not runs:
-        return None
-    return Arm(f"{model} original", {"model_name_or_path": model}, tuple(runs.values()))
+    varied: Collection[str] = ()
 
 
 def delta_cells(arm: Arm, *, is_original: bool = False) -> list[Cell]:
@@ -137,7 +96,7 @@ def paired_by_seed(reference: Arm, arm: Arm, measure: Measure) -> SeedComparison
     return compare_seeds(*(_values(runs, shared, measure) for runs in (before, after)))
 
 
-def _values(runs: Mapping[int, StudyRun], seeds: Iterable[int], measure: Measure) -> dict[int, float]:
+def _values(runs: Mapping[SeedKey, StudyRun], seeds: Iterable[SeedKey], measure: Measure) -> dict[SeedKey, float]:
     return {seed: value for seed in seeds if (value := measure.read(runs[seed])) is not None}
 
 
@@ -161,20 +120,23 @@ def arm_table(
 
     Args:
         table: without columns and rows.
-        entries: rows, in order.
+        entries: rows, in order. One that differs from its reference or its group in more than it may has no difference
+            and is never the best; a note says in what.
         paper: the paper's numbers, for entries with a path; ``table.id`` says of which table.
         extras: further measures, between the Deltas and the differences.
     """
+    with_differences = any(entry.reference for entry in entries)
+    entries, apart = _set_apart(entries)
     comparisons = [
         paired_by_seed(entry.reference, entry.arm, measure) if entry.reference else None
         for entry in entries
         for measure in DELTAS
     ]
     pairs = corrected(comparisons)
-    with_differences = any(entry.reference for entry in entries)
     rows = []
     for index, entry in enumerate(entries):
         cells = [*with_paper(entry, table.id, paper), *(extra_cell(entry.arm, extra) for extra in extras)]
+        cells = [replace(cell, is_apart=index in apart) for cell in cells]
         if with_differences:
             cells += difference_cells(entry, pairs[2 * index : 2 * index + 2], cells[1].is_unsound)
         rows.append(Row(entry.labels, tuple(cells), entry.group))
@@ -182,25 +144,49 @@ def arm_table(
     columns += difference_columns() if with_differences else []
     never = {index: entry.is_original for index, entry in enumerate(entries)}
     marked = tuple(mark_best(rows, (0, 1), never))
-    standard = standard_notes(marked, [entry.arm for entry in entries], with_differences)
-    notes = (*table.notes, *_other_items_notes(entries), *standard)
-    return replace(table, columns=tuple(columns), rows=marked, notes=notes)
+    originals = [entry.arm for entry in entries if entry.is_original]
+    trained = [entry.arm for entry in entries if not entry.is_original]
+    standard = standard_notes(marked, trained, with_differences, originals)
+    notes = (*table.notes, *apart.values(), *_unpaired_notes(entries), *standard)
+    return replace(table, columns=tuple(columns), rows=marked, notes=tuple(dict.fromkeys(notes)))
 
 
-def _other_items_notes(entries: Sequence[Entry]) -> Iterator[str]:
-    """Which runs of one seed are not compared, because they were measured on different items."""
+def _set_apart(entries: Sequence[Entry]) -> tuple[list[Entry], dict[int, str]]:
+    """Entries without the references that they cannot be compared with, and number -> why."""
+    result, apart = list(entries), dict[int, str]()
+    for index, entry in enumerate(entries):
+        other = entry.reference or _head(entries, entry.group)
+        if entry.is_original or other is None or other is entry.arm:
+            continue
+        note = difference_note(other, entry.arm, entry.varied)
+        if note:
+            apart[index], result[index] = note, replace(entry, reference=None)
+    return result, apart
+
+
+def _head(entries: Sequence[Entry], group: str) -> Arm | None:
+    """What a row group is compared with: a reference in it, or its first trained arm."""
+    own = [entry for entry in entries if entry.group == group and not entry.is_original]
+    references = [entry.reference for entry in own if entry.reference]
+    return references[0] if references else own[0].arm if own else None
+
+
+def _unpaired_notes(entries: Sequence[Entry]) -> Iterator[str]:
+    """Which runs are not compared, because they were measured on different items or have no seed in common."""
     for entry in entries:
         if entry.reference is None:
             continue
+        names = f"{entry.arm.label} and {entry.reference.label}"
         before, after = entry.reference.by_seed, entry.arm.by_seed
         shared = [seed for seed in before if seed in after]
+        if not shared:
+            yield f"Not compared, no seed in common: {names}."
         left_out = [
-            str(seed)
+            seed_text(seed)
             for seed in shared
             if not all(same_items(before[seed], after[seed], measure) for measure in DELTAS)
         ]
         if left_out:
-            names = f"{entry.arm.label} and {entry.reference.label}"
             yield f"Not compared, measured on different items: {names}, seed {', '.join(left_out)}."
 
 
@@ -268,10 +254,12 @@ def _sign(value: float) -> int:
     return (value > 0) - (value < 0)
 
 
-def standard_notes(rows: Sequence[Row], arms: Sequence[Arm], with_differences: bool) -> list[str]:
-    """What every table of Deltas has to say below it."""
+def standard_notes(
+    rows: Sequence[Row], arms: Sequence[Arm], with_differences: bool, originals: Sequence[Arm] = ()
+) -> list[str]:
+    """What every table of Deltas has to say below it; ``originals`` are the untouched models in it."""
     cells = [cell for row in rows for cell in row.cells]
-    notes = [seeds_note(arms), _items_note(arms)]
+    notes = [seeds_note([*originals, *arms]), _items_note(arms), *below_notes(arms, originals)]
     is_tested = any(cell.is_probability and cell.value is not None for cell in cells)
     notes += [POWER_NOTE if is_tested else NO_TEST_NOTE] if with_differences else []
     notes += [BEST_NOTE] if any(cell.is_best for cell in cells) else []
@@ -290,6 +278,21 @@ def seeds_note(arms: Sequence[Arm]) -> str:
     span = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     single = " A row of one seed has neither." if counts[0] == 1 else ""
     return f"Mean over {span} seeds{listed} ± standard deviation [95% t interval of the mean].{single}"
+
+
+def below_notes(arms: Sequence[Arm], originals: Sequence[Arm] = ()) -> Iterator[str]:
+    """Which arms have a mean score below 50, benchmark by benchmark: Delta does not say on which side it lies."""
+    for name, trained, untouched in (("CrowS-Pairs score", CROWS, ORIGINAL_CROWS), ("SS", SS, ORIGINAL_SS)):
+        scored = [(arm.label, of_runs(arm, trained)) for arm in arms]
+        scored += [(arm.label, of_runs(arm, untouched)) for arm in originals]
+        below = list(dict.fromkeys(label for label, score in scored if score and score.mean < UNBIASED))
+        if below:
+            more = f" and {len(below) - MOST_NAMED} more" if len(below) > MOST_NAMED else ""
+            which = ", ".join(below[:MOST_NAMED]) + more
+            yield (
+                f"Mean {name} below 50, where a larger Delta is more anti-stereotype, not more of the stereotype: "
+                f"{'all rows' if len(below) == len({label for label, _ in scored}) else which}."
+            )
 
 
 def _items_note(arms: Sequence[Arm]) -> str:

@@ -186,7 +186,7 @@ def _latex_cell(cell: Cell) -> str:
     if cell.sd is not None:
         shown += rf"$_{{\pm {cell.sd:.{cell.digits}f}}}$"
     lms = [f"{name} {value:.1f}" for name, value in cell.asides[:1]]
-    small = "; ".join([*lms, *([cell.paper_shown] if cell.paper_shown else [])])
+    small = "; ".join(part for part in (*lms, cell.paper_shown, cell.n_shown) if part)
     return shown + (r"$^{\dagger}$" if cell.is_unsound else "") + (rf" {{\tiny({latex_text(small)})}}" if small else "")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -26,6 +27,8 @@ class Cell:
         is_probability: a p value.
         is_best: shown in bold.
         is_unsound: LMS is below 60, so that this SS means nothing: marked with a dagger.
+        is_apart: its settings differ from its neighbours', so that it is never the best of them.
+        shows_n: ``n`` is shown beside the value, because it is not that of the other cells.
         asides: name -> mean, shown small beside the value: LMS and ICAT beside an SS.
         paper: the paper's number of this cell, None where it is not known.
         agrees: whether the direction of change is the paper's; None where it cannot be told.
@@ -41,6 +44,8 @@ class Cell:
     is_probability: bool = False
     is_best: bool = False
     is_unsound: bool = False
+    is_apart: bool = False
+    shows_n: bool = False
     asides: tuple[tuple[str, float], ...] = ()
     paper: float | None = None
     agrees: bool | None = None
@@ -58,11 +63,16 @@ class Cell:
 
     @property
     def spread_shown(self) -> str:
-        """``± 1.20 [0.10, 2.30]`` or nothing."""
+        """``± 1.20 [0.10, 2.30] n = 2`` or parts of it, or nothing."""
         parts = [f"± {self.sd:.{self.digits}f}"] if self.sd is not None else []
         if self.ci95 is not None:
             parts.append(f"[{', '.join(self.number(bound) for bound in self.ci95)}]")
-        return " ".join(parts)
+        return " ".join([*parts, self.n_shown]).strip()
+
+    @property
+    def n_shown(self) -> str:
+        """``n = 2``, or nothing where :attr:`shows_n` is not set."""
+        return f"n = {self.n}" if self.shows_n else ""
 
     @property
     def asides_shown(self) -> str:
@@ -158,13 +168,28 @@ def p_cell(p_value: float | None) -> Cell:
     return Cell(p_value, is_probability=True, digits=3)
 
 
+def with_counts(table: Table) -> Table:
+    """``table`` with n in the cells whose number of seeds is not the most common one, and a note that says so."""
+    counts = Counter(cell.n for row in table.rows for cell in row.cells if cell.n and cell.value is not None)
+    if len(counts) < 2:
+        return table
+    common = max(counts, key=lambda n: (counts[n], n))
+    rows = [
+        replace(row, cells=tuple(replace(cell, shows_n=cell.n not in (0, common)) for cell in row.cells))
+        for row in table.rows
+    ]
+    note = f"n: seeds behind a cell, where they are not {common}."
+    return replace(table, rows=tuple(rows), notes=(*table.notes, note))
+
+
 def mark_best(rows: Sequence[Row], columns: Sequence[int], never: Mapping[int, bool]) -> list[Row]:
     """Mark the lowest value of each of ``columns`` within each row group that has two candidates and more.
 
     Args:
         rows: in the order shown.
         columns: numbers of the columns that are marked.
-        never: row number -> True for rows that are no candidates (the original model). Unsound cells are none either.
+        never: row number -> True for rows that are no candidates (the original model). Cells that are unsound or apart
+            are none either.
     """
     marked = [list(row.cells) for row in rows]
     for group in dict.fromkeys(row.group for row in rows):
@@ -173,7 +198,7 @@ def mark_best(rows: Sequence[Row], columns: Sequence[int], never: Mapping[int, b
             found = {
                 index: cell.value
                 for index in members
-                if (cell := marked[index][column]).value is not None and not cell.is_unsound
+                if (cell := marked[index][column]).value is not None and not (cell.is_unsound or cell.is_apart)
             }
             lowest = min(found.values(), default=None) if len(found) > 1 else None
             for index, value in found.items():

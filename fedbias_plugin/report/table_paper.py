@@ -5,6 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from fedbias_plugin.report.arm_choice import (
+    ALGORITHM,
+    CENTRALISED,
+    SCENARIO,
+    WEIGHTING,
+    difference_note,
+    loading,
+    models,
+    original_models,
+    paper_arms,
+    pick,
+)
 from fedbias_plugin.report.paper import ALGORITHMS, ORIGINAL, Paper
 from fedbias_plugin.report.study import Arm, Study
 from fedbias_plugin.report.table_arms import (
@@ -14,10 +26,6 @@ from fedbias_plugin.report.table_arms import (
     delta_cells,
     delta_columns,
     judged,
-    models,
-    original_model,
-    paper_arms,
-    pick,
     standard_notes,
 )
 from fedbias_plugin.report.table_model import Cell, Row, Table, mark_best
@@ -34,7 +42,11 @@ BAMA_ROWS = (
     ("bama", "normalized", "w/ BAMA (normalized)"),
     ("bama", "paper", "w/ BAMA (paper)"),
 )
+ORIGINAL_LABEL = "original model"
+_EMPTY = [Cell(), Cell()]
 DELTA_CAPTION = "Delta = |score − 50| of the last round, percentage points; 0 is unbiased."
+
+BAMA_CAPTION = "Difference: with BAMA minus without, the same algorithm and seeds; below 0: nearer to 50 with BAMA."
 
 
 def table1(study: Study, paper: Paper | None) -> Table | None:
@@ -45,8 +57,9 @@ def table1(study: Study, paper: Paper | None) -> Table | None:
         return None
     notes: list[str] = []
     rows = [row for model in models(arms) for row in _table1_rows(arms, model, paper, notes)]
-    never = {index: row.labels[1] == "original model" for index, row in enumerate(rows)}
+    never = {index: _is_original(row) for index, row in enumerate(rows)}
     marked = mark_best(rows, range(2 * len(SCENARIOS)), never)
+    originals = [arm for model in models(arms) for arm in original_models(arms, model).values()]
     return Table(
         "table1",
         "Table 1: bias by algorithm and scenario",
@@ -54,37 +67,47 @@ def table1(study: Study, paper: Paper | None) -> Table | None:
         ("model", "algorithm"),
         tuple(column for scenario in SCENARIOS for column in delta_columns(scenario)),
         tuple(marked),
-        (*notes, *standard_notes(marked, arms, False), *_order_notes(marked, paper, "table1")),
+        (*notes, *standard_notes(marked, arms, False, originals), *_order_notes(marked, paper, "table1")),
     )
 
 
 def _table1_rows(arms: Sequence[Arm], model: str, paper: Paper | None, notes: list[str]) -> Iterator[Row]:
-    original = original_model(arms, model)
-    before = delta_cells(original, is_original=True) if original else [Cell(), Cell()]
+    """The original model, then a row an algorithm."""
+    originals = original_models(arms, model)
+    before = {key: delta_cells(arm, is_original=True) for key, arm in originals.items()}
     stated = [paper.cell("table1", model, ORIGINAL, measure.id) if paper else None for measure in DELTAS]
-    if original:
-        shown = [replace(cell, paper=number) for cell, number in zip(before, stated, strict=True)]
-        yield Row((model, "original model"), tuple(shown * len(SCENARIOS)), model)
+    for key, original in originals.items():
+        shown = [replace(cell, paper=number) for cell, number in zip(before[key], stated, strict=True)]
+        yield Row((model, original.label), tuple(shown * len(SCENARIOS)), model)
+    varied = ALGORITHM | SCENARIO
+    head = pick(arms, [], varied, model=model)
     for algorithm in ALGORITHMS:
-        cells: list[Cell] = []
+        found: list[Cell] = []
         for scenario in SCENARIOS:
-            arm = pick(arms, notes, model=model, fed_alg=algorithm, scenario=scenario)
-            for index, measure in enumerate(DELTAS):
-                number = paper.cell("table1", model, (algorithm, scenario), measure.id) if paper else None
-                cell = delta_cells(arm)[index] if arm else Cell()
-                cells.append(judged(cell, before[index], number, stated[index]))
-        if any(cell.value is not None for cell in cells):
-            yield Row((model, TITLES[algorithm]), tuple(cells), model)
+            arm = pick(arms, notes, varied, beside=head, model=model, fed_alg=algorithm, scenario=scenario)
+            note = difference_note(head, arm, varied) if head and arm else None
+            notes += [note] if note else []
+            numbers = [paper.cell("table1", model, (algorithm, scenario), m.id) if paper else None for m in DELTAS]
+            cells = delta_cells(arm) if arm else _EMPTY
+            starts = before.get(loading(arm), _EMPTY) if arm else _EMPTY
+            for cell, start, number, first in zip(cells, starts, numbers, stated, strict=True):
+                found.append(replace(judged(cell, start, number, first), is_apart=note is not None))
+        if any(cell.value is not None for cell in found):
+            yield Row((model, TITLES[algorithm]), tuple(found), model)
+
+
+def _is_original(row: Row) -> bool:
+    return row.labels[1].startswith(ORIGINAL_LABEL)
 
 
 def _order_notes(rows: Sequence[Row], paper: Paper | None, table: str) -> Iterator[str]:
     """Whether the algorithms stand in the paper's order, for every model and column that both know."""
     for group in dict.fromkeys(row.group for row in rows):
-        known = [row for row in rows if row.group == group and row.labels[1] != "original model"]
+        known = [row for row in rows if row.group == group and not _is_original(row)]
         for column in range(2 * len(SCENARIOS)):
             cells = [(row.labels[1], row.cells[column]) for row in known]
             cells = [(name, cell) for name, cell in cells if cell.paper is not None and cell.value is not None]
-            if len(cells) < 2 or any(cell.is_unsound for _, cell in cells):
+            if len(cells) < 2 or any(cell.is_unsound or cell.is_apart for _, cell in cells):
                 continue
             ours = [name for name, _ in sorted(cells, key=lambda pair: pair[1].value or 0.0)]
             theirs = [name for name, _ in sorted(cells, key=lambda pair: pair[1].paper or 0.0)]
@@ -100,13 +123,15 @@ def table1_scenarios(study: Study, paper: Paper | None) -> Table | None:
     entries, notes = [], list[str]()
     for model in models(arms):
         for algorithm in ALGORITHMS:
-            clean = pick(arms, notes, model=model, fed_alg=algorithm, scenario="3C")
+            own = [arm for arm in arms if arm.fed_alg == algorithm and arm.scenario in SCENARIOS]
+            clean = pick(own, notes, SCENARIO, model=model, scenario="3C")
             group = f"{model} {algorithm}"
             for scenario in ("3C", "1B2C", "2B1C", "3B") if clean else ():
-                arm = pick(arms, notes, model=model, fed_alg=algorithm, scenario=scenario)
+                arm = pick(own, notes, SCENARIO, beside=clean, model=model, scenario=scenario)
                 if arm:
                     reference = clean if arm is not clean else None
-                    entries.append(Entry((model, TITLES[algorithm], scenario), arm, group, reference))
+                    labels = (model, TITLES[algorithm], scenario)
+                    entries.append(Entry(labels, arm, group, reference, varied=SCENARIO))
     if not any(entry.reference for entry in entries):
         return None
     table = Table(
@@ -140,23 +165,24 @@ def table2(study: Study, paper: Paper | None) -> Table | None:
 def _table2_entries(
     study: Study, central: Sequence[Arm], arms: Sequence[Arm], model: str, notes: list[str]
 ) -> Iterator[Entry]:
-    original = original_model(study.arms, model)
-    if original:
-        yield Entry((model, "original model", ""), original, model, paper=(), is_original=True)
-    clean = pick(arms, notes, model=model, scenario="3C")
+    own = [arm for arm in (*central, *arms) if arm.model == model]
+    for original in original_models(study.arms, model).values():
+        yield Entry((model, original.label, ""), original, model, is_original=True)
+    clean = pick(own, notes, CENTRALISED, fed_alg="fedadam", scenario="3C")
     for trained, key in ((False, "centralised_full"), (True, "centralised_lora")):
         for arm in central:
             if arm.model == model and bool(arm.settings.get("use_peft")) == trained:
                 name = f"centralised {'LoRA' if trained else 'full'}"
                 # The paper has one cell a kind of training; beside it stands the run on biased rows alone.
                 path = (key,) if _biased_share(arm) in (None, 1.0) else ()
-                yield Entry((model, name, _biased_rows(arm)), arm, model, clean, path, ("fedadam", "3C"))
+                labels = (model, name, _biased_rows(arm))
+                yield Entry(labels, arm, model, clean, path, ("fedadam", "3C"), varied=CENTRALISED)
     for scenario in TABLE2_SCENARIOS:
-        found = pick(arms, notes, model=model, scenario=scenario)
+        found = pick(arms, notes, SCENARIO, beside=clean, model=model, scenario=scenario)
         if found:
             reference = clean if found is not clean else None
             labels = (model, "FedAdam", scenario)
-            yield Entry(labels, found, model, reference, ("fedadam", scenario), ("fedadam", "3C"))
+            yield Entry(labels, found, model, reference, ("fedadam", scenario), ("fedadam", "3C"), varied=SCENARIO)
 
 
 def _biased_rows(arm: Arm) -> str:
@@ -182,7 +208,7 @@ def table3(study: Study, paper: Paper | None) -> Table | None:
     table = Table(
         "table3",
         "Table 3: with and without BAMA, one of three clients biased (1B2C)",
-        f"{DELTA_CAPTION} Difference: with BAMA minus without, the same algorithm and seeds; below 0 BAMA helps.",
+        f"{DELTA_CAPTION} {BAMA_CAPTION}",
         *(("model", "algorithm", "aggregation"), (), (), tuple(notes)),
     )
     return arm_table(table, entries, paper)
@@ -197,7 +223,7 @@ def algorithms(study: Study, paper: Paper | None) -> Table | None:
     table = Table(
         "algorithms",
         "BAMA on every algorithm, 1B2C",
-        f"{DELTA_CAPTION} Difference: with BAMA minus without, the same algorithm and seeds; below 0 BAMA helps.",
+        f"{DELTA_CAPTION} {BAMA_CAPTION}",
         *(("model", "algorithm", "aggregation"), (), (), tuple(notes)),
     )
     return arm_table(table, entries, None)
@@ -209,16 +235,18 @@ def _bama_entries(study: Study, names: Sequence[str], *, paper_path: bool) -> tu
     entries, notes = [], list[str]()
     for model in models(arms):
         for algorithm in names:
-            without = pick(arms, notes, model=model, fed_alg=algorithm, aggregation="host")
+            own = [arm for arm in arms if arm.fed_alg == algorithm and arm.aggregation in ("host", "bama")]
+            without = pick(own, notes, WEIGHTING, model=model, aggregation="host")
             for aggregation, weighting, title in BAMA_ROWS:
                 wanted = {"aggregation": aggregation, "weighting": weighting}
-                arm = pick(arms, notes, model=model, fed_alg=algorithm, **wanted)
+                arm = pick(own, notes, WEIGHTING, beside=without, model=model, **wanted)
                 if arm is None:
                     continue
                 path, before = _table3_paths(algorithm, aggregation, weighting) if paper_path else ((), ())
                 reference = without if arm is not without else None
                 labels = (model, TITLES[algorithm], title)
-                entries.append(Entry(labels, arm, f"{model} {algorithm}", reference, path, before))
+                group = f"{model} {algorithm}"
+                entries.append(Entry(labels, arm, group, reference, path, before, varied=WEIGHTING))
     return (entries, notes) if {entry.arm.aggregation for entry in entries} == {"host", "bama"} else None
 
 

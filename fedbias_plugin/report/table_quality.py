@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from fedbias_plugin.report.arm_choice import SCENARIO, WEIGHTING, difference_note, paper_arms, pick
 from fedbias_plugin.report.measures import (
     CROWS,
     CROWS_CHANGE,
@@ -27,8 +28,8 @@ from fedbias_plugin.report.measures import (
 from fedbias_plugin.report.paired import TITLES as BENCHMARK_TITLES
 from fedbias_plugin.report.paired import ItemDifference, item_differences
 from fedbias_plugin.report.paper import Paper
-from fedbias_plugin.report.study import Arm, Study
-from fedbias_plugin.report.table_arms import UNSOUND_NOTE, paper_arms, pick, seeds_note
+from fedbias_plugin.report.study import Arm, SeedKey, Study, seed_text
+from fedbias_plugin.report.table_arms import UNSOUND_NOTE, seeds_note
 from fedbias_plugin.report.table_model import Cell, Column, Row, Table, p_cell, spread_cell
 from fedbias_plugin.report.table_studies import MIXED
 from fedbias_plugin.tracking.repeated import repeated_warnings, round_spans, warning_kind
@@ -85,9 +86,10 @@ def items(study: Study, paper: Paper | None) -> Table | None:
     """Paired differences on the benchmark items, seed by seed; None where no run left its item scores."""
     from fedbias_plugin.evaluation.statistics import holm
 
+    notes: list[str] = []
     found = [
         (labels, seed, differences)
-        for labels, first, second in _item_pairs(study)
+        for labels, first, second in _item_pairs(study, notes)
         for seed in sorted(first.by_seed.keys() & second.by_seed.keys())
         if (differences := _differences(first, second, seed))
     ]
@@ -99,7 +101,7 @@ def items(study: Study, paper: Paper | None) -> Table | None:
         cells = {one.benchmark: (_item_cell(one), p_cell(next(adjusted))) for one in differences}
         empty = (Cell(), p_cell(None))
         row = tuple(cell for benchmark in BENCHMARK_TITLES for cell in cells.get(benchmark, empty))
-        rows.append(Row((labels[0], labels[1], str(seed)), row, f"{labels[0]} {labels[1]}"))
+        rows.append(Row((labels[0], labels[1], seed_text(seed)), row, f"{labels[0]} {labels[1]}"))
     columns = [
         column
         for benchmark, title in BENCHMARK_TITLES.items()
@@ -119,27 +121,31 @@ def items(study: Study, paper: Paper | None) -> Table | None:
         (
             "p: McNemar's test (CrowS-Pairs) and paired bootstrap over target terms (StereoSet), corrected by Holm "
             "within the table. It is over items of these trained models, not over seeds.",
+            *notes,
         ),
     )
 
 
-def _item_pairs(study: Study) -> Iterator[tuple[tuple[str, str], Arm, Arm]]:
+def _item_pairs(study: Study, notes: list[str]) -> Iterator[tuple[tuple[str, str], Arm, Arm]]:
     """BAMA against the host's aggregation, and mixed against segregated rows: labels, reference, arm."""
     arms = paper_arms(study)
-    notes: list[str] = []
     for arm in arms:
         wanted = {"model": arm.model, "fed_alg": arm.fed_alg, "aggregation": "host"}
         partner = {mixed: segregated for segregated, mixed in MIXED}.get(arm.scenario)
-        reference = None
+        reference, varied = None, WEIGHTING if arm.aggregation == "bama" else SCENARIO
         if arm.aggregation == "bama":
-            reference = pick(arms, notes, scenario=arm.scenario, **wanted)
+            reference = pick(arms, notes, varied, beside=arm, scenario=arm.scenario, **wanted)
         elif arm.aggregation == "host" and partner:
-            reference = pick(arms, notes, scenario=partner, **wanted)
+            reference = pick(arms, notes, varied, beside=arm, scenario=partner, **wanted)
         if reference:
-            yield (arm.label, reference.label), reference, arm
+            note = difference_note(reference, arm, varied)
+            if note:
+                notes.append(note)
+            else:
+                yield (arm.label, reference.label), reference, arm
 
 
-def _differences(first: Arm, second: Arm, seed: int) -> list[ItemDifference]:
+def _differences(first: Arm, second: Arm, seed: SeedKey) -> list[ItemDifference]:
     one, other = first.by_seed[seed], second.by_seed[seed]
     return item_differences(one.folder, one.last_measured.round, other.folder, other.last_measured.round)
 
@@ -164,7 +170,7 @@ def warnings(study: Study, paper: Paper | None) -> Table | None:
         for run in arm.runs:
             for warning in repeated_warnings(run.rounds):
                 said = found.setdefault(warning_kind(warning.text), _Said(warning.text))
-                said.where.setdefault(arm.label, []).append(run.name if run.seed is None else str(run.seed))
+                said.where.setdefault(arm.label, []).append(seed_text(run.seed_key) if run.seed_key else run.name)
                 said.rounds.update(warning.rounds)
     if not found:
         return None

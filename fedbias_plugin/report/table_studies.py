@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from fedbias_plugin.report.measures import MASS, WEIGHT_ON_POISONED
-from fedbias_plugin.report.paper import Paper
-from fedbias_plugin.report.study import Arm, Study
-from fedbias_plugin.report.table_arms import (
-    Entry,
-    arm_table,
+from fedbias_plugin.report.arm_choice import (
+    PARTICIPATION,
+    SCENARIO,
+    WEIGHTING,
     has_default_strength,
     models,
     paper_arms,
     pick,
+    pick_pair,
     plain_arms,
 )
+from fedbias_plugin.report.measures import MASS, WEIGHT_ON_POISONED
+from fedbias_plugin.report.paper import Paper
+from fedbias_plugin.report.study import Arm, Study
+from fedbias_plugin.report.table_arms import Entry, arm_table
 from fedbias_plugin.report.table_model import Table
 from fedbias_plugin.report.table_paper import DELTA_CAPTION, TITLES
 
@@ -30,16 +33,17 @@ def figure1(study: Study, paper: Paper | None) -> Table | None:
         for algorithm in dict.fromkeys(arm.fed_alg for arm in arms):
             for segregated, mixed in MIXED:
                 wanted = {"model": model, "fed_alg": algorithm}
-                one, other = (pick(arms, notes, scenario=name, **wanted) for name in (segregated, mixed))
-                if one and other:
+                sides = ({**wanted, "scenario": name} for name in (segregated, mixed))
+                pair = pick_pair(arms, notes, SCENARIO, *sides)
+                if pair:
                     group, title = f"{model} {algorithm} {segregated}", TITLES.get(algorithm, algorithm)
-                    entries.append(Entry((model, title, segregated), one, group))
-                    entries.append(Entry((model, title, mixed), other, group, one))
+                    entries.append(Entry((model, title, segregated), pair[0], group, varied=SCENARIO))
+                    entries.append(Entry((model, title, mixed), pair[1], group, pair[0], varied=SCENARIO))
     if not entries:
         return None
     table = Table(
         "figure1",
-        "Segregated and mixed biased rows",
+        "Segregated and mixed biased rows (the paper's Figure 1)",
         f"{DELTA_CAPTION} Difference: mixed minus segregated, the same algorithm and seeds.",
         *(("model", "algorithm", "scenario"), (), (), tuple(notes)),
     )
@@ -74,11 +78,11 @@ def _participation_entries(arms: Sequence[Arm], notes: list[str]) -> Iterator[En
         return
     first: Arm | None = None
     for clients, sampled in kinds:
-        arm = pick(arms, notes, num_clients=clients, sample_clients=sampled)
+        arm = pick(arms, notes, PARTICIPATION, beside=first, num_clients=clients, sample_clients=sampled)
         if arm is None:
             continue
         labels = (arm.model, TITLES.get(arm.fed_alg, arm.fed_alg), arm.scenario, _aggregation(arm))
-        yield Entry((*labels, f"{sampled} of {clients}"), arm, " ".join(labels), first)
+        yield Entry((*labels, f"{sampled} of {clients}"), arm, " ".join(labels), first, varied=PARTICIPATION)
         first = first or arm
 
 
@@ -102,14 +106,15 @@ def strength(study: Study, paper: Paper | None) -> Table | None:
 
 
 def _strength_entries(arms: Sequence[Arm], notes: list[str]) -> Iterator[Entry]:
-    bama = [arm for arm in arms if arm.aggregation == "bama"]
+    bama, hosts = ([arm for arm in arms if arm.aggregation == name] for name in ("bama", "host"))
     if len({_alpha_lambda(arm) for arm in bama}) < 2:
         return
-    without = pick(arms, notes, aggregation="host")
+    without = pick([*bama, *hosts], notes, WEIGHTING, aggregation="host")
     for arm in [*([without] if without else []), *sorted(bama, key=lambda arm: (arm.weighting, _alpha_lambda(arm)))]:
         labels = (arm.model, TITLES.get(arm.fed_alg, arm.fed_alg), arm.scenario, _aggregation(arm))
         values = [f"{value:g}" for value in _alpha_lambda(arm)] if arm is not without else ["", ""]
-        yield Entry((*labels, *values), arm, " ".join(labels[:3]), without if arm is not without else None)
+        reference = without if arm is not without else None
+        yield Entry((*labels, *values), arm, " ".join(labels[:3]), reference, varied=WEIGHTING)
 
 
 def _alpha_lambda(arm: Arm) -> tuple[float, float]:

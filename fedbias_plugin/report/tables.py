@@ -7,7 +7,7 @@ from collections.abc import Callable
 from fedbias_plugin.report.claims import claims
 from fedbias_plugin.report.paper import Paper
 from fedbias_plugin.report.study import Study
-from fedbias_plugin.report.table_model import Table
+from fedbias_plugin.report.table_model import Table, with_counts
 from fedbias_plugin.report.table_paper import algorithms, table1, table1_scenarios, table2, table3
 from fedbias_plugin.report.table_quality import cost, items, quality, warnings
 from fedbias_plugin.report.table_studies import figure1, participation, strength
@@ -25,4 +25,4 @@ def build_tables(study: Study, paper: Paper | None) -> list[Table]:
         study: the runs.
         paper: the paper's own numbers, shown beside ours; None leaves them out.
     """
-    return [table for build in BUILDERS if (table := build(study, paper)) is not None]
+    return [with_counts(table) for build in BUILDERS if (table := build(study, paper)) is not None]

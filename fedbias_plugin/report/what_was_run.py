@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from fedbias_plugin.errors import printable
-from fedbias_plugin.report.settings import SAME_ARM
+from fedbias_plugin.report.read_settings import SAME_ARM
 from fedbias_plugin.report.study import Study
 from fedbias_plugin.report.table_model import Table
 
@@ -57,7 +57,7 @@ def counts(study: Study) -> Facts:
         ("runs", str(len(runs))),
         ("arms", str(len(study.arms))),
         ("seeds", _listed(map(str, seeds)) or "unknown"),
-        ("models", _listed(dict.fromkeys(run.model for run in runs))),
+        ("models", _listed(dict.fromkeys(arm.model for arm in study.arms))),
         ("algorithms", _listed(dict.fromkeys(run.fed_alg for run in runs if run.fed_alg)) or "unknown"),
         ("scenarios", _listed(dict.fromkeys(run.scenario for run in runs if run.scenario)) or "unknown"),
     ]
@@ -69,9 +69,10 @@ def lead(study: Study) -> str:
     aggregations = _listed(dict.fromkeys(run.aggregation for run in study.runs))
     rounds = sorted({run.rounds[-1].round for run in study.runs})
     span = str(rounds[0]) if len(rounds) == 1 else f"{rounds[0]} to {rounds[-1]}"
+    word = "round" if span == "1" else "rounds"
     return (
         f"Social bias in federated fine-tuning: {runs} run{'s' if runs != 1 else ''} in {arms} "
-        f"arm{'s' if arms != 1 else ''} (a setting under its seeds), {span} rounds, clients weighted by {aggregations}."
+        f"arm{'s' if arms != 1 else ''} (a setting under its seeds), {span} {word}, clients weighted by {aggregations}."
     )
 
 

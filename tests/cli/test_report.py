@@ -13,7 +13,9 @@ def test_the_command_writes_the_report_and_says_where_its_page_is(
 ) -> None:
     run = write_run(tmp_path / "run", settings())
     assert main(["report", str(run), "--output", str(tmp_path / "out")]) == 0
-    assert capsys.readouterr().out == f"{(tmp_path / 'out' / 'report.html').resolve()}\n"
+    out, err = capsys.readouterr()
+    assert out.startswith(f"written: {(tmp_path / 'out' / 'report.html').resolve()}, with report.md")
+    assert "tables and figures" in err
     assert (tmp_path / "out" / "report.md").is_file()
 
 

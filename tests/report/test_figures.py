@@ -114,8 +114,12 @@ def test_every_arm_is_in_one_panel_and_host_beside_bama(whole_paper: Study) -> N
     assert sorted(line.arm.label for group in groups for line in group.lines) == sorted(
         arm.label for arm in whole_paper.arms
     )
-    beside = [{line.arm.aggregation for line in group.lines} for group in groups if "1B2C" in group.title]
-    assert beside == [{"host", "bama"}] * 3
+    arms = [[line.arm for line in group.lines] for group in groups]
+    with_bama = [panel for panel in arms if any(arm.aggregation == "bama" for arm in panel)]
+    assert len(with_bama) == 3
+    for panel in with_bama:
+        scenarios = {arm.scenario for arm in panel if arm.aggregation == "bama"}
+        assert scenarios <= {arm.scenario for arm in panel if arm.aggregation == "host"}
 
 
 def test_runs_without_settings_go_by_their_names(tmp_path: Path) -> None:
@@ -175,7 +179,10 @@ def test_a_point_a_run_lies_at_its_loss_and_bias(host_and_bama: Study) -> None:
     axes = drawn(figure(bias_against_loss(host_and_bama)).panels[0])
     last = [run[-1]["global"] for run in rounds_of(host_and_bama, "fedavg 1B2C host")]
     points = next(one for one in axes.collections if one.get_label() == "host").get_offsets()
-    expected = [(record["heldout_loss"]["loss"], record["bias_score"]) for record in last]
+    expected = [
+        (one["heldout_loss"]["loss"], (abs(one["crows_pairs"]["score"] - 50) + abs(one["stereoset"]["ss"] - 50)) / 2)
+        for one in last
+    ]
     assert [tuple(point) for point in points] == [pytest.approx(pair) for pair in expected]
     assert [text.get_text() for text in axes.texts] == ["original model: loss 2.40, bias 1.5"]
 
@@ -212,10 +219,34 @@ def test_participation_compares_arms_of_one_scenario_only(whole_paper: Study) ->
         assert place in panels[0].alt
 
 
+def test_participation_shows_bama_of_default_strength_and_says_what_it_leaves_out(tmp_path: Path) -> None:
+    configs = [settings(num_clients=clients) for clients in (3, 5)]
+    configs += [settings(num_clients=5, aggregation="bama", bama_lambda=strength) for strength in (5.0, 0.2, 9.0)]
+    configs += [settings(num_clients=10, learning_rate=1.0)]  # of other settings: no bar beside them
+    study = study_of(tmp_path, configs)
+    strong, default = (next(a for a in study.arms if a.settings["bama_lambda"] == one and "bama" in a.label)
+                       for one in (5.0, 0.2))  # fmt: skip
+    path = strong.runs[0].folder / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"score": 5', '"score": 9'))
+    found = figure(participation(load_study([tmp_path])))
+    score = rounds_of(study, default.label)[0][-1]["global"]["crows_pairs"]["score"]
+    assert f"3/5, bama (normalized): {abs(score - 50):.1f}" in found.panels[0].alt
+    assert "3/10" not in found.panels[0].alt
+    assert f"{default.label} is shown; not shown: {strong.label}" in found.caption
+
+
+def test_a_line_is_not_named_by_a_setting_that_it_does_not_read(tmp_path: Path) -> None:
+    strengths = [settings(aggregation="bama", bama_lambda=one) for one in (0.1, 0.2)]
+    (group,) = group_arms(study_of(tmp_path, [settings(), *strengths]).arms)
+    assert [line.label for line in group.lines] == ["host", "bama bama_lambda=0.1", "bama bama_lambda=0.2"]
+
+
 def test_figures_without_data_are_left_out_with_a_reason(tmp_path: Path) -> None:
     figures, left_out = draw_figures(study_of(tmp_path, [settings()]))
     assert [one.title for one in left_out] == [
-        *("Client weights by round under BAMA", "Segregated against mixed biased data", "Bias by participation")
+        "Client weights by round under BAMA",
+        "Segregated against mixed biased data (the paper's Figure 1)",
+        "Bias by participation",
     ]
     assert all(one.reason.endswith(".") for one in left_out)
     assert len(figures) == 5

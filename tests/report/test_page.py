@@ -60,7 +60,7 @@ def table(**changes: Any) -> Table:
 
 
 def contents(**changes: Any) -> Contents:
-    empty = Contents("One run.", [("runs", "1")], "", [], [], [], [], [], None, [])
+    empty = Contents("One run.", [], [("runs", "1")], "", [], [], [], [], [], None, [])
     return replace(empty, **changes)
 
 
@@ -150,7 +150,7 @@ def test_key_findings_count_the_differences_with_a_small_p_and_name_them(p_value
     cells = (Cell(-4.0, ci95=(-6.0, -2.0), is_signed=True), Cell(p_value, is_probability=True))
     (group,) = key_findings([], [table(columns=columns, rows=(Row(("m", "FedAvg"), cells),))])
     (finding,) = group.findings
-    assert finding.text == f"A table: {told} of 1 differences are told from chance."
+    assert finding.text == f"A table, told from chance: {told} of 1."
     assert finding.detail == ("m FedAvg: ΔCrowS -4.00 [-6.00, -2.00], p = 0.010" if told else "")
 
 

@@ -127,13 +127,72 @@ def test_bama_cannot_be_told_when_one_algorithm_goes_the_other_way(tmp_path):
     assert found.ss.reason == "+0.00 [+0.00, +0.00] points (+0% of 5.00), an interval around 0."
 
 
-def test_a_third_disagrees_when_it_makes_the_model_less_biased(tmp_path):
+def test_a_third_of_biased_data_is_judged_on_the_score_and_on_either_side_of_50(tmp_path):
+    # Towards the stereotype by 5, 4.8 and 4.9 in the three seeds, while Delta falls.
+    make_arm(tmp_path / "clean", [44.0, 44.5, 45.2], scenario="3C")
+    make_arm(tmp_path / "third", [49.0, 49.3, 50.1], scenario="1B2C")
+    found = judged(tmp_path, "third_biased_matters")
+    assert (found.shown, found.crows.difference.mean) == ("agrees on CrowS-Pairs only", pytest.approx(4.9))
+    half = 4.302653 * 0.1 / 3**0.5
+    assert found.crows.reason == f"+4.90 [{4.9 - half:+.2f}, {4.9 + half:+.2f}] points of score."
+
+
+def test_a_third_that_moves_the_score_down_is_no_proof_and_no_contradiction(tmp_path):
     make_arm(tmp_path / "third", [55.0, 56.0, 57.1], scenario="1B2C", lms=55.0)
     make_arm(tmp_path / "clean", [58.0, 59.0, 60.0], scenario="3C", lms=55.0)
     found = judged(tmp_path, "third_biased_matters")
-    assert (found.verdict, found.crows.verdict, found.ss.verdict) == ("disagrees", "disagrees", "cannot be told")
+    assert (found.verdict, found.crows.verdict, found.ss.verdict) == ("cannot be told",) * 3
+    assert found.crows.reason.endswith("points of score, an influence away from the stereotype.")
     assert found.ss.is_unsound
     assert found.ss.reason == "LMS below 60, so that SS says little."
+
+
+def test_a_finding_on_delta_cannot_be_told_from_scores_below_50(tmp_path):
+    make_arm(tmp_path / "mixed", [52.0, 53.0, 54.1], scenario="mix-1B2C")
+    make_arm(tmp_path / "apart", [49.0, 49.5, 50.2], scenario="1B2C")  # 49.57 on average
+    found = judged(tmp_path, "mixed_higher")
+    assert (found.verdict, found.crows.verdict) == ("cannot be told", "cannot be told")
+    assert found.crows.difference.mean == pytest.approx((1.0 + 2.5 + 3.9) / 3)
+    assert "scores lie below 50 in 1 of 1 pairs: there a larger Delta is more anti-stereotype" in found.crows.reason
+
+
+def test_mixed_rows_disagree_when_they_give_less_bias_than_segregated_ones(tmp_path):
+    make_arm(tmp_path / "mixed", [55.0, 56.0, 57.1], scenario="mix-1B2C", lms=55.0)
+    make_arm(tmp_path / "apart", [58.0, 59.0, 60.0], scenario="1B2C", lms=55.0)
+    assert judged(tmp_path, "mixed_higher").shown == "disagrees on CrowS-Pairs only"
+
+
+@pytest.mark.parametrize(
+    ("stereo", "lms", "shown"),
+    [
+        ([60.0, 57.0, 57.0], 90.0, "cannot be told"),  # +5, +2, +2 - 2: up on average, an interval around 0
+        ([54.0, 57.0, 52.0], 90.0, "agrees on CrowS-Pairs only"),  # -1, +2, -3
+        ([60.0, 57.0, 57.0], 55.0, "agrees on CrowS-Pairs only"),  # LMS too low for SS to object
+        ([54.0, 53.9, 53.8], 90.0, "agrees"),
+    ],
+)
+def test_one_benchmark_decides_only_where_the_other_does_not_point_the_other_way(tmp_path, stereo, lms, shown):
+    make_arm(tmp_path / "host", [60.0, 61.0, 62.0], [55.0, 55.0, 55.0], lms=lms)
+    make_arm(tmp_path / "bama", [59.0, 60.01, 61.0], stereo, lms=lms, aggregation="bama")
+    found = judged(tmp_path, "bama_reduces")
+    assert found.crows.verdict == "agrees"
+    assert found.shown == shown
+    assert found.ss.reason.endswith("It points the other way.") == (shown == "cannot be told")
+
+
+def test_arms_that_differ_in_other_settings_decide_nothing(tmp_path):
+    make_arm(tmp_path / "host", [60.0, 61.0, 62.0], learning_rate=1e-4, client_samples=1000)
+    bama = {"aggregation": "bama", "learning_rate": 1e-6, "client_samples": 50}
+    make_arm(tmp_path / "bama", [52.0, 53.0, 54.1], **bama)
+    found = judged(tmp_path, "bama_reduces")
+    assert (found.verdict, found.pairs, found.crows.difference) == ("cannot be told", 0, None)
+    assert found.crows.reason == "no pair of arms agrees in all other settings."
+    assert found.notes[0].endswith("differ in client_samples (1000 and 50), learning_rate (0.0001 and 1e-06).")
+    make_arm(tmp_path / "slow", [55.0, 56.0, 57.0], learning_rate=1e-6, client_samples=50)
+    found = judged(tmp_path, "bama_reduces")
+    assert (found.verdict, found.pairs) == ("agrees", 1)
+    assert found.crows.difference.mean == pytest.approx((-3.0 - 3.0 - 2.9) / 3)
+    assert "not shown: fedavg 1B2C host" in found.notes[0]
 
 
 def test_one_seed_tells_nothing_and_contradicting_benchmarks_neither(tmp_path):

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from fedbias_plugin.errors import UserError
-from fedbias_plugin.report.study import load_study
+from fedbias_plugin.report.study import load_study, seed_text
 from tests.report.made_runs import make_arm, make_run
 
 
@@ -32,6 +32,19 @@ def test_a_run_from_before_a_flag_existed_is_of_the_arm_that_has_its_default(tmp
     assert [len(arm.runs) for arm in load_study([tmp_path]).arms] == [2, 1]
 
 
+def test_settings_that_the_run_does_not_read_do_not_split_an_arm(tmp_path):
+    idle = {
+        "bama_lambda": 0.9, "prox_mu": 0.5, "fedopt_eta": 1.0, "clip_norm": 2.0, "attack_strength": 3.0,
+        "biased_shares": "1,0,0", "local_epochs": 2, "gradient_checkpointing": True, "bias_batch_tokens": 512,
+        "on_bad_update": "drop",
+    }  # fmt: skip
+    make_run(tmp_path / "1", seed=1, local_epochs=2, max_steps=99)
+    make_run(tmp_path / "2", seed=2, **idle)
+    make_run(tmp_path / "3", seed=3, local_epochs=2, use_peft=False, peft_lora_r=8)
+    make_run(tmp_path / "4", seed=4, local_epochs=2, use_peft=False, peft_lora_r=64)
+    assert [[run.name for run in arm.runs] for arm in load_study([tmp_path]).arms] == [["1", "2"], ["3", "4"]]
+
+
 def test_labels_tell_arms_apart_by_what_differs(tmp_path):
     make_run(tmp_path / "1", aggregation="bama", bama_weighting="paper")
     make_run(tmp_path / "2", aggregation="bama", bama_lambda=0.05)
@@ -51,6 +64,15 @@ def test_several_models_are_named_in_labels(tmp_path):
     make_run(tmp_path / "1", model_name_or_path="google/gemma-2-2b")
     make_run(tmp_path / "2", model_name_or_path="/models/other/")
     assert labels(load_study([tmp_path])) == ["gemma-2-2b fedavg 1B2C host", "other fedavg 1B2C host"]
+
+
+def test_models_of_one_last_name_are_two_and_show_as_little_of_their_paths_as_tells_them_apart(tmp_path):
+    make_run(tmp_path / "1", model_name_or_path="/home/someone/base/gemma")
+    make_run(tmp_path / "2", model_name_or_path="/home/someone/poisoned/gemma", seed=2)
+    make_run(tmp_path / "3", model_name_or_path="/home/someone/phi")
+    arms = load_study([tmp_path]).arms
+    assert [arm.model for arm in arms] == ["base/gemma", "poisoned/gemma", "phi"]
+    assert labels(load_study([tmp_path]))[0] == "base/gemma fedavg 1B2C host"
 
 
 def test_a_sweep_a_run_and_a_folder_of_runs_are_all_read_and_a_run_given_twice_counts_once(tmp_path):
@@ -119,6 +141,14 @@ def test_a_run_that_lost_its_last_round_by_a_torn_line_has_not_finished(tmp_path
     assert study.warnings[1] == "torn is left out: it has not finished, its last round is 1 of 2."
 
 
+def test_a_run_that_was_cut_to_fewer_rounds_than_planned_has_not_finished_though_it_has_a_summary(tmp_path):
+    make_run(tmp_path / "good", seed=1)
+    make_run(tmp_path / "cut", seed=2, rounds=1, finished=True)
+    study = load_study([tmp_path])
+    assert [run.name for run in study.runs] == ["good"]
+    assert study.warnings == ("cut is left out: it has not finished, its last round is 1 of 2.",)
+
+
 def test_a_study_of_unfinished_runs_is_refused_with_what_shows_them(tmp_path):
     make_run(tmp_path / "run", rounds=1, finished=False)
     with pytest.raises(UserError, match=r"No run has finished \(run at round 1\); fedbias compare shows"):
@@ -144,6 +174,16 @@ def test_the_second_run_of_a_seed_is_left_out_and_it_is_said_whether_it_says_the
     assert study.warnings == (
         "Left out, settings and seed are those of another run: b (as a); c (as a, with other numbers).",
     )
+
+
+def test_runs_of_one_seed_under_several_schedule_seeds_are_no_copies(tmp_path):
+    for schedule in (None, 7, 8):
+        make_run(tmp_path / f"{schedule}", schedule_seed=schedule)
+    make_run(tmp_path / "again", schedule_seed=8)
+    study = load_study([tmp_path])
+    assert [run.seed_key for run in study.arms[0].runs] == [(1, -1), (1, 7), (1, 8)]
+    assert [seed_text(key) for key in study.arms[0].by_seed] == ["1", "1 (schedule 7)", "1 (schedule 8)"]
+    assert study.warnings == ("Left out, settings and seed are those of another run: again (as 8).",)
 
 
 def test_runs_measured_on_other_items_than_most_are_left_out(tmp_path):

@@ -14,6 +14,7 @@ from fedbias_plugin.configs_folder import configs_folder
 from fedbias_plugin.report.paper import load_paper
 from fedbias_plugin.report.statistics_over_seeds import Spread
 from fedbias_plugin.report.study import load_study
+from fedbias_plugin.report.table_formats import latex_table
 from fedbias_plugin.report.table_model import Cell, Row, mark_best, spread_cell
 from fedbias_plugin.report.tables import build_tables
 from tests.report.made_runs import make_arm, make_run
@@ -132,6 +133,84 @@ def test_table_3_pairs_bama_with_the_same_algorithm_without_it(tmp_path):
     assert cells(table, "w/ BAMA (paper)")["ΔCrowS"].is_best
     assert cells(table, "w/ BAMA (paper)")["difference p ΔCrowS (Holm)"].value is None  # -3 in every seed
     assert any(note.startswith("(paper): weights by equation 3 to the letter") for note in table.notes)
+
+
+def test_arms_of_other_settings_have_no_difference_and_are_never_the_best(tmp_path):
+    make_arm(tmp_path / "host", [60.0, 61.0, 63.0], learning_rate=1e-4, client_samples=1000)
+    bama = {"aggregation": "bama", "learning_rate": 1e-6, "client_samples": 50}
+    make_arm(tmp_path / "bama", [52.0, 53.0, 54.5], **bama)
+    table = tables_of(tmp_path)["table3"]
+    found = cells(table, "w/ BAMA (normalized)")
+    assert found["ΔCrowS"].value == pytest.approx(9.5 / 3)
+    assert (found["difference ΔCrowS"].value, found["difference p ΔCrowS (Holm)"].value) == (None, None)
+    assert not any(cell.is_best for row in table.rows for cell in row.cells)
+    assert table.notes[0] == (
+        "Not compared, other settings too: fedavg 1B2C host and fedavg 1B2C bama (normalized) differ in "
+        "client_samples (1000 and 50), learning_rate (0.0001 and 1e-06)."
+    )
+    make_arm(tmp_path / "slow", [55.0, 56.0], learning_rate=1e-6, client_samples=50)
+    table = tables_of(tmp_path)["table3"]
+    assert cells(table, "w/o BAMA")["ΔCrowS"].value == 5.5
+    assert cells(table, "w/ BAMA (normalized)")["difference ΔCrowS"].value == -3.0
+
+
+def test_table_1_marks_no_best_among_cells_of_other_settings_and_says_in_what_they_differ(tmp_path):
+    for algorithm, crows in (("fedavg", 60.0), ("fedadam", 57.0)):
+        make_arm(tmp_path / algorithm, [crows], fed_alg=algorithm, scenario="3B")
+        make_arm(tmp_path / f"{algorithm}_clean", [52.0], fed_alg=algorithm, scenario="3C")
+    make_arm(tmp_path / "fedprox", [51.0], fed_alg="fedprox", scenario="3B", num_rounds=1, rounds=1)
+    table = tables_of(tmp_path)["table1"]
+    best = {name: cells(table, name)["3B ΔCrowS"].is_best for name in ("FedAvg", "FedAdam", "FedProx")}
+    assert best == {"FedAvg": False, "FedAdam": True, "FedProx": False}
+    assert any(note.endswith("fedprox 3B host differ in num_rounds (2 and 1).") for note in table.notes)
+
+
+def test_the_original_model_has_a_row_for_each_way_of_loading_it(tmp_path):
+    for scenario in ("3B", "3C"):
+        make_arm(tmp_path / scenario, [60.0], scenario=scenario, original=(52.0, 51.0))
+        quantised = {"load_in_8bit": True, "fed_alg": "fedadam", "original": (54.0, 51.0)}
+        make_arm(tmp_path / f"{scenario}_8", [60.0], scenario=scenario, **quantised)
+    table = tables_of(tmp_path)["table1"]
+    assert {row.labels[1]: row.cells[0].value for row in table.rows[:2]} == {
+        "original model, float32": 2.0, "original model, float32 in 8 bits": 4.0,
+    }  # fmt: skip
+
+
+def test_deltas_of_scores_below_50_are_said_to_be_so(tmp_path):
+    make_arm(tmp_path / "c", [44.0, 45.0], [55.0, 56.0], scenario="3C", original=(48.0, 51.0))
+    make_arm(tmp_path / "b", [51.0, 52.0], [55.0, 56.0], scenario="3B", original=(48.0, 51.0))
+    tables = tables_of(tmp_path)
+    text = "Mean CrowS-Pairs score below 50, where a larger Delta is more anti-stereotype, not more of the stereotype: "
+    assert f"{text}fedavg 3C host, original model." in tables["table1"].notes
+    assert f"{text}fedavg 3C host." in tables["table1_scenarios"].notes
+    assert not any("Mean SS below" in note for note in tables["table1"].notes)
+
+
+def test_equal_differences_are_not_said_to_be_of_too_few_seeds(tmp_path):
+    make_arm(tmp_path / "c", [52.0, 53.0, 54.0], scenario="3C")
+    make_arm(tmp_path / "b", [60.0, 61.0, 62.0], scenario="3B")
+    table = tables_of(tmp_path)["table1_scenarios"]
+    assert cells(table, "3B")["difference ΔCrowS"].ci95 == (8.0, 8.0)
+    assert any(note.endswith("differences that are not equal in all of them.") for note in table.notes)
+
+
+def test_a_cell_says_its_seeds_where_they_are_not_the_usual_number(tmp_path):
+    make_arm(tmp_path / "c", [52.0, 53.0, 54.0], scenario="3C")
+    make_arm(tmp_path / "b", [60.0, 62.0], scenario="3B")
+    make_arm(tmp_path / "d", [60.0, 62.0, 65.0], scenario="2B1C")
+    table = tables_of(tmp_path)["table1_scenarios"]
+    assert "n" not in cells(table, "3C")["ΔCrowS"].spread_shown
+    assert cells(table, "3B")["ΔCrowS"].spread_shown.endswith("] n = 2")
+    assert cells(table, "3B")["difference ΔCrowS"].spread_shown.endswith("] n = 2")
+    assert "n: seeds behind a cell, where they are not 3." in table.notes
+    assert "n = 2" in latex_table(table)
+
+
+def test_runs_without_a_seed_in_common_are_said_not_to_be_compared(tmp_path):
+    make_run(tmp_path / "host", seed=1)
+    make_run(tmp_path / "bama", seed=2, aggregation="bama")
+    notes = tables_of(tmp_path)["table3"].notes
+    assert "Not compared, no seed in common: fedavg 1B2C bama (normalized) and fedavg 1B2C host." in notes
 
 
 def test_of_several_strengths_the_default_one_is_shown_and_the_others_are_named(tmp_path):
@@ -256,8 +335,12 @@ def test_differences_on_the_items_are_shown_where_runs_left_their_scores(tmp_pat
         ids, more = np.asarray([str(i) for i in range(10)]), np.where(preferred, 1.0, -1.0)
         np.savez(folder / "seed-1/scores/round_002_crows_pairs.npz", ids=ids, more=more, less=np.zeros(10))
         (folder / "seed-1/probe.json").write_text(json.dumps({"crows_pairs": {"probe_ids": []}}))
-    (row,) = tables_of(tmp_path)["items"].rows
-    assert row.labels == ("fedavg 1B2C bama (normalized)", "fedavg 1B2C host", "1")
+    other = make_arm(tmp_path / "short", [58.0], aggregation="bama", num_rounds=1, rounds=1)
+    shutil.copytree(bama / "seed-1/scores", other / "seed-1/scores")
+    table = tables_of(tmp_path)["items"]
+    (row,) = table.rows
+    assert table.notes[1].endswith("differ in num_rounds (2 and 1).")
+    assert row.labels == ("fedavg 1B2C bama (normalized) num_rounds=2", "fedavg 1B2C host", "1")
     # 5 of 10 pairs flip away from the stereotype, 1 towards it: McNemar exact p = 2 * 7 / 64
     assert (row.cells[0].value, row.cells[1].value) == (-40.0, 0.21875)
     assert row.cells[2].value is None

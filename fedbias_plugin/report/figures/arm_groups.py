@@ -8,20 +8,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedbias_plugin.report.figures.drawing import pieces, short
-from fedbias_plugin.report.settings import SAME_ARM
+from fedbias_plugin.report.read_settings import read_settings
 from fedbias_plugin.report.study import Arm
 from fedbias_plugin.tracking.records import RoundRecord
 
-MOST_LINES = 7
+MOST_LINES = 8
 FIRST_SETTINGS = ("model_name_or_path", "fed_alg")
-PANEL_SETTINGS = (*FIRST_SETTINGS, "scenario", "attack", "participation", "client_samples")
+PANEL_SETTINGS = (*FIRST_SETTINGS, "participation", "scenario", "attack", "client_samples")
 LINE_SETTINGS = ("aggregation", "weighting")
 PLAIN_VALUES = frozenset(("model_name_or_path", "fed_alg", "scenario", "aggregation", "participation"))
 
 
 @dataclass(frozen=True)
 class LineStyle:
-    """Colour (Okabe and Ito), dashes and marker; each alone tells lines apart, so that grey print does too."""
+    """Colour (Okabe and Ito, and a grey), dashes and marker; each alone tells lines apart, as grey print must."""
 
     colour: str
     dashes: Any
@@ -36,6 +36,7 @@ LINE_STYLES = (
     LineStyle("#CC79A7", (0, (1.2, 1.2)), "v"),
     LineStyle("#56B4E9", (0, (8, 2)), "P"),
     LineStyle("#E69F00", (0, (3, 1.5, 1, 1.5, 1, 1.5)), "X"),
+    LineStyle("#6E6E6E", (0, (2, 1)), "*"),
 )
 
 
@@ -77,7 +78,7 @@ def group_arms(arms: Sequence[Arm], most: int = MOST_LINES) -> list[ArmGroup]:
 
 def arm_facts(arm: Arm) -> dict[str, Any]:
     """The settings that can tell arms apart, with the derived ones that say it more shortly."""
-    facts: dict[str, Any] = {name: value for name, value in arm.settings.items() if name not in SAME_ARM}
+    facts = read_settings(arm.settings, arm.aggregation) if arm.settings else {}
     if facts:
         facts |= {"model_name_or_path": arm.model, "weighting": arm.weighting}
         facts["participation"] = f"{arm.sample_clients}/{arm.num_clients} clients"
@@ -142,6 +143,8 @@ def _name(facts: Mapping[str, Any], names: Sequence[str]) -> str:
         value = str(facts.get(name, "")) or ("" if name == "weighting" else "–")
         if name in PLAIN_VALUES:
             parts.append(value)
+        elif name not in facts:  # read by other arms only
+            continue
         elif name == "weighting":
             parts.append(f"({value})" if value else "")
         elif name == "attack":

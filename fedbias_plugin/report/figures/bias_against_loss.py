@@ -7,8 +7,9 @@ from typing import Any
 
 from fedbias_plugin.report.figures.arm_groups import ArmGroup, group_arms
 from fedbias_plugin.report.figures.drawing import Figure, LeftOut, Panel, capped
-from fedbias_plugin.report.measures import heldout_loss
+from fedbias_plugin.report.measures import crows_score, delta, heldout_loss, ss
 from fedbias_plugin.report.study import Arm, Study
+from fedbias_plugin.tracking.records import RoundRecord
 
 TITLE = "Bias against held-out task loss"
 Point = tuple[float, float]
@@ -16,30 +17,38 @@ Limits = tuple[tuple[float, float], tuple[float, float]]
 
 
 def bias_against_loss(study: Study) -> Figure | LeftOut:
-    """One point a run: bias score of the global model against the loss on held-out clean rows."""
+    """One point a run: mean Delta of the benchmarks against the loss on held-out clean rows.
+
+    Not the recorded bias score, which ``--bama_alpha`` scales.
+    """
     arms = [arm for arm in study.arms if _points(arm)]
     if not arms:
-        return LeftOut(TITLE, "no run has both a bias score and a held-out loss.")
+        return LeftOut(TITLE, "no run has both a score and a held-out loss.")
     groups = group_arms(arms)
     limits = _limits([point for arm in arms for point in _points(arm)], [_original(group) for group in groups])
     shown, more = capped([_panel(group, limits) for group in groups], "panels")
     caption = (
-        "A point a run, in its last measured round; lower is less biased, further left is better at the task. Star: "
-        "the untouched model, mean over the panel's runs; where it lies far from all runs, its numbers are written "
-        f"instead.{more}"
+        "A point a run, in its last measured round: Delta = |score - 50|, mean of the benchmarks; lower is less "
+        "biased, further left is better at the task. Star: the untouched model, mean over the panel's runs; where it "
+        f"lies far from all runs, its numbers are written instead.{more}"
     )
     return Figure("bias_against_loss", TITLE, caption, shown)
 
 
 def _points(arm: Arm) -> list[Point]:
-    """Held-out loss (nats per token) and bias score (percentage points) of the arm's runs."""
-    pairs = [(heldout_loss(run.last_measured), run.last_measured.global_.bias_score) for run in arm.runs]
+    """Held-out loss (nats per token) and mean Delta (percentage points) of the arm's runs."""
+    pairs = [(heldout_loss(run.last_measured), _bias(run.last_measured)) for run in arm.runs]
     return [(loss, bias) for loss, bias in pairs if loss is not None and bias is not None]
+
+
+def _bias(record: RoundRecord) -> float | None:
+    deltas = [value for score in (crows_score(record), ss(record)) if (value := delta(score)) is not None]
+    return sum(deltas) / len(deltas) if deltas else None
 
 
 def _original(group: ArmGroup) -> Point | None:
     firsts = [run.first for line in group.lines for run in line.arm.runs if run.first is not None]
-    pairs = [(heldout_loss(first), first.global_.bias_score) for first in firsts]
+    pairs = [(heldout_loss(first), _bias(first)) for first in firsts]
     known = [(loss, bias) for loss, bias in pairs if loss is not None and bias is not None]
     return (sum(x for x, _ in known) / len(known), sum(y for _, y in known) / len(known)) if known else None
 
@@ -59,7 +68,7 @@ def _panel(group: ArmGroup, limits: Limits) -> Panel:
         axes.set(xlim=limits[0], ylim=limits[1])
         axes.grid(color="#e4e4e4", linewidth=0.7)
         axes.locator_params(axis="x", nbins=5)
-        axes.set(xlabel="held-out loss (nats per token)", ylabel="bias score (points)")
+        axes.set(xlabel="held-out loss (nats per token)", ylabel="mean Delta (points)")
 
     said = "; ".join(f"{line.label}: {_spoken(points)}" for line, points in drawn)
     before = f" Original model: {_spoken([original])}." if original else ""
@@ -95,4 +104,4 @@ def _mark_original(axes: Any, original: Point, limits: Limits) -> None:
 def _spoken(points: list[Point]) -> str:
     loss = sum(point[0] for point in points) / len(points)
     bias = sum(point[1] for point in points) / len(points)
-    return f"loss {loss:.3f}, bias score {bias:.2f}" + (" on average" if len(points) > 1 else "")
+    return f"loss {loss:.3f}, mean Delta {bias:.2f}" + (" on average" if len(points) > 1 else "")

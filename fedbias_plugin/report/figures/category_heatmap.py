@@ -6,14 +6,13 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from fedbias_plugin.report.figures.arm_groups import arm_facts
+from fedbias_plugin.report.arm_choice import WEIGHTING, differences
 from fedbias_plugin.report.figures.drawing import MOST_PANELS, Figure, LeftOut, Panel, capped, short
 from fedbias_plugin.report.study import Arm, Study
 from fedbias_plugin.scales import UNBIASED
 from fedbias_plugin.tracking.records import RoundRecord
 
 TITLE = "Bias by category and round"
-WEIGHTING = ("aggregation", "weighting", "bama_weighting")
 MOST_ROUNDS = 24
 MOST_ROUNDS_WITH_NUMBERS = 8
 MOST_CATEGORIES = 24
@@ -43,8 +42,7 @@ def category_heatmap(study: Study) -> Figure | LeftOut:
 
 def _has_partner(arm: Arm, study: Study) -> bool:
     """Whether another arm differs from this one in how clients are weighted, and in nothing else."""
-    kept = [{name: value for name, value in arm_facts(one).items() if name not in WEIGHTING} for one in study.arms]
-    return kept.count(kept[study.arms.index(arm)]) > 1
+    return any(one is not arm and not differences(one, arm, WEIGHTING) for one in study.arms)
 
 
 def _cells(arm: Arm) -> dict[str, dict[int, float]]:

@@ -116,7 +116,7 @@ def capped(panels: Sequence[Panel], what: str) -> tuple[tuple[Panel, ...], str]:
     if left <= 0:
         return tuple(panels), ""
     return tuple(panels[:MOST_PANELS]), (
-        f" Shown are the first {MOST_PANELS} of {len(panels)} {what}; the others are in the tables, and every round in "
+        f" Shown are the first {MOST_PANELS} of {len(panels)} {what}; every round of all is in "
         "metrics.jsonl of the runs."
     )
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fedbias_plugin.report.arm_choice import SCENARIO, agreeing
 from fedbias_plugin.report.figures.arm_groups import arm_facts
 from fedbias_plugin.report.figures.drawing import Figure, LeftOut, capped
 from fedbias_plugin.report.figures.grouped_bars import BAR_NOTE, BarGroup, bar_panels
 from fedbias_plugin.report.study import Arm, Study
 
-TITLE = "Segregated against mixed biased data"
+TITLE = "Segregated against mixed biased data (the paper's Figure 1)"
 MIXED = "mix-"
 KINDS = ("segregated", "mixed")
 
@@ -26,14 +27,10 @@ def segregated_against_mixed(study: Study) -> Figure | LeftOut:
 
 
 def _pairs(study: Study) -> list[BarGroup]:
-    by_key: dict[Any, dict[str, Arm]] = {}
-    for arm in study.arms:
-        if arm.scenario:
-            key = tuple(sorted((name, value) for name, value in arm_facts(arm).items() if name != "scenario"))
-            by_key.setdefault(key, {})[arm.scenario] = arm
+    groups = agreeing([arm for arm in study.arms if arm.scenario], SCENARIO)
     found = [
         (arm, scenarios[MIXED + scenario])
-        for scenarios in by_key.values()
+        for scenarios in ({arm.scenario: arm for arm in group} for group in groups)
         for scenario, arm in scenarios.items()
         if MIXED + scenario in scenarios
     ]
