@@ -116,7 +116,7 @@ def test_every_arm_is_in_one_panel_and_host_beside_bama(whole_paper: Study) -> N
     )
     arms = [[line.arm for line in group.lines] for group in groups]
     with_bama = [panel for panel in arms if any(arm.aggregation == "bama" for arm in panel)]
-    assert len(with_bama) == 3
+    assert len(with_bama) >= 3
     for panel in with_bama:
         scenarios = {arm.scenario for arm in panel if arm.aggregation == "bama"}
         assert scenarios <= {arm.scenario for arm in panel if arm.aggregation == "host"}
