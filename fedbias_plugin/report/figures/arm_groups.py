@@ -126,7 +126,8 @@ def _named(
     shared = [name for name in names if name not in varying] or ["fed_alg", "scenario"]
     title = _name(facts[panel[0]], shared).strip("– ") or "All runs"
     if len(panel) == 1:
-        return title, [(arms[panel[0]].label, arms[panel[0]])]
+        own = _name(facts[panel[0]], [name for name in ("scenario", *LINE_SETTINGS) if name in names])
+        return title, [(own or arms[panel[0]].label, arms[panel[0]])]
     return title, [(_name(facts[index], varying), arms[index]) for index in panel]
 
 
