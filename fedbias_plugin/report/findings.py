@@ -102,7 +102,7 @@ def _tests(table: Table, row: Row) -> list[int]:
 
 def _difference(table: Table, row: Row, index: int) -> str:
     value, p_value = row.cells[index - 1], row.cells[index]
-    labels = " ".join(label for label in row.labels if label)
+    labels = " / ".join(label for label in row.labels if label)
     interval = f" {value.spread_shown}" if value.ci95 else ""
     sign = "" if p_value.shown.startswith("<") else "= "
     return f"{labels}: {table.columns[index - 1].title} {value.shown}{interval}, p {sign}{p_value.shown}"
