@@ -151,7 +151,7 @@ def test_key_findings_count_the_differences_with_a_small_p_and_name_them(p_value
     (group,) = key_findings([], [table(columns=columns, rows=(Row(("m", "FedAvg"), cells),))])
     (finding,) = group.findings
     assert finding.text == f"A table, told from chance: {told} of 1."
-    assert finding.detail == ("m FedAvg: ΔCrowS -4.00 [-6.00, -2.00], p = 0.010" if told else "")
+    assert finding.detail == ("m / FedAvg: ΔCrowS -4.00 [-6.00, -2.00], p = 0.010" if told else "")
 
 
 def test_an_ss_that_means_nothing_is_no_finding() -> None:
