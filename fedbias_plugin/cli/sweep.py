@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -125,11 +124,7 @@ def _launcher(parsed: argparse.Namespace, folder: Path) -> tuple[Launch, int]:
     from fedbias_plugin.sweep.local import run_locally, slots
 
     environments = slots(parsed.jobs)
-    return functools.partial(_run_locally, run_locally, environments), len(environments)
-
-
-def _run_locally(run_locally: Any, environments: Any, jobs: Any, on_end: Any) -> None:
-    run_locally(jobs, environments, on_end)
+    return lambda jobs, on_end: run_locally(jobs, environments, on_end), len(environments)
 
 
 def _sbatch_parameters(text: str) -> dict[str, str]:
