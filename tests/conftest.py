@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,13 @@ def logging_as_it_was():
     yield
     logger.handlers[:], logger.propagate = before[0], before[2]
     logger.setLevel(before[1])
+
+
+@pytest.fixture(autouse=True)
+def no_staging_folder_of_a_run_that_was_left_open():
+    """A tracker of W&B sets it until its run is closed; tests of killed runs close none."""
+    yield
+    os.environ.pop("WANDB_DATA_DIR", None)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -196,7 +196,7 @@ def test_without_submitit_the_error_says_how_to_install_it(tmp_path, monkeypatch
         (tmp_path / program).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(UserError, match=r"pip install .*fedbias_plugin\[slurm\]"):
+    with pytest.raises(UserError, match="pip install submitit"):
         ends_of([python_job(tmp_path, "job", "")], tmp_path)
 
 

@@ -45,7 +45,14 @@ def command(files, small_data, output, *more):
 def start(files, small_data, output, *more):
     arguments = [sys.executable, "-m", "fedbias_plugin", *command(files, small_data, output, *more)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    return subprocess.Popen(
+        arguments,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a test run in the background ignores
+    )
 
 
 @pytest.fixture(scope="module")

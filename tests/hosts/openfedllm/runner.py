@@ -179,6 +179,7 @@ def _child(folder: str, script: str, flags: list[str], log: str, env: dict[str, 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a test run in the background ignores
     try:
         _start_generators(random_state)
+        _keep_folder_of_wandb()
         os.environ.update(env)
         os.chdir(folder)
         sys.path.insert(0, folder)
@@ -195,6 +196,13 @@ def _child(folder: str, script: str, flags: list[str], log: str, env: dict[str, 
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _keep_folder_of_wandb() -> None:
+    """W&B makes a folder for tables when it is imported, here before the fork; the first child to end deletes it."""
+    private = sys.modules.get("wandb.sdk.data_types._private")
+    if private is not None and hasattr(private, "MEDIA_TMP"):
+        os.makedirs(private.MEDIA_TMP.name, exist_ok=True)
 
 
 def _start_generators(state: int | None) -> None:
