@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedbias_plugin.errors import UserError, did_you_mean
+from fedbias_plugin.files import packaged_folder
 
 PACKAGE = Path(__file__).parent
-CANDIDATES = (PACKAGE / "configs", PACKAGE.parent / "configs")
 
 
 def configs_folder() -> Path:
@@ -16,20 +16,16 @@ def configs_folder() -> Path:
     Raises:
         UserError: it is in neither place.
     """
-    for folder in CANDIDATES:
-        if (folder / "experiments").is_dir():
-            return folder
-    raise UserError(
-        f"configs is neither {CANDIDATES[0]} nor {CANDIDATES[1]}: this installation is incomplete; install "
-        "fedbias_plugin again from its folder: pip install -e ."
-    )
+    return packaged_folder(PACKAGE, "configs", "experiments")
 
 
 def config_names(kind: str) -> list[str]:
     """Names of our ``experiments`` or ``models``; none where the installation is incomplete."""
-    if not any((folder / kind).is_dir() for folder in CANDIDATES):
+    try:
+        folder = configs_folder() / kind
+    except UserError:
         return []
-    return [path.stem for path in sorted((configs_folder() / kind).glob("*.yaml"))]
+    return [path.stem for path in sorted(folder.glob("*.yaml"))]
 
 
 def find_config(kind: str, given: str, flag: str) -> Path:

@@ -98,6 +98,22 @@ def delete_temporary_files(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def packaged_folder(package: Path, name: str, marker: str) -> Path:
+    """The folder ``name``, known by ``marker`` in it: in the installed ``package``, or beside it, in the repository.
+
+    Raises:
+        UserError: it is in neither place.
+    """
+    candidates = (package / name, package.parent / name)
+    for folder in candidates:
+        if (folder / marker).exists():
+            return folder
+    raise UserError(
+        f"{marker} is neither in {candidates[0]} nor in {candidates[1]}: this installation is incomplete; install "
+        "fedbias_plugin again from its folder: pip install -e ."
+    )
+
+
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
     """A folder to be filled, under another name, that takes the place of ``target`` when the block ends well.

@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from fedbias_plugin.arguments import BiasArguments
-from fedbias_plugin.report.read_settings import READ_WHERE, defaults, read_settings
+from fedbias_plugin.hosts.builtin.resolve import defaults
+from fedbias_plugin.report.read_settings import READ_WHERE, read_settings
 from fedbias_plugin.report.settings import value_text
 from fedbias_plugin.report.study import Arm, Study, StudyRun
 

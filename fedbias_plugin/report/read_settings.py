@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fedbias_plugin.arguments import ATTACKS, USE_BYZANTINE_CLIENTS, BiasArguments
-from fedbias_plugin.hosts.builtin.arguments import HostArguments
+from fedbias_plugin.arguments import ATTACKS, USE_BYZANTINE_CLIENTS
+from fedbias_plugin.hosts.builtin.resolve import defaults
 from fedbias_plugin.tracking.records import MACHINE_FLAGS
 
 Settings = Mapping[str, Any]
@@ -74,12 +72,6 @@ def read_settings(settings: Settings, aggregation: str) -> dict[str, Any]:
     known = {**defaults(), **settings, "aggregation": aggregation}
     known["sample_clients"] = known.get("sample_clients") or known.get("num_clients")
     return {name: value for name, value in known.items() if _counts(name) and _is_read(name, known)}
-
-
-@functools.cache
-def defaults() -> Settings:
-    """Flag -> default, of the built-in host and the plugin."""
-    return {spec.name: spec.default for cls in (HostArguments, BiasArguments) for spec in dataclasses.fields(cls)}
 
 
 def _counts(name: str) -> bool:

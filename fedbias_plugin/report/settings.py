@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fedbias_plugin.errors import printable, quoted
-from fedbias_plugin.report.read_settings import NO_DEFAULT, defaults, read_settings
+from fedbias_plugin.hosts.builtin.resolve import defaults
+from fedbias_plugin.report.read_settings import NO_DEFAULT, read_settings
 
 MOST_DIFFERENCES = 3
 LONGEST_LABEL = 120

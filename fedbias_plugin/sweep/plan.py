@@ -14,8 +14,7 @@ from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.assets import TINY
 from fedbias_plugin.errors import UserError, quoted
 from fedbias_plugin.flags import FALSE, build
-from fedbias_plugin.hosts.builtin.arguments import HostArguments
-from fedbias_plugin.hosts.builtin.resolve import resolve
+from fedbias_plugin.hosts.builtin.resolve import defaults, resolve
 from fedbias_plugin.poisoning.scenarios import biased_shares
 from fedbias_plugin.sweep.configs import CENTRALISED, Experiment, ModelConfig, check_flag, check_seeds
 
@@ -172,17 +171,12 @@ def _run_name(settings: Mapping[str, Any], varied: Mapping[str, Any], is_central
     if is_centralised:
         parts = [CENTRALISED, "lora" if settings["use_peft"] else "full", parts[1]]
     hidden = {*IN_EVERY_NAME, CENTRALISED, *(["use_peft"] if is_centralised else [])}
-    extra = [name for name in sorted(varied) if name not in hidden and settings[name] != _default(name)]
+    extra = [name for name in sorted(varied) if name not in hidden and settings[name] != defaults()[name]]
     parts += [f"{name}-{settings[name]}" for name in extra]
     name = re.sub(r"[^\w.+-]+", "-", "_".join(parts))
     if len(name) > LONGEST_NAME:
         name = f"{name[:LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return f"{name}_seed-{settings['seed']}"
-
-
-def _default(name: str) -> Any:
-    specs = (*dataclasses.fields(HostArguments), *dataclasses.fields(BiasArguments))
-    return next(spec.default for spec in specs if spec.name == name)
 
 
 def _clash(one: PlannedRun, other: PlannedRun) -> str:

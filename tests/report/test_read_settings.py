@@ -8,7 +8,8 @@ import torch
 from fedbias_plugin.aggregation.server_optimizers import ServerOptimizer
 from fedbias_plugin.algorithms import ALGORITHMS
 from fedbias_plugin.arguments import BiasArguments
-from fedbias_plugin.report.read_settings import READ_WHERE, SAME_ARM, SPEED_FLAGS, defaults, read_settings
+from fedbias_plugin.hosts.builtin.resolve import defaults
+from fedbias_plugin.report.read_settings import READ_WHERE, SAME_ARM, SPEED_FLAGS, read_settings
 
 CHANGED = {"fedopt_tau": 0.5, "fedopt_eta": 0.5, "fedopt_beta1": 0.3, "fedopt_beta2": 0.3, "fedopt_v0": 0.7}
 

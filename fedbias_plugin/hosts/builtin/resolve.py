@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +12,12 @@ from fedbias_plugin.assets import TINY, TINY_MODEL
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.flags import FALSE, build, read_yaml
 from fedbias_plugin.hosts.builtin.arguments import HostArguments
+
+
+@functools.cache
+def defaults() -> Mapping[str, Any]:
+    """Flag -> default, of the built-in host and the plugin."""
+    return {spec.name: spec.default for cls in (HostArguments, BiasArguments) for spec in dataclasses.fields(cls)}
 
 
 def resolve(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedbias_plugin.errors import UserError
+from fedbias_plugin.files import packaged_folder
 
 MARKER = "# added by fedbias patch"
 PLACES = ("start", "before", "after")
@@ -95,14 +96,7 @@ def patches_folder() -> Path:
     Raises:
         UserError: they are in neither place.
     """
-    candidates = (PACKAGE / "patches", PACKAGE.parent / "patches")
-    for folder in candidates:
-        if (folder / "openfedllm.yaml").is_file():
-            return folder
-    raise UserError(
-        f"openfedllm.yaml is neither in {candidates[0]} nor in {candidates[1]}: this installation is incomplete; "
-        "install fedbias_plugin again from its folder: pip install -e ."
-    )
+    return packaged_folder(PACKAGE, "patches", "openfedllm.yaml")
 
 
 def _read(path: Path) -> dict[str, Any]:
