@@ -15,7 +15,7 @@ from fedbias_plugin.sweep.estimate import remaining
 from fedbias_plugin.sweep.folder import DONE, TO_RESUME, SweepFolder
 from fedbias_plugin.sweep.jobs import Job
 from fedbias_plugin.sweep.plan import PlannedRun
-from fedbias_plugin.tracking.formatting import number
+from fedbias_plugin.tracking.formatting import MISSING, number, with_interval
 from fedbias_plugin.tracking.jsonl import SUMMARY_FILE
 
 logger = logging.getLogger(__name__)
@@ -92,11 +92,16 @@ def final_numbers(run_folder: Path) -> str:
         crows, stereo = final.get("crows_pairs") or {}, final.get("stereoset") or {}
         loss = (final.get("heldout_loss") or {}).get("loss")
         return (
-            f"CrowS {number(crows.get('score'), 1)}, SS {number(stereo.get('ss'), 1)} at LMS "
-            f"{number(stereo.get('lms'), 1)}, held-out loss {number(loss, 3)}"
+            f"CrowS {_score(crows, 'score')}, SS {_score(stereo, 'ss')} at LMS {number(stereo.get('lms'), 1)}, "
+            f"held-out loss {number(loss, 3)}"
         )
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return "its summary cannot be read"
+
+
+def _score(block: dict[str, Any], key: str) -> str:
+    """A score with its 95% interval and its number of items."""
+    return f"{with_interval(block.get(key), block.get('ci95'))} (n={block['n']})" if block else MISSING
 
 
 def last_line(log: Path) -> str:
