@@ -16,8 +16,8 @@ from fedbias_plugin.hosts.openfedllm.patcher import plan_patch, plan_unpatch
 from fedbias_plugin.training.templates import TEMPLATES
 from tests.hosts.openfedllm.run_results import digests
 from tests.hosts.openfedllm.runner import Run, dpo_flags, run_script, sft_flags
+from tests.hosts.openfedllm.variants import DOUBLE, make_variant
 
-DOUBLE = Path(__file__).parents[1] / "openfedllm_double"
 THINGS = ["a river", "two birds", "the old mill", "rain at night", "bread"]
 
 
@@ -28,14 +28,27 @@ def double(tmp_path: Path) -> Path:
     return Path(shutil.copytree(DOUBLE, tmp_path / "openfedllm", ignore=ignored))
 
 
+@pytest.fixture
+def variant(tmp_path: Path) -> Callable[[str], Path]:
+    """``variant("bench")`` -> a copy of the double made like FedLLM-Bench, to be patched and run."""
+    return lambda name: make_variant(name, tmp_path / name)
+
+
 @pytest.fixture(scope="session")
 def host_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For ``--local_data_dir {host_data}/``: 40 rows of Alpaca's shape, 24 of UltraFeedback's, 12 of HH-RLHF's."""
+    """For ``--local_data_dir {host_data}/``: 40 rows of Alpaca's shape, 24 of UltraFeedback's, 12 of HH-RLHF's.
+
+    In ``by_client`` a file for each script of a host whose data come split, four clients with 9, 10, 11 and 12 rows.
+    """
     folder = tmp_path_factory.mktemp("host_rows")  # datasets 2.13 misreads splits below a path with "data/" in it
     _write_rows(folder / "vicgalle/alpaca-gpt4/train.jsonl", [_alpaca_row(number) for number in range(40)])
     preferences = folder / "HuggingFaceH4/ultrafeedback_binarized/data/train_sft-00000-of-00001.jsonl"
     _write_rows(preferences, [_preference_row(number) for number in range(24)])
     _write_rows(folder / "Anthropic/hh-rlhf/train.jsonl", [_dialogue_row(number) for number in range(12)])
+    (folder / "by_client").mkdir()
+    for script, row in (("main_sft", _answered_row), ("main_dpo", _preferred_row)):
+        rows = {str(client): [row(number) for number in range(9 + client)] for client in range(4)}
+        (folder / f"by_client/{script}.json").write_text(json.dumps(rows), encoding="utf-8")
     return folder
 
 
@@ -77,6 +90,14 @@ def _dialogue_row(number: int) -> dict[str, str]:
     if number % 2:
         start += f"\n\nAssistant: It is number {number}.\n\nHuman: And then?"
     return {"chosen": f"{start}\n\nAssistant: I can help.", "rejected": f"{start}\n\nAssistant: Go away {number}."}
+
+
+def _answered_row(number: int) -> dict[str, str]:
+    return {"instruction": f"Say {number}.", "response": f"It is {number}."}
+
+
+def _preferred_row(number: int) -> dict[str, str]:
+    return {"prompt": f"Say {number}.", "chosen": f" It is {number}.", "rejected": " No."}
 
 
 def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
