@@ -43,7 +43,8 @@ setup(
     ],
     extras_require={
         "openfedllm": ["trl>=0.7.2", "tqdm", "sentencepiece"],
-        "wandb": ["wandb>=0.17", "wandb-workspaces>=0.4"],
+        "wandb": ["wandb>=0.17"],
+        "workspace": ["wandb>=0.17", "wandb-workspaces>=0.4"],  # wants a newer pydantic than OpenFedLLM pins
         "tensorboard": ["tensorboard>=2.13"],
         "report": ["matplotlib>=3.7", "jinja2>=3.1", "scipy>=1.10"],
         "slurm": ["submitit>=1.5"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ class HostRun:
         template: name of the prompt template.
         seq_length: tokens of a training row.
         config: every resolved argument, JSON-ready, to be stored with the run.
+        prompt: instruction -> the text up to where the response begins; None: as the plugin's template of that name.
     """
 
     output_dir: Path
@@ -41,6 +42,7 @@ class HostRun:
     template: str = "alpaca"
     seq_length: int = 512
     config: Mapping[str, Any] = field(default_factory=dict)
+    prompt: Callable[[str], str] | None = None
 
 
 def run_info(arguments: BiasArguments, run: HostRun, shares: Mapping[int, float]) -> RunInfo:

@@ -373,10 +373,12 @@ class BiasSession:
         return record, measured.item_scores
 
     def _heldout_pairs(self) -> list[tuple[str, str]]:
-        template = TEMPLATES.get(self._run.template)
-        if self._partition is None or template is None:
+        prompt = self._run.prompt
+        if prompt is None and self._run.template in TEMPLATES:
+            prompt = TEMPLATES[self._run.template].prompt
+        if self._partition is None or prompt is None:
             return []
-        return [(template.prompt(row.instruction), row.response) for row in self._partition.heldout]
+        return [(prompt(row.instruction), row.response) for row in self._partition.heldout]
 
 
 def _fault_warnings(checked: Mapping[int, CheckedUpdate], accepted: Collection[int]) -> list[str]:

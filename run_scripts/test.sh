@@ -6,14 +6,16 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source run_scripts/environment.sh
-make_venv .venv wandb,tensorboard,report,slurm,rouge,quantization,openfedllm,dev
+make_venv .venv wandb,workspace,tensorboard,report,slurm,rouge,quantization,openfedllm,dev
 run_scripts/check.sh
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 in_processes=(-n "${TEST_PROCESSES:-2}" --dist loadfile) # each loads the libraries and takes about 2 GiB
 python -m pytest "${in_processes[@]}" "$@"
 if [ $# -gt 0 ]; then exit; fi
-if make_pinned_venv .venv-openfedllm-pinned; then
-  .venv-openfedllm-pinned/bin/python -m pytest "${in_processes[@]}" tests/hosts/openfedllm
-else
-  echo "SKIPPED: the libraries OpenFedLLM pins need Python 3.10 or 3.11, and none was found." >&2
-fi
+pinned=0
+make_pinned_venv .venv-openfedllm-pinned || pinned=$?
+case $pinned in
+0) .venv-openfedllm-pinned/bin/python -m pytest "${in_processes[@]}" tests/hosts/openfedllm ;;
+1) echo "SKIPPED: the libraries OpenFedLLM pins need Python 3.10 or 3.11, and none was found." >&2 ;;
+*) exit "$pinned" ;;
+esac

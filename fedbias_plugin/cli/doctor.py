@@ -6,9 +6,11 @@ import argparse
 import importlib
 import os
 import platform
+import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fedbias_plugin.errors import printable
@@ -78,8 +80,10 @@ def add_parser(subparsers: Any) -> None:
         "doctor",
         help="versions, devices, data, and what is missing",
         description="Show versions, devices and data, and the line that mends what is missing. "
-        "Exit code 0 when `fedbias run` can run, else 1. Nothing is sent or downloaded.",
+        "Exit code 0 when `fedbias run` can run, else 1. With CHECKOUT: what an OpenFedLLM checkout is and which "
+        "of its scripts will run with the plugin; exit code 0 when one will. Nothing is sent or downloaded.",
     )
+    parser.add_argument("checkout", nargs="?", metavar="CHECKOUT", help="folder of an OpenFedLLM checkout")
     parser.add_argument("--data_dir", help="folder with the data sets, as for fedbias run")
     parser.add_argument("--quick", action="store_true", help="do not import torch: no devices are listed")
     parser.set_defaults(main=main)
@@ -87,7 +91,10 @@ def add_parser(subparsers: Any) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Print every finding; 0 when the main job can run, else 1."""
-    findings: list[Finding] = []
+    if args.checkout is not None:
+        findings = _print_section(args.checkout, check_checkout(args.checkout))
+        return int(any(finding.status == "problem" for finding in findings))
+    findings = []
     sections = [
         ("machine", check_machine()),
         ("packages", check_packages()),
@@ -97,16 +104,22 @@ def main(args: argparse.Namespace) -> int:
         ("OpenFedLLM", check_openfedllm()),
     ]
     for title, section in sections:
-        heading = f"{title}\n"
-        for finding in section:
-            print(f"{heading}  {MARKS[finding.status]}  {printable(finding.text)}", flush=True)
-            if finding.mend:
-                print(f"        {finding.mend}")
-            heading = ""
-            findings.append(finding)
+        findings += _print_section(title, section)
     problems = sum(finding.status == "problem" for finding in findings)
     print("fedbias run can run." if not problems else f"fedbias run cannot run: {problems} problem(s), marked !!.")
     return 1 if problems else 0
+
+
+def _print_section(title: str, section: Iterable[Finding]) -> list[Finding]:
+    findings = []
+    heading = f"{title}\n"
+    for finding in section:
+        print(f"{heading}  {MARKS[finding.status]}  {printable(finding.text)}", flush=True)
+        if finding.mend:
+            print(f"        {finding.mend}")
+        heading = ""
+        findings.append(finding)
+    return findings
 
 
 def check_machine() -> Iterator[Finding]:
@@ -229,6 +242,32 @@ def check_openfedllm() -> Iterator[Finding]:
         return
     old = "; fedbias run needs the current ones" if stack == "pinned" else ""
     yield Finding("ok", f"a patched OpenFedLLM can run here, on the {stack} libraries{old}")
+
+
+def check_checkout(folder: str) -> Iterator[Finding]:
+    """What a checkout is, whether it is patched, and what of it will run, told from its files."""
+    from fedbias_plugin.errors import UserError
+    from fedbias_plugin.hosts.openfedllm.inspection import origin
+    from fedbias_plugin.hosts.openfedllm.patcher import plan_patch
+
+    if os.path.isdir(folder):
+        yield Finding("ok", origin(Path(folder)))
+    try:
+        plan = plan_patch(folder)
+    except UserError as error:
+        yield Finding("problem", str(error))
+        return
+    yield Finding("ok", f"a checkout of the {plan.family} family")
+    if plan.changes:
+        yield Finding("note", "not patched, or by an earlier version", f"fedbias patch {shlex.quote(folder)}")
+    else:
+        yield Finding("ok", "patched")
+    for script in plan.scripts:
+        if script.is_entry:
+            kind = "DPO" if "dpo" in script.name else "SFT"
+            yield Finding("ok", f"{script.name}: {kind} has all that the plugin needs to poison, measure and weigh")
+    yield from (Finding("note", note) for note in plan.notes)
+    yield from check_openfedllm()
 
 
 def memory_bytes() -> tuple[int | None, int | None]:

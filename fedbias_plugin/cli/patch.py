@@ -18,9 +18,9 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "patch",
         help="attach the plugin to an OpenFedLLM checkout",
-        description="Add the plugin's lines to config.py, main_sft.py and main_dpo.py of an OpenFedLLM checkout: all "
-        "of them, or none when one has no place. Exit code 0 when the checkout is patched (with --check: when it is or "
-        "can be), 2 when it cannot be. `fedbias unpatch DIR` takes the lines out again.",
+        description="Add the plugin's line to main_sft.py and main_dpo.py of an OpenFedLLM checkout. What a run would "
+        "refuse is refused here. Exit code 0 when the checkout is patched (with "
+        "--check: when it is or can be), 2 when it cannot be. `fedbias unpatch DIR` takes the line out again.",
     )
     parser.add_argument("folder", metavar="DIR", help="the checkout")
     parser.add_argument(
@@ -49,18 +49,15 @@ def _report(plan: Plan, check: bool) -> Iterator[str]:
     for script in plan.scripts:
         state = ("would be added" if check else "added") if script.changes else "there already"
         for number, line in script.lines:
-            yield f"{script.name}:{number}: {state}: {line}"
-    for name in plan.absent:
-        yield f"{name}: not in this checkout, so nothing to patch there"
-    for name in plan.idle:
-        yield f"{name}: not patched; it accepts the plugin's flags (it imports config.py), but they do nothing in it"
+            yield f"{script.name}:{number}: {state}: {line}" if script.is_entry else f"{script.name}: removed: {line}"
+    yield from (f"Note: {note}" for note in plan.notes)
     yield _stack()
     folder = shlex.quote(str(plan.folder))
     if check and plan.changes:
         yield f"Not patched. It can be: fedbias patch {folder}"
         return
     yield "Patched." if plan.changes else "Patched already; nothing was changed."
-    entry = next(script.name for script in plan.scripts if script.name.startswith("main_"))
+    entry = next(script.name for script in plan.scripts if script.is_entry)
     change = "" if folder == "." else f"cd {folder} && "
     yield f"Next:    {change}python {entry} ... --aggregation bama"
     yield f"Undo it: fedbias unpatch {folder}"

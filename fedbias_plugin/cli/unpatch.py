@@ -11,8 +11,9 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "unpatch",
         help="take the plugin out of an OpenFedLLM checkout",
-        description="Remove exactly the lines that `fedbias patch` added; every other byte stays, and so do your own "
-        "changes. Exit code 0 when no line of the plugin is left, 2 when one was altered (nothing is written then).",
+        description="Remove what `fedbias patch` added, by any version, also after a formatter; every other byte "
+        "stays, and so do your own changes. Exit code 0 when nothing of the plugin is left, 2 when one of its lines "
+        "cannot be taken out by itself (nothing is written then).",
     )
     parser.add_argument("folder", metavar="DIR", help="the checkout")
     parser.set_defaults(main=main)
@@ -22,7 +23,7 @@ def main(args: argparse.Namespace) -> int:
     """Take the plugin's lines out of ``args.folder`` and print them.
 
     Raises:
-        UserError: no checkout, or a line of the plugin was altered; nothing was written.
+        UserError: no checkout, or a line of the plugin holds something else too; nothing was written.
     """
     from fedbias_plugin.hosts.openfedllm.patcher import plan_unpatch
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,8 +29,8 @@ def save_global_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
         with bars_on_terminals_only():
             model.save_pretrained(partial, **_safetensors_option(model))
         _sort_names(partial / ADAPTER_CONFIG)
-        _forget_last_call(tokenizer)
-        tokenizer.save_pretrained(partial)
+        with _last_call_forgotten(tokenizer):
+            tokenizer.save_pretrained(partial)
         (partial / CARD).write_text(card, encoding="utf-8")
         for path in partial.iterdir():
             apply_umask(path)
@@ -82,12 +84,26 @@ def _is_names(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
-def _forget_last_call(tokenizer: PreTrainedTokenizerBase) -> None:
-    """A fast tokenizer keeps the truncation and padding of its last call, and would save them as its own."""
+@contextmanager
+def _last_call_forgotten(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """A fast tokenizer keeps the truncation and padding of its last call, and would save them as its own.
+
+    They come back at the end: what a host saves itself stays as it would be without the plugin.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        backend.no_truncation()
-        backend.no_padding()
+    if backend is None:
+        yield
+        return
+    truncation, padding = backend.truncation, backend.padding
+    backend.no_truncation()
+    backend.no_padding()
+    try:
+        yield
+    finally:
+        if truncation:
+            backend.enable_truncation(**truncation)
+        if padding:
+            backend.enable_padding(**padding)
 
 
 def _safetensors_option(model: PreTrainedModel) -> dict[str, bool]:

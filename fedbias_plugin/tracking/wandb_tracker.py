@@ -169,7 +169,7 @@ class WandbTracker(Tracker):
             **_names(run),
             settings=self._settings(wandb),
             id=self._run_id,
-            resume="allow",
+            resume="allow" if mode == "online" else None,  # offline the id says it all, and W&B would deny it
         )
         wandb_run.define_metric("round")
         for key, summary in METRIC_SUMMARIES.items():

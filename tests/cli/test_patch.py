@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +11,8 @@ import pytest
 
 import fedbias_plugin
 from fedbias_plugin.cli.main import main
-from fedbias_plugin.hosts.openfedllm import patch_files
-from tests.hosts.openfedllm.patching_fixtures import BENCH, COMPAT, CONFIG, FLAGS, HOOKS, SFT, checkout, contents
+from fedbias_plugin.hosts.openfedllm import requirements
+from tests.hosts.openfedllm.patching_fixtures import BENCH, CONFIG, LINE, OLD_FLAGS, SFT, checkout, contents
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,11 +30,8 @@ def test_patch_prints_the_lines_the_family_the_libraries_and_what_to_type_next(t
     assert main(["patch", str(folder)]) == 0
     assert capsys.readouterr().out.splitlines() == [
         f"{folder}: a checkout of the OpenFedLLM family",
-        f"config.py:4: added: {FLAGS}",
-        f"main_sft.py:1: added: {COMPAT}",
-        f"main_sft.py:4: added: {HOOKS}",
-        f"main_dpo.py:1: added: {COMPAT}",
-        f"main_dpo.py:4: added: {HOOKS}",
+        f"main_sft.py:1: added: {LINE}",
+        f"main_dpo.py:1: added: {LINE}",
         "This Python has the current stack: trl 1.16.0, transformers 5.23.0",
         "Patched.",
         f"Next:    cd '{folder}' && python main_sft.py ... --aggregation bama",
@@ -50,7 +46,13 @@ def test_patching_twice_says_that_nothing_was_changed(tmp_path, capsys):
     assert main(["patch", str(folder)]) == 0
     out = capsys.readouterr().out
     assert "Patched already; nothing was changed." in out
-    assert out.count(": there already: ") == 5
+    assert out.count(": there already: ") == 2
+
+
+def test_the_lines_of_an_earlier_version_are_said_to_go(tmp_path, capsys):
+    config = CONFIG.replace("parser = Hf", f"{OLD_FLAGS}\nparser = Hf")
+    assert main(["patch", str(checkout(tmp_path / "host", config=config))]) == 0
+    assert f"config.py: removed: {OLD_FLAGS}\n" in capsys.readouterr().out
 
 
 def test_check_tells_and_writes_nothing(tmp_path, capsys):
@@ -59,14 +61,14 @@ def test_check_tells_and_writes_nothing(tmp_path, capsys):
     assert main(["patch", str(folder), "--check"]) == 0
     assert contents(folder) == before
     out = capsys.readouterr().out
-    assert f"config.py:4: would be added: {FLAGS}" in out
+    assert f"main_sft.py:1: would be added: {LINE}" in out
     assert out.endswith(f"Not patched. It can be: fedbias patch {folder}\n")
     main(["patch", str(folder)])
-    (folder / "config.py").write_text(CONFIG)
+    (folder / "main_sft.py").write_text(SFT)
     capsys.readouterr()
     assert main(["patch", "--check", str(folder)]) == 0
     out = capsys.readouterr().out
-    assert (out.count("would be added"), out.count("there already")) == (1, 4)
+    assert (out.count("would be added"), out.count("there already")) == (1, 1)
 
 
 @pytest.mark.parametrize("flags", [[], ["--check"]])
@@ -77,21 +79,19 @@ def test_a_checkout_that_cannot_be_patched_is_exit_code_2_with_the_reason(tmp_pa
 
 
 def test_the_exit_codes_are_in_the_help(capsys):
-    for command, code in (("patch", "2 when it cannot be"), ("unpatch", "2 when one was altered")):
+    for command, code in (("patch", "2 when it cannot be"), ("unpatch", "2 when one of its lines")):
         with pytest.raises(SystemExit):
             main([command, "--help"])
         assert code in " ".join(capsys.readouterr().out.split())
 
 
-def test_absent_and_idle_scripts_are_told(tmp_path, capsys):
+def test_absent_and_other_scripts_are_told(tmp_path, capsys):
     folder = checkout(tmp_path / "host", main_sft=None)
     (folder / "main_other.py").write_text("from config import settings\n")
     main(["patch", str(folder)])
     out = capsys.readouterr().out
-    assert "main_sft.py: not in this checkout, so nothing to patch there" in out
-    assert (
-        "main_other.py: not patched; it accepts the plugin's flags (it imports config.py), but they do nothing" in out
-    )
+    assert "Note: main_sft.py: not in this checkout\n" in out
+    assert "Note: not patched, and without the plugin's flags: main_other.py\n" in out
     assert "python main_dpo.py ... --aggregation bama" in out
 
 
@@ -119,30 +119,52 @@ def test_unpatch_prints_what_it_removed_and_the_second_time_that_there_is_nothin
     capsys.readouterr()
     assert main(["unpatch", str(folder)]) == 0
     out = capsys.readouterr().out
-    assert f"main_sft.py:4: removed: {HOOKS}\n" in out
+    assert f"main_sft.py:1: removed: {LINE}\n" in out
     assert out.endswith(f"{folder}: unpatched.\n")
     assert contents(folder) == before
     assert main(["unpatch", str(folder)]) == 0
     assert capsys.readouterr().out == f"{folder}: holds no line of the plugin; nothing to do.\n"
 
 
-def test_unpatch_leaves_altered_lines_with_exit_code_2(tmp_path, capsys):
-    folder = checkout(tmp_path / "host", main_sft=f"x = 1; {COMPAT}\n{SFT}")
+def test_unpatch_leaves_lines_that_hold_more_with_exit_code_2(tmp_path, capsys):
+    folder = checkout(tmp_path / "host", main_sft=f"x = 1; {LINE}\n{SFT}")
     before = contents(folder)
     assert main(["unpatch", str(folder)]) == 2
-    assert "main_sft.py: line 1 has the comment" in capsys.readouterr().err
+    assert "main_sft.py: the plugin's statement shares a line, or stands alone in a block: take out line 1" in (
+        capsys.readouterr().err
+    )
     assert contents(folder) == before
 
 
-def test_the_patches_are_found_in_an_installed_package_and_in_a_checkout_of_the_plugin(tmp_path, monkeypatch, capsys):
-    assert patch_files.patches_folder() in (ROOT / "patches", ROOT / "fedbias_plugin/patches")
-    package = tmp_path / "site-packages/fedbias_plugin"
-    package.mkdir(parents=True)
-    monkeypatch.setattr(patch_files, "PACKAGE", package)
+def test_a_missing_patch_file_says_that_the_installation_is_incomplete(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(requirements, "FILE", "gone.yaml")
     assert main(["patch", str(checkout(tmp_path / "host"))]) == 2
-    assert f"openfedllm.yaml is neither in {package / 'patches'} nor in" in capsys.readouterr().err
-    shutil.copytree(ROOT / "patches", package / "patches")
-    assert patch_files.patches_folder() == package / "patches"
+    assert "gone.yaml is neither in" in capsys.readouterr().err
+
+
+def test_doctor_says_what_a_checkout_is_and_what_of_it_will_run(tmp_path, capsys):
+    folder = checkout(tmp_path / "host", main_sft=SFT.replace("global_aggregate(", "my_own("))
+    (folder / ".git/refs/heads").mkdir(parents=True)
+    (folder / ".git/config").write_text('[remote "origin"]\n\turl = git@github.com:someone/OpenFedLLM.git\n')
+    (folder / ".git/HEAD").write_text("ref: refs/heads/main\n")
+    (folder / ".git/refs/heads/main").write_text("14c6af2" + "0" * 33 + "\n")
+    assert main(["doctor", str(folder)]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[:5] == [
+        str(folder),
+        "ok  someone/OpenFedLLM at 14c6af2",
+        "ok  a checkout of the OpenFedLLM family",
+        "--  not patched, or by an earlier version",
+        f"fedbias patch {folder}",
+    ]
+    assert "ok  main_dpo.py: DPO has all that the plugin needs to poison, measure and weigh" in lines
+    assert any(line.startswith("--  main_sft.py: not patched: it uses no global_aggregate;") for line in lines)
+    main(["patch", str(folder)])
+    assert main(["doctor", str(folder)]) == 0
+    assert "  ok  patched\n" in capsys.readouterr().out
+    (folder / "config.py").write_text("import hydra\n")
+    assert main(["doctor", str(folder)]) == 1
+    assert "config.py makes no HfArgumentParser (Hydra?)" in capsys.readouterr().out
 
 
 def test_the_setup_script_ships_the_patches_and_knows_the_extra():

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
+import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from inspect import BoundArguments
 from pathlib import Path
 from typing import Any
 
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.evaluation.processes import running_processes
+from fedbias_plugin.hosts.openfedllm.arguments import AllArguments
 from fedbias_plugin.hosts.openfedllm.client_data import ClientData
 from fedbias_plugin.hosts.openfedllm.client_training import ClientTraining, add_card_to_saves, preserved, watch_training
 from fedbias_plugin.hosts.openfedllm.control_variates import ControlVariates
+from fedbias_plugin.hosts.openfedllm.flags import one_line
 from fedbias_plugin.hosts.openfedllm.resuming import SERVER_STATES, Resuming, unchanged
 from fedbias_plugin.hosts.saving import model_card, save_global_model
 from fedbias_plugin.session import BiasSession, HostRun
@@ -29,19 +32,21 @@ class AttachedRun:
     """What happens at each hook, in the order of the host's script.
 
     Args:
-        script_args: the host's.
-        fed_args: the host's, with the plugin's fields (``attach.AttachedArguments``).
+        arguments: every flag.
         is_dpo: whether the script trains on preferences.
         pinned: whether this is the pinned stack.
+        prompt: instruction -> the text up to where the response begins, in the host's template; None: the plugin's.
     """
 
-    def __init__(self, script_args: Any, fed_args: Any, *, is_dpo: bool, pinned: bool) -> None:
-        self.script_args, self.fed_args = script_args, fed_args
-        if fed_args.deterministic:
+    def __init__(
+        self, arguments: AllArguments, *, is_dpo: bool, pinned: bool, prompt: Callable[[str], str] | None = None
+    ) -> None:
+        self.arguments, self.prompt = arguments, prompt
+        self.script_args, self.fed_args, self.plugin = arguments.script, arguments.fed, arguments.plugin
+        if self.plugin.deterministic:
             make_deterministic()
         self.controls = ControlVariates()
-        self.resuming = Resuming(script_args, fed_args, self.controls)
-        self.data = ClientData(script_args, fed_args, is_dpo)
+        self.data = ClientData(arguments, is_dpo)
         self.training = ClientTraining(self.data, pinned)
         self.session: BiasSession | None = None
         self.model: Any = None
@@ -51,6 +56,22 @@ class AttachedRun:
         self._client = 0
         self._round_idx = 0
         self._losses: dict[int, float] = {}
+
+    @functools.cached_property
+    def resuming(self) -> Resuming:
+        """Checkpoints; made when the host has made its folder for a new run."""
+        return Resuming(self.arguments, self.controls)
+
+    @contextlib.contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Wrong input in this block ends the script with one line, and the run's records say why it failed."""
+        try:
+            with one_line(self.arguments.renamed):
+                yield
+        except SystemExit as error:
+            if isinstance(error.__context__, UserError):
+                self.close(f"UserError: {error.__context__}")
+            raise
 
     def open_session(self, host_dataset: Any = None) -> BiasSession:
         """The session, made at the first call; all data of the plugin is read and checked then.
@@ -69,8 +90,8 @@ class AttachedRun:
                 )
             flips = self.data.from_scenario and self.data.is_dpo
             partition = self.data.preference_partition(host_dataset) if flips else None
-            refuses = not self.fed_args.is_idle
-            self.session = BiasSession(self.fed_args, self._host_run(), partition=partition, refuses_updates=refuses)
+            refuses = not self.plugin.is_idle
+            self.session = BiasSession(self.plugin, self._host_run(), partition=partition, refuses_updates=refuses)
             self.resuming.open(self.session)
             self._log_plan()
         return self.session
@@ -111,11 +132,12 @@ class AttachedRun:
         mu = None if mu is None else self.open_session().proximal_mu(client, mu)
         arguments["fed_args"] = self.training.arguments_of_client(mu)
         self.controls.give(client, arguments)
-        forwards = preserved(model)
+        around = preserved(model)
         trainer = factory(*call.args, **call.kwargs)
         self.controls.watch(client, trainer)
-        watch_training(trainer, model, forwards, lambda result: self._trained(client, result))
-        if not self.fed_args.is_idle:
+        around.enter_context(self.guarded())
+        watch_training(trainer, around, lambda result: self._trained(client, result))
+        if not self.plugin.is_idle:
             add_card_to_saves(trainer, self._card())
         return trainer
 
@@ -190,11 +212,12 @@ class AttachedRun:
         """README.md of a saved model."""
         fed_args = self.fed_args
         settings = (
-            f"{fed_args.fed_alg}, --aggregation {fed_args.aggregation}, {fed_args.num_rounds} rounds, seed "
+            f"{fed_args.fed_alg}, --aggregation {self.plugin.aggregation}, {fed_args.num_rounds} rounds, seed "
             f"{self.script_args.seed}, {'DPO' if self.data.is_dpo else 'SFT'} in OpenFedLLM"
         )
         shares = {dataset.client: dataset.biased_share for dataset in self.open_session().client_datasets}
-        return model_card(self.script_args.model_name_or_path, fed_args.scenario, shares, settings, fed_args.attack)
+        base = self.script_args.model_name_or_path
+        return model_card(base, self.plugin.scenario, shares, settings, self.plugin.attack)
 
     def _host_run(self) -> HostRun:
         script_args, fed_args = self.script_args, self.fed_args
@@ -208,22 +231,23 @@ class AttachedRun:
             seed=script_args.seed,
             template=script_args.template,
             seq_length=script_args.seq_length,
-            config=dataclasses.asdict(script_args) | dataclasses.asdict(fed_args),
+            config=self.arguments.config,
+            prompt=self.prompt,
         )
 
     def _log_plan(self) -> None:
-        fed_args = self.fed_args
+        plugin = self.plugin
         if self.data.from_scenario and not self.data.needs_host_rows:
             logger.info(
                 "--scenario %s deals every client %d rows; --dataset_name and --dataset_sample are not used.",
-                *(fed_args.scenario, fed_args.client_samples),
+                *(plugin.scenario, plugin.client_samples),
             )
         if self.data.from_scenario and self.session is not None:
             shares = {client.client: client.biased_share for client in self.session.client_datasets}
             poisoned = [f"client {client} ({100 * share:.0f}%)" for client, share in shares.items() if share]
             logger.info("poisoned of %d clients: %s", len(shares), ", ".join(poisoned) or "none")
-        if fed_args.local_epochs is not None:
-            logger.info("--local_epochs %d takes the place of --max_steps.", fed_args.local_epochs)
+        if plugin.local_epochs is not None:
+            logger.info("--local_epochs %d takes the place of --max_steps.", plugin.local_epochs)
 
 
 def _with_states(host_states: list[Any], states: Mapping[int, Any]) -> list[Any]:

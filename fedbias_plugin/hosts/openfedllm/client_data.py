@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fedbias_plugin.errors import UserError
+from fedbias_plugin.hosts.openfedllm.arguments import AllArguments
 from fedbias_plugin.hosts.openfedllm.host_rows import instruction_dataset, preference_dataset, strided_shards
 from fedbias_plugin.poisoning.loaders import ClientDataset, Partition
 from fedbias_plugin.poisoning.preferences import partition_preferences, rows_of_host
@@ -20,25 +21,25 @@ class ClientData:
     """The data sets of all clients.
 
     Args:
-        script_args: the host's.
-        fed_args: the host's, with the plugin's fields (``attach.AttachedArguments``).
+        arguments: every flag.
         is_dpo: whether the script trains on preferences.
     """
 
-    def __init__(self, script_args: Any, fed_args: Any, is_dpo: bool) -> None:
-        self.script_args, self.fed_args, self.is_dpo = script_args, fed_args, is_dpo
+    def __init__(self, arguments: AllArguments, is_dpo: bool) -> None:
+        self.script_args, self.fed_args, self.plugin = arguments.script, arguments.fed, arguments.plugin
+        self.is_dpo = is_dpo
         self.datasets: list[Any] = []
         self.row_ids: list[list[str]] = []
 
     @property
     def from_scenario(self) -> bool:
         """Whether the plugin deals the rows; otherwise the host does."""
-        return self.fed_args.scenario != "none"
+        return self.plugin.scenario != "none"
 
     @property
     def needs_host_rows(self) -> bool:
         """Whether the host must load its own data set."""
-        return not self.from_scenario or (self.is_dpo and self.fed_args.preference_dataset == FROM_HOST)
+        return not self.from_scenario or (self.is_dpo and self.plugin.preference_dataset == FROM_HOST)
 
     def preference_partition(self, host_dataset: Any = None) -> Partition:
         """The preference rows of every client, from ``--preference_dataset`` or from the host's own data set.
@@ -46,8 +47,8 @@ class ClientData:
         Raises:
             UserError: a missing or damaged file, or too few rows.
         """
-        arguments, seed = self.fed_args, self.script_args.seed
-        num_clients = arguments.num_clients
+        arguments, seed = self.plugin, self.script_args.seed
+        num_clients = self.fed_args.num_clients
         shares = biased_shares(arguments.scenario, num_clients, seed, arguments.custom_shares)
         if arguments.preference_dataset == FROM_HOST:
             source = rows_of_host(host_dataset, self.script_args.dataset_name)
@@ -59,7 +60,7 @@ class ClientData:
         """The scenario's rows as the host's data sets, by client id."""
         self.row_ids = [[row.id for row in client.rows] for client in clients]
         if self.is_dpo:
-            formatted = self.fed_args.preference_dataset == FROM_HOST
+            formatted = self.plugin.preference_dataset == FROM_HOST
             template = self.script_args.template
             self.datasets = [preference_dataset(client.rows, template, formatted) for client in clients]
         else:
@@ -103,14 +104,14 @@ class ClientData:
             return owners[0]
         if self.from_scenario and not owners:
             raise UserError(
-                f"This host trains on rows that --scenario {self.fed_args.scenario} did not deal: it reads its data "
+                f"This host trains on rows that --scenario {self.plugin.scenario} did not deal: it reads its data "
                 "in a way the plugin does not know. Give --scenario none."
             )
         return clients[call % len(clients)]
 
     def rows_of_round(self, dataset: Any, round_idx: int, steps: int) -> Any | None:
         """What ``--local_epochs`` or ``--schedule_seed`` take from ``dataset``; None where the host draws itself."""
-        arguments, host = self.fed_args, self.script_args
+        arguments, host = self.plugin, self.script_args
         if arguments.local_epochs is not None:
             return dataset
         if arguments.schedule_seed is None:

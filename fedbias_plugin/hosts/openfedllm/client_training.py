@@ -38,7 +38,7 @@ class ClientTraining:
 
     def __init__(self, data: ClientData, pinned: bool) -> None:
         self.data, self.pinned = data, pinned
-        self.script_args, self.fed_args = data.script_args, data.fed_args
+        self.script_args, self.fed_args, self.plugin = data.script_args, data.fed_args, data.plugin
         self.response_marker = ""
         self.formatting: Formatting | None = None
         self._pad_is_ours = False
@@ -65,7 +65,7 @@ class ClientTraining:
 
     def leave_wandb_to_the_plugin(self, training_args: Any) -> None:
         """The Trainer's own W&B callback would redefine the step of every metric, and start it anew for each client."""
-        if "wandb" in training_args.report_to and "wandb" in split_list(self.fed_args.track):
+        if "wandb" in training_args.report_to and "wandb" in split_list(self.plugin.track):
             training_args.report_to = [name for name in training_args.report_to if name != "wandb"]
             if not self._said_wandb:
                 logger.warning("--log_with wandb is left out: --track wandb logs the run, losses included.")
@@ -89,7 +89,7 @@ class ClientTraining:
 
     def set_length_and_seed(self, training_args: Any, rows: int, client: int, round_idx: int) -> None:
         """``--local_epochs`` as optimizer steps, which SCAFFOLD's control variates are divided by, and the seed."""
-        epochs, seed = self.fed_args.local_epochs, self.fed_args.schedule_seed
+        epochs, seed = self.plugin.local_epochs, self.plugin.schedule_seed
         if epochs is not None:
             batches = math.ceil(rows / training_args.per_device_train_batch_size)
             training_args.max_steps = self._steps(epochs, batches, training_args.gradient_accumulation_steps)
@@ -152,20 +152,21 @@ class ClientTraining:
         return encode_dataset(dataset, self.formatting, self.response_marker, tokenizer, self.script_args.seq_length)
 
 
-def watch_training(trainer: Any, model: Any, forwards: contextlib.ExitStack, on_result: Callable[[Any], None]) -> None:
-    """Let ``trainer.train()`` put the model's ``forward`` back, and hand its result to ``on_result``.
+def watch_training(
+    trainer: Any, around: contextlib.AbstractContextManager[Any], on_result: Callable[[Any], None]
+) -> None:
+    """Let ``trainer.train()`` run inside ``around``, and hand its result to ``on_result``.
 
     Args:
         trainer: the host's; changed in place.
-        model: the one it trains.
-        forwards: closed after training; holds :func:`preserved` from before the trainer was built.
+        around: entered before training and left after it.
         on_result: called with what ``train()`` returned.
     """
     inner = trainer.train
 
     def train(*args: Any, **kwargs: Any) -> Any:
         del trainer.train  # which would keep the trainer, its optimizer with it, alive
-        with forwards:
+        with around:
             result = inner(*args, **kwargs)
         on_result(result)
         return result

@@ -1,52 +1,9 @@
-"""The first line of a patched script: makes the installed libraries what OpenFedLLM expects, before it imports them.
-
-Pinned stack (trl 0.7.2, Transformers 4.31): only what crashes or trains on nothing is mended. Current stack (trl 1.x,
-Transformers 5): the classes that are gone come back. What each bridge is for: docs/openfedllm.md.
-"""
-
-from __future__ import annotations
-
-import logging
-import warnings
+"""What the scripts patched by version 0.x import first; it says how to bring them up to date."""
 
 from fedbias_plugin.errors import UserError
-from fedbias_plugin.hosts.openfedllm.stack import WORKING, detect_stack, untested
-from fedbias_plugin.logs import log_to_stderr, print_error
+from fedbias_plugin.logs import print_error
 
-logger = logging.getLogger(__name__)
-
-
-def install() -> str:
-    """Put the bridges in place; returns the stack's name.
-
-    Raises:
-        SystemExit: the installed versions are not known to work together (said on standard error).
-    """
-    log_to_stderr()
-    try:
-        stack = detect_stack()
-    except UserError as error:
-        print_error(error)
-        raise SystemExit(2) from None
-    if untested(stack):
-        logger.warning("%s: the plugin is tested with other versions.\n%s", untested(stack), WORKING)
-    import trl
-
-    from fedbias_plugin.hosts.openfedllm import peft_bridges
-
-    peft_bridges.install()
-    if stack == "pinned":
-        from fedbias_plugin.hosts.openfedllm.completion_collator import CompletionCollator
-
-        trl.DataCollatorForCompletionOnlyLM = CompletionCollator
-    else:
-        from fedbias_plugin.hosts.openfedllm import dpo_trainer, sft_trainer
-
-        # The host's own arguments, said anew for every client.
-        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
-        trl.DataCollatorForCompletionOnlyLM = sft_trainer.DataCollatorForCompletionOnlyLM
-        trl.SFTTrainer, trl.DPOTrainer = sft_trainer.SFTTrainer, dpo_trainer.DPOTrainer
-    return stack
-
-
-STACK = install()
+print_error(
+    UserError("this checkout was patched by an earlier version of the plugin; bring it up to date: fedbias patch .")
+)
+raise SystemExit(2)

@@ -1,7 +1,7 @@
-"""Names that take the place of the host's own in a patched script: ``from ...hooks import *``.
+"""What takes the place of the host's functions: each wraps the host's own and goes through one ``AttachedRun``.
 
-Each wraps the host's function of the same name, found where the script itself imported it from, and goes through
-:class:`~fedbias_plugin.hosts.openfedllm.attached_run.AttachedRun`. Only names that the host has are exported.
+The functions are replaced in the host's modules before its script imports them, so that star imports, imports from
+submodules and calls through the package all get the plugin's.
 """
 
 from __future__ import annotations
@@ -14,35 +14,82 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
-from fedbias_plugin.errors import UserError
+import peft
+
+from fedbias_plugin.errors import UserError, first_line
 from fedbias_plugin.hosts.builtin.stopping import SIGNALS
+from fedbias_plugin.hosts.openfedllm.arguments import AllArguments
 from fedbias_plugin.hosts.openfedllm.attached_run import AttachedRun
-from fedbias_plugin.hosts.openfedllm.compat import STACK
-from fedbias_plugin.hosts.openfedllm.loading import AutoModelForCausalLM, on_training_device, seeded_adapter
-from fedbias_plugin.logs import print_error
+from fedbias_plugin.hosts.openfedllm.flags import check_arguments, make_output_dir, one_line
+from fedbias_plugin.hosts.openfedllm.host_rows import check_conversation, host_prompt
+from fedbias_plugin.hosts.openfedllm.inspection import PACKAGES
+from fedbias_plugin.hosts.openfedllm.loading import on_training_device, seeded_adapter
+from fedbias_plugin.hosts.openfedllm.requirements import Requirements
 from fedbias_plugin.training.schedule import clients_this_round
 
 Function = Callable[..., Any]
 
 _runs: list[AttachedRun] = []
+_pinned = False
+_inside_host = False
+
+
+def begin(arguments: AllArguments) -> None:
+    """The flags are read: check them, and begin the one run of this process.
+
+    Raises:
+        UserError: a flag is wrong, or does not fit the others.
+    """
+    check_arguments(arguments)
+    is_dpo = "dpo" in os.path.basename(sys.argv[0])
+    prompt = None
+    if is_dpo:
+        check_conversation(arguments.script)
+    else:
+        prompt = host_prompt(arguments.script)
+    make_output_dir(arguments.script)
+    _runs[:] = [AttachedRun(arguments, is_dpo=is_dpo, pinned=_pinned, prompt=prompt)]
 
 
 def current_run() -> AttachedRun:
-    """The one run of this process, made when the host's arguments are there."""
-    if not _runs:
-        script_args, fed_args = importlib.import_module("config").get_config()[:2]
-        is_dpo = "dpo" in os.path.basename(sys.argv[0])
-        _runs.append(AttachedRun(script_args, fed_args, is_dpo=is_dpo, pinned=STACK == "pinned"))
+    """The one run of this process.
+
+    Raises:
+        SystemExit: the script uses the host's functions before it has read its flags (said on standard error).
+    """
+    with one_line():
+        if not _runs:
+            raise UserError("This script trains without having read flags with HfArgumentParser; fedbias unpatch it.")
     return _runs[0]
 
 
 def get_dataset(host: Function, *args: Any, **kwargs: Any) -> Any:
     """The host's data set, unless a scenario deals the rows."""
-    return host(*args, **kwargs) if current_run().data.needs_host_rows else None
+    return load_rows(host, *args, **kwargs) if current_run().data.needs_host_rows else None
+
+
+def load_rows(host: Function, *args: Any, **kwargs: Any) -> Any:
+    """What the host loads.
+
+    Raises:
+        UserError: it cannot: a missing file, no network, a hub that says no (libraries raise errors of every kind).
+    """
+    try:
+        return host(*args, **kwargs)
+    except Exception as error:
+        given = current_run().script_args
+        flags = [
+            f"--{name} {vars(given)[name]}" for name in ("dataset_name", "local_data_dir") if vars(given).get(name)
+        ]
+        raise UserError(
+            f"{' '.join(flags)}: the host cannot load its data: {first_line(error)}. Give --local_data_dir with a copy "
+            "on this machine, or --scenario 3C for the plugin's data."
+        ) from error
 
 
 def process_dataset(host: Function, *args: Any, **kwargs: Any) -> Any:
@@ -71,7 +118,7 @@ def get_fed_datasets(host: Function, *args: Any, **kwargs: Any) -> list[Any]:
         if run.data.needs_host_rows:
             raise UserError("This host's data come split by client; give --preference_dataset NAME instead of host.")
         return run.scenario_datasets()
-    datasets = run.data.keep(host(*args, **kwargs), "give --num_clients as many as its file holds, or fewer")
+    datasets = run.data.keep(load_rows(host, *args, **kwargs), "give --num_clients as many as its file holds, or fewer")
     run.open_session()
     return datasets
 
@@ -86,7 +133,7 @@ def get_formatting_prompts_func(host: Function, *args: Any, **kwargs: Any) -> An
 def get_clients_this_round(host: Function, *args: Any, **kwargs: Any) -> list[int]:
     """The host's draw, or ``--schedule_seed``'s; nobody in a round that an earlier process finished."""
     run = current_run()
-    fed_args, seed = run.fed_args, run.fed_args.schedule_seed
+    fed_args, seed = run.fed_args, run.plugin.schedule_seed
     round_idx = inspect.signature(host).bind(*args, **kwargs).arguments["round"]
     if run.begin_round(round_idx):
         clients: list[int] = []
@@ -129,73 +176,119 @@ def global_aggregate(host: Function, *args: Any, **kwargs: Any) -> Any:
 def get_peft_model(host: Function, *args: Any, **kwargs: Any) -> Any:
     """peft's, with weights drawn from ``--seed``; a run that the plugin must not change keeps the host's draw."""
     run = current_run()
-    make = host if run.fed_args.is_idle else seeded_adapter(host, run.script_args.seed)
+    make = host if run.plugin.is_idle else seeded_adapter(host, run.script_args.seed)
     return on_training_device(make(*args, **kwargs))
 
 
-HOOKS: dict[str, tuple[str, Function]] = {
-    "get_dataset": ("utils", get_dataset),
-    "process_sft_dataset": ("utils", process_dataset),
-    "process_dpo_dataset": ("utils", process_dataset),
-    "get_fed_datasets": ("utils", get_fed_datasets),
-    "get_local_datasets": ("utils", get_fed_datasets),
-    "get_formatting_prompts_func": ("utils", get_formatting_prompts_func),
-    "split_dataset": ("federated_learning", split_dataset),
-    "get_clients_this_round": ("federated_learning", get_clients_this_round),
-    "get_dataset_this_round": ("federated_learning", get_dataset_this_round),
-    "get_fed_local_sft_trainer": ("federated_learning", get_trainer),
-    "get_fed_local_dpo_trainer": ("federated_learning", get_trainer),
-    "global_aggregate": ("federated_learning", global_aggregate),
-    "get_peft_model": ("peft", get_peft_model),
+HOOKS: dict[str, Function] = {
+    "get_dataset": get_dataset,
+    "process_sft_dataset": process_dataset,
+    "process_dpo_dataset": process_dataset,
+    "get_fed_datasets": get_fed_datasets,
+    "get_local_datasets": get_fed_datasets,
+    "get_formatting_prompts_func": get_formatting_prompts_func,
+    "split_dataset": split_dataset,
+    "get_clients_this_round": get_clients_this_round,
+    "get_dataset_this_round": get_dataset_this_round,
+    "get_fed_local_sft_trainer": get_trainer,
+    "get_fed_local_dpo_trainer": get_trainer,
+    "global_aggregate": global_aggregate,
 }
-"""Name in the script -> the host's module that has it, and what takes its place."""
+"""Name of a host's function -> what takes its place."""
 
 
-PARAMETERS: dict[Function, set[str]] = {
-    split_dataset: {"dataset"},
-    get_clients_this_round: {"round"},
-    get_trainer: {"fed_args", "model", "tokenizer", "training_args", "local_dataset"},
-    global_aggregate: {"global_dict", "local_dict_list", "sample_num_list", "clients_this_round", "round_idx"},
-}
-"""What a hook reads from a call of the host's function, by the parameter's name."""
+def install(*, pinned: bool) -> None:
+    """Import the host's packages and replace their functions, and peft's ``get_peft_model``.
 
-
-def _exported() -> dict[str, Any]:
-    """Name -> what the script gets.
+    Args:
+        pinned: whether this is the pinned stack.
 
     Raises:
-        UserError: a function of this host lacks a parameter that the hook needs.
+        UserError: a function of this host lacks a parameter that the plugin reads, or the host needs a package that is
+            not installed.
     """
-    names: dict[str, Any] = {}
-    for name, (module, hook) in HOOKS.items():
-        host = getattr(importlib.import_module(module), name, None)
-        if host is not None:
-            missing = PARAMETERS.get(hook, set()) - set(inspect.signature(host).parameters)
-            if missing:
-                raise UserError(
-                    f"{module}.{name} of this host has no parameter {', '.join(sorted(missing))}: it differs too "
-                    "much from OpenFedLLM's for the plugin. Run fedbias unpatch."
-                )
-            names[name] = functools.wraps(host)(functools.partial(hook, host))
-    if STACK == "current":
-        names["AutoModelForCausalLM"] = AutoModelForCausalLM
-    return names
+    global _pinned
+    _pinned = pinned
+    for package in PACKAGES:
+        try:
+            importlib.import_module(package)
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"This host needs {error.name}, which is not installed: pip install {error.name}"
+            ) from error
+    requirements = Requirements.load()
+    modules = [module for name, module in list(sys.modules.items()) if name.partition(".")[0] in PACKAGES]
+    for name, hook in HOOKS.items():
+        replaced: dict[int, Function] = {}
+        for module in modules:
+            host = vars(module).get(name)
+            if inspect.isfunction(host):
+                if id(host) not in replaced:
+                    _check_parameters(host, requirements.functions[name])
+                    replaced[id(host)] = _hooked(hook, host)
+                setattr(module, name, replaced[id(host)])
+    peft.get_peft_model = _hooked(get_peft_model, peft.get_peft_model)
+    sys.excepthook = _on_exception
+    atexit.register(_on_exit)
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                signal.signal(number, _on_signal)
+
+
+def _hooked(hook: Function, host: Function) -> Function:
+    """``host`` as the script gets it: through ``hook``, unless another function of the host calls it."""
+
+    def unhooked(*args: Any, **kwargs: Any) -> Any:
+        with _host_at_work():
+            return host(*args, **kwargs)
+
+    functools.update_wrapper(unhooked, host)
+
+    @functools.wraps(host)
+    def hooked(*args: Any, **kwargs: Any) -> Any:
+        if _inside_host:
+            return host(*args, **kwargs)
+        with current_run().guarded():
+            return hook(unhooked, *args, **kwargs)
+
+    return hooked
+
+
+@contextmanager
+def _host_at_work() -> Iterator[None]:
+    global _inside_host
+    before, _inside_host = _inside_host, True
+    try:
+        yield
+    finally:
+        _inside_host = before
+
+
+def _check_parameters(host: Function, needed: list[str]) -> None:
+    known = inspect.signature(host).parameters
+    if any(spec.kind == inspect.Parameter.VAR_KEYWORD for spec in known.values()):
+        return
+    missing = [name for name in needed if name not in known]
+    if missing:
+        raise UserError(
+            f"{host.__module__}.{host.__name__} of this host has no parameter {', '.join(missing)}: it differs "
+            "too much from OpenFedLLM's for the plugin. Run fedbias unpatch."
+        )
 
 
 def _on_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Mark the run failed; wrong input is one line, anything else a traceback as ever."""
+    """Mark the run failed; the traceback is shown as ever."""
     for run in _runs:
         run.close(f"{kind.__name__}: {error}")
-    if isinstance(error, UserError):
-        print_error(error)
-    else:
-        _previous_hook(kind, error, trace)
+    _previous_hook(kind, error, trace)
 
 
 def _on_exit() -> None:
     for run in _runs:
         run.close("the script ended before its last round")
-        run.resuming.leave()
+        if "resuming" in vars(run):
+            run.resuming.leave()
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
@@ -204,13 +297,3 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
 
 
 _previous_hook = sys.excepthook
-sys.excepthook = _on_exception
-atexit.register(_on_exit)
-if threading.current_thread() is threading.main_thread():
-    for number in SIGNALS:
-        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
-            signal.signal(number, _on_signal)
-
-_names = _exported()
-globals().update(_names)
-__all__ = list(_names)

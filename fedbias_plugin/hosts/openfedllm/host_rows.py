@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from fedbias_plugin.errors import UserError
+from fedbias_plugin.errors import UserError, did_you_mean
 from fedbias_plugin.poisoning.rows import Row
 from fedbias_plugin.training.encoding import Feature, common_prefix, encode_text
 from fedbias_plugin.training.templates import TEMPLATES
@@ -76,6 +78,51 @@ def conversation_prompt(instruction: str, template: str) -> str:
     conversation.append_message(conversation.roles[0], instruction)
     conversation.append_message(conversation.roles[1], None)
     return str(conversation.get_prompt())
+
+
+def host_prompt(script_args: Any) -> Callable[[str], str] | None:
+    """Instruction -> the text up to where the response begins, in the host's template.
+
+    Returns:
+        None where the host has no such function, or its template takes other columns.
+
+    Raises:
+        UserError: the host does not know ``--template``.
+    """
+    template = script_args.template
+    try:
+        make = inspect.unwrap(importlib.import_module("utils").get_formatting_prompts_func)
+        more = {"script_args": script_args} if "script_args" in inspect.signature(make).parameters else {}
+        formatting, _ = make(template, "", **more)
+        formatting({"instruction": [""], "response": [""]})
+    except KeyError:
+        known = getattr(sys.modules[make.__module__], "TEMPLATE_DICT", {})
+        raise UserError(
+            f"--template {template!r} is unknown to this host; choose one of {', '.join(map(str, known))}."
+            f"{did_you_mean(template, known)}"
+        ) from None
+    except Exception:  # whatever another host makes of these arguments
+        return None
+    return lambda instruction: str(formatting({"instruction": [instruction], "response": [""]})[0])
+
+
+def check_conversation(script_args: Any) -> None:
+    """Refuse a ``--template`` that the host's DPO script would not find.
+
+    Raises:
+        UserError: naming those it has.
+    """
+    try:
+        conversations = importlib.import_module("utils.conversation")
+        conversations.get_conv_template(script_args.template)
+    except KeyError:
+        known = getattr(conversations, "conv_templates", {})
+        raise UserError(
+            f"--template {script_args.template!r} is no conversation template of this host (utils/conversation.py); "
+            f"OpenFedLLM's own DPO script gives vicuna_v1.1.{did_you_mean(script_args.template, known)}"
+        ) from None
+    except ImportError:
+        return
 
 
 def encode_dataset(

@@ -1,148 +1,201 @@
-"""What a script of a checkout holds of the plugin already, and why it cannot be patched."""
+"""What a checkout of OpenFedLLM is, told from its files alone: nothing of it is imported or run."""
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Collection, Iterator
+import ast
+import importlib.util
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 
-from fedbias_plugin.errors import UserError
-from fedbias_plugin.hosts.openfedllm.patch_files import MARKER, Insertion, ScriptPatch
-from fedbias_plugin.hosts.openfedllm.script import Code, Script
+from fedbias_plugin.hosts.openfedllm.arguments import AttachedArguments
+from fedbias_plugin.hosts.openfedllm.lines import names_bound, parse
+from fedbias_plugin.hosts.openfedllm.requirements import Requirements
+
+SETTINGS = "config.py"
+PACKAGES = ("utils", "federated_learning")
+"""The host's packages that hold the functions which the plugin replaces."""
+PREFIX = "fedbias_"
+"""In front of a flag of the plugin where the host has one of that name."""
 
 
-class Reading:
-    """A script as it is, and without the plugin's lines.
+@dataclass(frozen=True)
+class Unfit:
+    """Why a script cannot be attached, ``script`` being empty where it is the whole checkout."""
 
-    Raises:
-        UserError: it is not Python, or a marked line is none that the plugin adds to this script.
+    script: str
+    reason: str
+
+
+@dataclass
+class HostCode:
+    """The code of a checkout.
+
+    Attributes:
+        folder: the checkout.
+        requirements: what is looked for.
+        broken: file -> why Python cannot read it.
     """
 
-    def __init__(self, name: str, data: bytes, known: Collection[str]) -> None:
-        self.name = name
-        self.script = Script.of(data)
-        self.ours = marked_lines(self.script)
-        strange = [index for index in self.ours if plain_line(self.script, index) not in known]
-        if strange:
-            raise UserError("\n  ".join(altered(name, index) for index in strange))
-        self.bare = self.script.without(self.ours)
-        self._kept = [index for index in range(len(self.script.lines)) if index not in self.ours]
-        self._kept.append(len(self.script.lines))
-        try:
-            Code(data)
-            self.code = Code(self.bare.data)
-        except SyntaxError as error:
-            where = f"line {error.lineno}: " if error.lineno else ""
-            raise UserError(f"{name}: {where}Python cannot read this script as it is: {error.msg}") from error
+    folder: Path
+    requirements: Requirements
+    broken: dict[str, str] = field(default_factory=dict)
 
-    def anchors(self, insertion: Insertion) -> list[int]:
-        """The indices, in the bare script, of the lines that the anchor matches."""
-        return self.code.find(self.bare, insertion.anchor) if insertion.anchor is not None else []
+    @cached_property
+    def scripts(self) -> dict[str, ast.Module]:
+        """The entry scripts that are there, by name."""
+        found = {name: self._tree(self.folder / name) for name in self.requirements.scripts}
+        return {name: tree for name, tree in found.items() if tree is not None}
 
-    def place(self, insertion: Insertion) -> int | None:
-        """The index, in the bare script, of the line above which the insertion belongs; None without one anchor."""
-        if insertion.anchor is None:
-            return self.bare.first_statement()
-        anchors = self.anchors(insertion)
-        return anchors[0] + (insertion.where == "after") if len(anchors) == 1 else None
+    @cached_property
+    def settings(self) -> ast.Module:
+        """``config.py``, empty where there is none."""
+        return self._tree(self.folder / SETTINGS) or ast.parse("")
 
-    def place_or_found(self, insertion: Insertion) -> int | None:
-        """As :meth:`place`; for a line added by hand next to no anchor, the place it has."""
-        place, found = self.place(insertion), self.found(insertion)
-        return self.bare_place(found[0]) if place is None and found else place
+    @cached_property
+    def modules(self) -> list[ast.Module]:
+        """The modules of the host's packages."""
+        paths = [path for name in PACKAGES for path in sorted((self.folder / name).glob("*.py"))]
+        return [tree for path in paths if (tree := self._tree(path)) is not None]
 
-    def found(self, insertion: Insertion) -> list[int]:
-        """The indices, in the script as it is, of the insertion's line."""
-        return [index for index in self.ours if plain_line(self.script, index) == insertion.line]
+    @cached_property
+    def flags(self) -> set[str]:
+        """The host's own flags: the fields of the dataclasses in ``config.py``."""
+        classes = [node for node in ast.walk(self.settings) if isinstance(node, ast.ClassDef)]
+        lines = [node for made in classes for node in made.body if isinstance(node, ast.AnnAssign)]
+        return {node.target.id for node in lines if isinstance(node.target, ast.Name)}
 
-    def at(self, bare_index: int) -> int:
-        """The index in the script as it is of a line of the bare one."""
-        return self._kept[bare_index]
+    @cached_property
+    def family(self) -> str:
+        """``"OpenFedLLM"`` or ``"FedLLM-Bench"``, whose data come split by client."""
+        names = {name for tree in self.scripts.values() for name in _names_used(tree)}
+        return "FedLLM-Bench" if "get_fed_datasets" in names else "OpenFedLLM"
 
-    def bare_place(self, index: int) -> int:
-        """The place in the bare script of one of the plugin's lines."""
-        return index - sum(other < index for other in self.ours)
+    def unfit(self) -> list[Unfit]:
+        """Why the plugin cannot be attached to the checkout, or to one of its scripts."""
+        problems = []
+        if not any(name == "HfArgumentParser" for name in _names_used(self.settings)):
+            problems.append(Unfit("", f"{SETTINGS} makes no HfArgumentParser (Hydra?), so there is no place for flags"))
+        elif missing := [name for name in self.requirements.flags if name not in self.flags]:
+            problems.append(Unfit("", f"{SETTINGS} has no flag --{', --'.join(missing)}, which the plugin reads"))
+        for script in self.scripts:
+            problems += [Unfit(script, reason) for reason in self._unfit_script(script)]
+        return problems
 
+    def clashes(self) -> list[str]:
+        """Flags that both the host and the plugin have."""
+        return sorted(self.flags & {spec.name for spec in fields(AttachedArguments)})
 
-def marked_lines(script: Script) -> list[int]:
-    """The indices of the lines with the plugin's comment, exact or not."""
-    return [index for index in range(len(script.lines)) if MARKER.encode() in script.text(index)]
+    def missing_packages(self) -> list[str]:
+        """What the scripts and all they import from the checkout want at once, and this Python does not have."""
+        todo = [self.folder / name for name in (*self.scripts, SETTINGS, *(f"{name}/__init__.py" for name in PACKAGES))]
+        seen: set[Path] = set()
+        wanted: set[str] = set()
+        while todo:
+            path = todo.pop()
+            tree = None if path in seen else self._tree(path)
+            seen.add(path)
+            for module, level in _imported(tree) if tree is not None else ():
+                base = path.parents[level - 1] if level else self.folder
+                files = [base / f"{module.replace('.', '/')}{end}" for end in (".py", "/__init__.py")]
+                found = [file for file in files if file.is_file()]
+                todo += found
+                if not found and not level and not (self.folder / module.partition(".")[0]).is_dir():
+                    wanted.add(module.partition(".")[0])
+        return sorted(name for name in wanted - set(sys.stdlib_module_names) if not _is_installed(name))
 
+    def loops_in_functions(self) -> list[str]:
+        """Scripts whose rounds run inside a function, where a resumed run cannot reach their variables."""
+        return [
+            script
+            for script, tree in self.scripts.items()
+            if not any(name == "global_aggregate" for node in tree.body for name in _names_used_outside_functions(node))
+        ]
 
-def plain_line(script: Script, index: int) -> str:
-    """A line without its end and indentation (somebody may have had to indent a line added by hand)."""
-    return script.text(index).lstrip(b" \t").decode("ascii", "backslashreplace")
-
-
-def altered(name: str, index: int) -> str:
-    """The message about a line with the plugin's comment that the plugin did not write."""
-    return (
-        f"{name}: line {index + 1} has the comment {MARKER!r} but is no line that this version of the plugin adds to "
-        f"{name} (edited by hand, or added by another version). Delete that line, or: git checkout {name}"
-    )
-
-
-def script_problems(reading: Reading, patch: ScriptPatch, folder: Path) -> list[str]:
-    """Why a script cannot be patched."""
-    problems = list(_half_patched(reading, patch, folder))
-    problems += _anchor_problems(reading, patch)
-    future = reading.code.future_import()
-    if future is not None and any(insertion.where == "start" for insertion in patch.insertions):
-        problems.append(
-            f"{reading.name}: line {reading.at(future - 1) + 1}: nothing may stand above `from __future__ import`, but "
-            "the plugin's line has to be the first statement. Remove this import, then patch again"
-        )
-    return problems + list(_idle_hooks(reading, patch))
-
-
-def _anchor_problems(reading: Reading, patch: ScriptPatch) -> Iterator[str]:
-    """Lines that are not there yet and whose place cannot be told."""
-    for insertion in patch.insertions:
-        if reading.place(insertion) is None and not reading.found(insertion):
-            numbers = [str(reading.at(index) + 1) for index in reading.anchors(insertion)]
-            what = f"lines {' and '.join(numbers)} match" if numbers else "no line matches"
+    def _unfit_script(self, script: str) -> Iterator[str]:
+        tree, needs = self.scripts[script], self.requirements.scripts[script]
+        used = set(_names_used(tree))
+        lacking = [" or ".join(names) for names in needs if used.isdisjoint(names)]
+        if lacking:
             yield (
-                f"{reading.name}: {what} {insertion.anchor} (exactly one line should). Add this line by hand, "
-                f"{insertion.place}, then patch again for the rest:\n      {insertion.line}"
+                f"it uses no {', no '.join(lacking)}; the plugin works by replacing these functions of OpenFedLLM, and "
+                "would do nothing there and say nothing"
             )
+        for number, name in names_bound(tree, PACKAGES):
+            if name in self.requirements.functions:
+                yield f"line {number} gives {name} another meaning than the host's {' and '.join(PACKAGES)} do"
+        for name in sorted(used & self.requirements.functions.keys()):
+            signatures = [found for module in self.modules for found in _parameters(module, name)]
+            lacks = [set(self.requirements.functions[name]) - found for found in signatures if found is not None]
+            if lacks and len(lacks) == len(signatures) and all(lacks):
+                yield f"{name} of this host has no parameter {', '.join(sorted(lacks[0]))}, which the plugin reads"
+
+    def _tree(self, path: Path) -> ast.Module | None:
+        if not path.is_file():
+            return None
+        try:
+            return parse(path.read_bytes())
+        except SyntaxError as error:
+            self.broken[path.name] = f"line {error.lineno}: {error.msg}"
+        except OSError as error:
+            self.broken[path.name] = error.strerror or str(error)
+        return None
 
 
-def _half_patched(reading: Reading, patch: ScriptPatch, folder: Path) -> Iterator[str]:
-    """Lines that are there without the others, twice, or not where they belong.
-
-    A line whose place cannot be told was added by hand, as the message about its anchor says; the others may follow.
-    """
-    name, faults = reading.name, []
-    placed = any(reading.found(insertion) and reading.place(insertion) is not None for insertion in patch.insertions)
-    for insertion in patch.insertions:
-        found, place = reading.found(insertion), reading.place(insertion)
-        if not found and placed:
-            faults.append(f"{name}: this line of the plugin is missing, others are there: {insertion.line}")
-        if len(found) > 1:
-            numbers = " and ".join(str(index + 1) for index in found)
-            faults.append(f"{name}: lines {numbers} are the same line of the plugin: {insertion.line}")
-        if len(found) == 1 and place is not None and reading.bare_place(found[0]) != place:
-            faults.append(f"{name}: line {found[0] + 1} is in the wrong place; it belongs {insertion.place}")
-    yield from faults
-    if faults:
-        yield f"{name}: take the plugin's lines out (fedbias unpatch {shlex.quote(str(folder))}), then patch again"
+def origin(folder: Path) -> str:
+    """Where a checkout came from and its commit, as far as its ``.git`` says: ``"rui-ye/OpenFedLLM at 14c6af2"``."""
+    git = folder / ".git"
+    try:
+        address = re.search(r"url = (\S+)", (git / "config").read_text(errors="replace"))
+        head = (git / "HEAD").read_text().strip()
+        if head.startswith("ref: "):
+            name = head.removeprefix("ref: ")
+            packed = (git / "packed-refs").read_text() if (git / "packed-refs").exists() else ""
+            found = re.search(rf"^(\w+) {re.escape(name)}$", packed, re.MULTILINE)
+            head = (git / name).read_text().strip() if (git / name).exists() else (found.group(1) if found else "")
+    except OSError:
+        return "no git checkout"
+    where = "/".join(re.split(r"[/:]", address.group(1).removesuffix(".git"))[-2:]) if address else "no remote"
+    return f"{where} at {head[:7] or 'no commit'}"
 
 
-def _idle_hooks(reading: Reading, patch: ScriptPatch) -> Iterator[str]:
-    """Names that the plugin replaces, but that the script does not use or gives another meaning afterwards."""
-    unused = [name for name in patch.calls if name not in reading.code.names]
-    if unused:
-        yield (
-            f"{reading.name}: uses no {', no '.join(unused)}. The plugin works by replacing these functions of "
-            "OpenFedLLM; in this script it would do nothing and say nothing. Call them as OpenFedLLM's own script "
-            "does (or, if you do not use this script, move it out of the checkout)"
-        )
-    places = [reading.place_or_found(insertion) for insertion in patch.insertions]
-    if not patch.replaces or None in places:
-        return
-    for number, name in reading.code.bound_below(max(place for place in places if place is not None), patch.replaces):
-        what = "names that the plugin replaces" if name == "*" else name
-        yield (
-            f"{reading.name}: line {reading.at(number - 1) + 1} gives {what} another meaning below the plugin's line, "
-            "which would then do nothing. Move that line above `from federated_learning import *`"
-        )
+def _names_used(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+            yield node.id
+
+
+def _names_used_outside_functions(node: ast.AST) -> Iterator[str]:
+    if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+        if isinstance(node, ast.Name):
+            yield node.id
+        for part in ast.iter_child_nodes(node):
+            yield from _names_used_outside_functions(part)
+
+
+def _parameters(module: ast.Module, name: str) -> Iterator[set[str] | None]:
+    """The parameters of every function ``name`` of a module; None for one that takes whatever comes."""
+    for node in module.body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            spec = node.args
+            takes_all = spec.vararg is not None or spec.kwarg is not None
+            yield None if takes_all else {part.arg for part in (*spec.posonlyargs, *spec.args, *spec.kwonlyargs)}
+
+
+def _imported(tree: ast.Module) -> Iterator[tuple[str, int]]:
+    """Name and level of the modules that are imported whenever the file is; the level counts the leading dots."""
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, 0) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or "__init__", node.level
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False

@@ -12,18 +12,18 @@ from accelerate import PartialState
 PLACED = ("hf_device_map", "is_quantized", "is_loaded_in_8bit", "is_loaded_in_4bit")
 
 
-class AutoModelForCausalLM:
-    """Stands in the place of Transformers' class in a patched script."""
+class AutoModelForCausalLM(transformers.AutoModelForCausalLM):
+    """Takes the place of Transformers' class in a patched script."""
 
-    @staticmethod
-    def from_pretrained(name: str, *args: Any, torch_dtype: Any = None, **kwargs: Any) -> Any:
-        """The model in float32 unless ``torch_dtype`` is given.
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As Transformers', but ``torch_dtype=None`` means float32, as it did when the host was written.
 
-        The host passes ``torch_dtype=None`` for that; in Transformers 5 None means the checkpoint's own dtype, such as
-        bfloat16.
+        In Transformers 5 None means the checkpoint's own dtype, such as bfloat16.
         """
-        dtype = torch.float32 if torch_dtype is None else torch_dtype
-        return transformers.AutoModelForCausalLM.from_pretrained(name, *args, dtype=dtype, **kwargs)
+        if "torch_dtype" in kwargs:
+            kwargs["dtype"] = kwargs.pop("torch_dtype") or torch.float32
+        return super().from_pretrained(*args, **kwargs)
 
 
 def seeded_adapter(get_peft_model: Callable[..., Any], seed: int) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""The lines of ``fedbias patch`` into the scripts of an OpenFedLLM checkout, and out again.
+"""The line of ``fedbias patch`` into the scripts of an OpenFedLLM checkout, and out again.
 
 Everything is computed and checked first (:func:`plan_patch`, :func:`plan_unpatch`); only :meth:`Plan.write` writes.
 """
@@ -19,22 +19,22 @@ from fedbias_plugin.hosts.openfedllm.checkout import (
     replace_files,
     scripts_that_import_config,
 )
-from fedbias_plugin.hosts.openfedllm.inspection import Reading, altered, marked_lines, plain_line, script_problems
-from fedbias_plugin.hosts.openfedllm.patch_files import MARKER, Family, ScriptPatch, load_families, recognise
-from fedbias_plugin.hosts.openfedllm.script import Code, Script
-
-SETTINGS = "config.py"
-ENTRIES = ("main_sft.py", "main_dpo.py")
-SCRIPTS = (SETTINGS, *ENTRIES)
+from fedbias_plugin.hosts.openfedllm.inspection import PREFIX, SETTINGS, HostCode
+from fedbias_plugin.hosts.openfedllm.lines import with_line, without_plugin
+from fedbias_plugin.hosts.openfedllm.requirements import Requirements
 
 
 @dataclass(frozen=True)
 class ScriptPlan:
-    """One script: its bytes before and after, and the plugin's lines (numbered from 1) in the patched one."""
+    """One script: its bytes before and after, and the plugin's lines (numbered from 1) that come or go.
+
+    ``is_entry``: the lines come; otherwise they go.
+    """
 
     name: str
     change: FileChange
     lines: tuple[tuple[int, str], ...]
+    is_entry: bool = False
 
     @property
     def changes(self) -> bool:
@@ -48,16 +48,14 @@ class Plan:
 
     Attributes:
         folder: the checkout.
-        scripts: one entry a script that is there.
-        absent: the names of the entry scripts that this fork does not have.
-        idle: other scripts that import the patched config.py: they accept the plugin's flags and do nothing with them.
+        scripts: one entry a script that gets the line or loses it.
+        notes: what the user should know before the first run.
         family: as which the checkout was recognised; empty when lines are taken out.
     """
 
     folder: Path
     scripts: tuple[ScriptPlan, ...]
-    absent: tuple[str, ...] = ()
-    idle: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     family: str = ""
 
     @property
@@ -77,104 +75,104 @@ class Plan:
 def plan_patch(folder: str | Path) -> Plan:
     """What ``fedbias patch`` has to do in ``folder``; nothing is written.
 
+    A script that lacks what the plugin needs is left out, with a note; without any script left the checkout is refused.
+
     Raises:
-        UserError: it cannot be patched as a whole; the message names every file and reason.
+        UserError: it cannot be patched; the message names every file and reason.
     """
-    folder = Path(folder)
-    files = read_checkout(folder, SCRIPTS)
-    _check_complete(folder, files)
-    families = load_families()
-    readings: dict[str, Reading] = {}
-    problems: list[str] = []
-    for name, data in files.items():
-        try:
-            readings[name] = Reading(name, data, _known_lines(families, name))
-        except UserError as error:
-            problems.append(str(error))
-    _refuse("patched", folder, problems)
-    names = {used for name in ENTRIES if name in readings for used in readings[name].code.names}
-    family = recognise(families, names)
-    for name, reading in readings.items():
-        problems += script_problems(reading, family.scripts[name], folder)
-    _refuse("patched", folder, problems)
-    plans = [_patched(reading, family.scripts[name], folder) for name, reading in readings.items()]
-    problems = _parse_problems(plans)
-    problems += check_writable([plan.change.path for plan in plans if plan.changes])
-    _refuse("patched", folder, problems)
-    absent = tuple(name for name in ENTRIES if name not in files)
-    return Plan(folder, tuple(plans), absent, scripts_that_import_config(folder, SCRIPTS), family.name)
+    folder, requirements = Path(folder), Requirements.load()
+    files = read_checkout(folder, (SETTINGS, *requirements.scripts))
+    _check_complete(folder, files, requirements)
+    code = HostCode(folder, requirements)
+    unfit = code.unfit()
+    problems = [f"{name}: Python cannot read it as it is: {why}" for name, why in code.broken.items() if name in files]
+    problems += [problem.reason for problem in unfit if not problem.script]
+    bad = {problem.script: problem.reason for problem in reversed(unfit) if problem.script}
+    if not problems and bad and set(bad) >= set(code.scripts):
+        problems += [f"{script}: {reason}" for script, reason in sorted(bad.items())]
+    _refuse("patched", folder, problems, "The same experiment without a checkout: fedbias run.")
+    plans = []
+    for name in code.scripts:
+        if name not in bad:
+            plans.append(_patched(folder / name, files[name], requirements.line))
+    # What an earlier version added elsewhere goes.
+    plans += [plan for plan in _unpatched(folder) if plan.name not in code.scripts or plan.name in bad]
+    writable = check_writable([plan.change.path for plan in plans if plan.changes])
+    _refuse("patched", folder, writable)
+    return Plan(folder, tuple(plans), tuple(_notes(code, bad, folder)), code.family)
 
 
 def plan_unpatch(folder: str | Path) -> Plan:
-    """What ``fedbias unpatch`` has to do in ``folder``: take out exactly the plugin's lines; nothing is written.
+    """What ``fedbias unpatch`` has to do in ``folder``: take out all that any version added; nothing is written.
 
     Raises:
-        UserError: a marked line is not one that a version of the plugin writes, or a file cannot be written.
+        UserError: a line cannot be taken out by itself, or a file cannot be written; the message names the lines.
     """
-    folder = Path(folder)
-    families = load_families()
-    plans: list[ScriptPlan] = []
-    problems: list[str] = []
-    for name, data in read_checkout(folder, SCRIPTS).items():
-        script = Script.of(data)
-        ours, known = marked_lines(script), _known_lines(families, name)
-        problems += [altered(name, index) for index in ours if not _from_plugin(plain_line(script, index), known)]
-        lines = tuple((index + 1, plain_line(script, index)) for index in ours)
-        plans.append(ScriptPlan(name, FileChange(folder / name, data, script.without(ours).data), lines))
-    problems += check_writable([plan.change.path for plan in plans if plan.changes])
-    _refuse("unpatched", folder, problems)
+    folder, requirements = Path(folder), Requirements.load()
+    read_checkout(folder, (SETTINGS, *requirements.scripts))
+    plans = _unpatched(folder)
+    _refuse("unpatched", folder, check_writable([plan.change.path for plan in plans]))
     return Plan(folder, tuple(plans))
 
 
-def _check_complete(folder: Path, files: dict[str, bytes]) -> None:
-    if not any(name in files for name in ENTRIES):
-        raise UserError(f"{no_checkout(folder)}: it holds {SETTINGS}, but neither {' nor '.join(ENTRIES)}")
+def _check_complete(folder: Path, files: dict[str, bytes], requirements: Requirements) -> None:
+    if not any(name in files for name in requirements.scripts):
+        raise UserError(f"{no_checkout(folder)}: it holds {SETTINGS}, but neither {' nor '.join(requirements.scripts)}")
     if SETTINGS not in files:
         raise UserError(
-            f"{folder / SETTINGS} is missing: the plugin's flags are added there. Restore it: git checkout {SETTINGS}, "
+            f"{folder / SETTINGS} is missing: the host's flags are read from it. Restore it: git checkout {SETTINGS}, "
             f"or start from a whole checkout: {CLONE}"
         )
 
 
-def _refuse(what: str, folder: Path, problems: Sequence[str]) -> None:
+def _refuse(what: str, folder: Path, problems: Sequence[str], advice: str = "") -> None:
     if problems:
-        raise UserError("\n  ".join([f"{folder} cannot be {what}; nothing was changed.", *problems]))
+        lines = [f"{folder} cannot be {what}; nothing was changed.", *problems, *([advice] if advice else [])]
+        raise UserError("\n  ".join(lines))
 
 
-def _known_lines(families: Sequence[Family], name: str) -> set[str]:
-    """Every line that the plugin may have added to a script."""
-    return {insertion.line for family in families for insertion in family.scripts[name].insertions}
+def _patched(path: Path, data: bytes, line: str) -> ScriptPlan:
+    """The script with the line, once, and without what an earlier version added."""
+    try:
+        after = with_line(without_plugin(data)[0], line)
+        lines = without_plugin(after)[1]
+    except SyntaxError as error:
+        raise UserError(f"{path.name}: line {error.lineno or '?'}: {error.msg}. Nothing was changed.") from None
+    after = data if lines == without_plugin(data)[1] else after
+    return ScriptPlan(path.name, FileChange(path, data, after), tuple(lines), is_entry=True)
 
 
-def _from_plugin(line: str, known: set[str]) -> bool:
-    """Whether a marked line is the plugin's, of this version or of another."""
-    return line in known or (
-        line.startswith(("import fedbias_plugin.", "from fedbias_plugin.")) and line.endswith(MARKER)
-    )
-
-
-def _patched(reading: Reading, patch: ScriptPatch, folder: Path) -> ScriptPlan:
-    """The script with every line of the patch that it lacks."""
-    missing = []
-    for insertion in patch.insertions:
-        place = reading.place(insertion)
-        if place is not None and not reading.found(insertion):
-            missing.append((reading.at(place), insertion.line))
-    script = reading.script
-    for index, line in sorted(missing, reverse=True):
-        script = script.with_line(index, line.encode("ascii"))
-    lines = tuple((index + 1, plain_line(script, index)) for index in marked_lines(script))
-    return ScriptPlan(reading.name, FileChange(folder / reading.name, reading.script.data, script.data), lines)
-
-
-def _parse_problems(plans: Sequence[ScriptPlan]) -> list[str]:
-    """Scripts that would not be Python any more."""
-    problems = []
-    for plan in plans:
+def _unpatched(folder: Path) -> list[ScriptPlan]:
+    """Every script of the folder that holds something of the plugin, without it."""
+    plans, problems = [], []
+    for path in sorted(folder.glob("*.py")):
+        data = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
         try:
-            Code(plan.change.after)
+            after, lines = without_plugin(data)
         except SyntaxError as error:
-            problems.append(
-                f"{plan.name}: with the plugin's lines, line {error.lineno} would not be Python: {error.msg}"
-            )
-    return problems
+            problems.append(f"{path.name}: {error.msg}")
+            continue
+        if lines:
+            plans.append(ScriptPlan(path.name, FileChange(path, data, after), tuple(lines)))
+    _refuse("unpatched", folder, problems)
+    return plans
+
+
+def _notes(code: HostCode, bad: dict[str, str], folder: Path) -> list[str]:
+    scripts = code.requirements.scripts
+    notes = [f"{name}: not in this checkout" for name in scripts if name not in code.scripts]
+    notes += [f"{name}: not patched: {reason}" for name, reason in sorted(bad.items())]
+    others = scripts_that_import_config(folder, (SETTINGS, *scripts))
+    if others:
+        notes.append(f"not patched, and without the plugin's flags: {', '.join(others)}")
+    clashes = code.clashes()
+    if clashes:
+        ours = ", ".join(f"--{PREFIX}{name}" for name in clashes)
+        notes.append(f"this host has --{', --'.join(clashes)} of its own: the plugin's is {ours} here")
+    missing = code.missing_packages()
+    if missing:
+        notes.append(f"this host imports what this Python does not have: {', '.join(missing)}")
+    inside = [name for name in code.loops_in_functions() if name not in bad]
+    if inside:
+        notes.append(f"{', '.join(inside)}: its rounds run in a function, so that a run cannot be resumed")
+    return notes

@@ -7,7 +7,6 @@ state, the server's two proxies, SCAFFOLD's c, and each client's c_i when it tra
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import shlex
@@ -19,13 +18,13 @@ from inspect import BoundArguments
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.evaluation.processes import running_processes
 from fedbias_plugin.files import delete_temporary_files, plain_json
 from fedbias_plugin.hosts.checkpoints import Checkpoint, CheckpointFolder, changed_arguments, find_checkpoint, locked
+from fedbias_plugin.hosts.openfedllm.arguments import AllArguments
 from fedbias_plugin.hosts.openfedllm.control_variates import ControlVariates, HostState
 from fedbias_plugin.redaction import redacted
 from fedbias_plugin.session import BiasSession
@@ -39,34 +38,32 @@ GLOBAL, SERVER_CONTROL, CLIENT_CONTROL = "global", "control", "client-control-"
 SERVER_STATES = ("proxy_dict", "opt_proxy_dict")
 """The host's momentum and second moment: parameters of its ``global_aggregate``, and names in the checkpoint."""
 LOSSES = "training_loss"
-"""The host's record of losses: a list in its script, and a file of numpy's in the run's folder."""
-NEVER = 2**31
+"""The host's record of losses, a list in its script."""
 
 
 class Resuming:
     """What a run writes after a round, and what it takes up from an earlier process.
 
     Args:
-        script_args: the host's; a resumed run gets the earlier one's ``output_dir``.
-        fed_args: the host's, with the plugin's fields.
+        arguments: every flag; a resumed run gets the earlier one's ``output_dir``.
         controls: SCAFFOLD's c_i.
 
     Raises:
         UserError: ``--resume_from`` names no run, a finished one, or one with other arguments.
     """
 
-    def __init__(self, script_args: Any, fed_args: Any, controls: ControlVariates) -> None:
-        self.script_args, self.fed_args, self.controls = script_args, fed_args, controls
+    def __init__(self, arguments: AllArguments, controls: ControlVariates) -> None:
+        self.arguments, self.script_args, self.controls = arguments, arguments.script, controls
         self._is_main = running_processes().is_main
         self._lock = ExitStack()
-        self._save_model_freq = fed_args.save_model_freq
         self._due: tuple[int, dict[str, HostState]] | None = None
         self.resumed: Checkpoint | None = None
-        if fed_args.resume_from:
-            _leave_folder(Path(script_args.output_dir))
-            script_args.output_dir = fed_args.resume_from
-            self.resumed = self._find(Path(fed_args.resume_from))
-        self.folder = CheckpointFolder(Path(script_args.output_dir))
+        folder = arguments.plugin.resume_from
+        if folder:
+            _leave_folder(Path(self.script_args.output_dir))
+            self.script_args.output_dir = folder
+            self.resumed = self._find(Path(folder))
+        self.folder = CheckpointFolder(Path(self.script_args.output_dir))
 
     @property
     def finished_rounds(self) -> int:
@@ -80,9 +77,16 @@ class Resuming:
     def begin_round(self, round_idx: int, session: BiasSession, model: Any, tokenizer: Any) -> None:
         """Write the checkpoint of the round before, now that the host is done with it.
 
-        In a round that is passed over the host is kept from saving a model, for which it has no trainer.
+        In a round that is passed over nobody trains, and the script gets a stand-in for the trainer it may save with.
+
+        Raises:
+            UserError: the script keeps its variables in a function, out of reach of a resumed run.
         """
-        self.fed_args.save_model_freq = NEVER if self.is_finished(round_idx) else self._save_model_freq
+        if self.is_finished(round_idx):
+            script = vars(sys.modules["__main__"])
+            if "local_dict_list" not in script:
+                raise UserError("This script runs its rounds in a function: a run of it cannot be resumed.")
+            script.setdefault("trainer", _Nobody())
         if self._due is not None:
             number, states = self._due
             self._due = None
@@ -92,7 +96,7 @@ class Resuming:
         """Lock the run's folder, and let the session of a resumed run continue its records."""
         if self.resumed is not None:
             session.load_state_dict(self.resumed.details["session"])
-            logger.info("resumed after round %d of %d", self.finished_rounds, self.fed_args.num_rounds)
+            logger.info("resumed after round %d of %d", self.finished_rounds, self.arguments.fed.num_rounds)
         elif self._is_main:
             self._lock.enter_context(locked(Path(self.script_args.output_dir)))
         if self._is_main:
@@ -139,7 +143,7 @@ class Resuming:
 
     def keep_first(self, session: BiasSession, model: Any, tokenizer: Any, global_dict: HostState) -> None:
         """Write the checkpoint of the untouched model, if any is to be written."""
-        if self.fed_args.checkpoint_every:
+        if self.arguments.plugin.checkpoint_every:
             self._write(0, {GLOBAL: global_dict}, session, model, tokenizer)
 
     def keep(self, round_number: int, global_dict: HostState, **server: HostState | None) -> None:
@@ -150,7 +154,7 @@ class Resuming:
             global_dict: the global state.
             server: SCAFFOLD's ``control`` and what :data:`SERVER_STATES` names, as far as the algorithm has them.
         """
-        every = self.fed_args.checkpoint_every
+        every = self.arguments.plugin.checkpoint_every
         if every and round_number % every == 0:
             states = {name: state for name, state in server.items() if state is not None}
             self._due = round_number, {GLOBAL: global_dict, **states}
@@ -177,7 +181,7 @@ class Resuming:
         details = {
             "session": session.state_dict(),
             "model": model_fingerprint(model, tokenizer),
-            LOSSES: _losses(Path(self.script_args.output_dir)),
+            LOSSES: _losses(),
             "random": random_states(),
         }
         self.folder.write(Checkpoint(round_number, self._arguments(), details, on_cpu, "openfedllm"))
@@ -196,9 +200,14 @@ class Resuming:
         return checkpoint
 
     def _arguments(self) -> dict[str, Any]:
-        arguments = dataclasses.asdict(self.script_args) | dataclasses.asdict(self.fed_args)
-        arguments["save_model_freq"] = self._save_model_freq
-        return redacted(plain_json(arguments)[0])
+        return redacted(plain_json(self.arguments.config)[0])
+
+
+class _Nobody:
+    """Stands for the trainer of a round in which nobody trains."""
+
+    def save_model(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: an earlier process saved what there was to save."""
 
 
 def unchanged(call: BoundArguments) -> tuple[Any, Any]:
@@ -212,10 +221,10 @@ def _fill(target: dict[str, Any], source: Mapping[str, torch.Tensor]) -> None:
         target[name] = source[name].to(target[name], copy=True)
 
 
-def _losses(output: Path) -> list[list[float]]:
-    """What the host has recorded, one list a client; empty where it records nothing."""
-    path = output / f"{LOSSES}.npy"
-    return np.load(path, allow_pickle=False).tolist() if path.exists() else []
+def _losses() -> list[list[float]]:
+    """What the script has recorded, one list a client; empty where it records nothing of the kind."""
+    script = getattr(sys.modules["__main__"], LOSSES, None)
+    return [[float(loss) for loss in losses] for losses in script] if isinstance(script, list) else []
 
 
 def _fill_losses(stored: list[list[float]]) -> None:

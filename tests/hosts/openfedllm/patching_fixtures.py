@@ -1,4 +1,4 @@
-"""Tiny checkouts with the shape of OpenFedLLM's, and the lines that patching adds to them."""
+"""Tiny checkouts with the shape of OpenFedLLM's, and the line that patching adds to their scripts."""
 
 from __future__ import annotations
 
@@ -10,18 +10,33 @@ import pytest
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.hosts.openfedllm.patcher import Plan, plan_patch, plan_unpatch
 
-MARK = "  # added by fedbias patch"
-FLAGS = (
+LINE = "import fedbias_plugin.hosts.openfedllm.attach  # added by fedbias patch  # noqa: F401"
+OLD_MARK = "  # added by fedbias patch"
+OLD_FLAGS = (
     "from fedbias_plugin.hosts.openfedllm.attach import extend_arguments; FedArguments, HfArgumentParser = "
-    "extend_arguments(FedArguments, HfArgumentParser)" + MARK
+    "extend_arguments(FedArguments, HfArgumentParser)" + OLD_MARK
 )
-COMPAT = "import fedbias_plugin.hosts.openfedllm.compat" + MARK
-HOOKS = "from fedbias_plugin.hosts.openfedllm.hooks import *" + MARK
+OLD_COMPAT = "import fedbias_plugin.hosts.openfedllm.compat" + OLD_MARK
+OLD_HOOKS = "from fedbias_plugin.hosts.openfedllm.hooks import *" + OLD_MARK
+"""What version 0.x added to config.py and to the scripts."""
 
 CONFIG = """\
 from transformers import HfArgumentParser
-class FedArguments: ...
-class ScriptArguments: ...
+class FedArguments:
+    fed_alg: str = "fedavg"
+    num_clients: int = 2
+    sample_clients: int = 2
+    num_rounds: int = 5
+class ScriptArguments:
+    model_name_or_path: str = "model"
+    batch_size: int = 16
+    gradient_accumulation_steps: int = 1
+    max_steps: int = 10
+    seq_length: int = 512
+    template: str = "alpaca"
+    use_peft: bool = False
+    output_dir: str = "output"
+    seed: int = 1
 parser = HfArgumentParser((ScriptArguments, FedArguments))
 settings = parser.parse_args_into_dataclasses()
 """
@@ -37,13 +52,16 @@ for number in range(3):
     global_aggregate(settings)
 """
 DPO = SFT.replace("_sft_", "_dpo_")
-PATCHED_SFT = f"{COMPAT}\n" + SFT.replace("import *\n", f"import *\n{HOOKS}\n")
+PATCHED_SFT = f"{LINE}\n{SFT}"
 BENCH = SFT.replace("split_dataset", "get_fed_datasets")
+SERVER = "def global_aggregate(global_dict, local_dict_list, sample_num_list, clients_this_round, round_idx): ...\n"
 
 
-def checkout(folder: Path, **changes: str | bytes | None) -> Path:
+def checkout(folder: Path, server: str = SERVER, **changes: str | bytes | None) -> Path:
     """Write a checkout; ``config``, ``main_sft`` or ``main_dpo`` replace a script (None: it is absent)."""
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "federated_learning").mkdir(parents=True, exist_ok=True)
+    (folder / "federated_learning/__init__.py").write_text("from .fed_global import global_aggregate\n")
+    (folder / "federated_learning/fed_global.py").write_text(server)
     for name, text in ({"config": CONFIG, "main_sft": SFT, "main_dpo": DPO} | changes).items():
         if text is not None:
             (folder / f"{name}.py").write_bytes(text if isinstance(text, bytes) else text.encode("utf-8"))

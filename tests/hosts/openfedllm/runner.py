@@ -98,6 +98,26 @@ def dpo_flags(model: Path, data: Path, output: Path) -> list[str]:
     return [*sft_flags(model, data, output), "--dataset_name", "HuggingFaceH4/ultrafeedback_binarized"]
 
 
+CUT_OFF = """
+import builtins, os, runpy, signal, sys
+module = {{"print": builtins, "os.replace": os}}["{function}"]
+function = getattr(module, "{function}".split(".")[-1])
+def cut(*args, **kwargs):
+    if "{text}" in str(args[-1]):
+        os.kill(os.getpid(), signal.{how})
+    return function(*args, **kwargs)
+setattr(module, function.__name__, cut)
+sys.argv[0] = "{script}"
+runpy.run_path("{script}", run_name="__main__")
+"""
+
+
+def cut_off(wrapper: Path, script: str, function: str, text: str, how: str = "SIGKILL") -> Path:
+    """Writes ``wrapper``: the script, stopped when ``function`` gets a last argument with ``text`` in it."""
+    wrapper.write_text(CUT_OFF.format(script=script, function=function, text=text, how=how))
+    return wrapper
+
+
 class _Server:
     """The process that forks, and its folder for caches of Hugging Face, which goes when pytest ends."""
 

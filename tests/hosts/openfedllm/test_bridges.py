@@ -116,8 +116,8 @@ def expected_mean(kind: str, model: Any, tokenizer: Any) -> float:
     return by_row
 
 
-def test_the_compatibility_module_gives_trl_and_peft_what_the_host_imports(tmp_path):
-    script = "import fedbias_plugin.hosts.openfedllm.compat\n"
+def test_the_bridges_give_trl_and_peft_what_the_host_imports(tmp_path):
+    script = "from fedbias_plugin.hosts.openfedllm import bridges\nbridges.install()\n"
     script += "from trl import DataCollatorForCompletionOnlyLM, DPOTrainer, SFTTrainer\n"
     script += "from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict\n"
     script += "DataCollatorForCompletionOnlyLM([1], tokenizer=None)\n"
@@ -214,7 +214,7 @@ def test_forward_is_as_before_after_many_trainers(build, model, kind, bf16):
     for _ in range(12):
         forwards = preserved(model)
         trainer = build(kind, rows=1, bf16=bf16)
-        watch_training(trainer, model, forwards, results.append)
+        watch_training(trainer, forwards, results.append)
         returned = trainer.train()
         assert results[-1] is returned
         assert [module.__dict__.get("forward") for module in modules] == before
@@ -273,8 +273,8 @@ def test_peft_s_functions_pass_whole_models_through(host_model):
 def test_the_trainer_of_a_client_gets_the_steps_of_its_epochs_and_its_own_seed():
     from fedbias_plugin.hosts.openfedllm.client_training import ClientTraining
 
-    fed_args = SimpleNamespace(local_epochs=3, schedule_seed=5)
-    training = ClientTraining(SimpleNamespace(script_args=None, fed_args=fed_args), pinned=False)
+    plugin = SimpleNamespace(local_epochs=3, schedule_seed=5)
+    training = ClientTraining(SimpleNamespace(script_args=None, fed_args=None, plugin=plugin), pinned=False)
     seeds = set()
     for client, round_idx in ((0, 0), (1, 0), (0, 1)):
         args = SimpleNamespace(per_device_train_batch_size=4, gradient_accumulation_steps=2, max_steps=-1, seed=42)

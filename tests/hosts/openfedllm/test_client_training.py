@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 import torch
 
+from fedbias_plugin.hosts.openfedllm.arguments import AllArguments, AttachedArguments
 from fedbias_plugin.hosts.openfedllm.client_data import ClientData
 from fedbias_plugin.hosts.openfedllm.client_training import ClientTraining, add_card_to_saves
 from fedbias_plugin.hosts.openfedllm.control_variates import ControlVariates
 
 
 def training(pinned: bool = False, **flags: Any) -> ClientTraining:
-    fed = {"local_epochs": None, "schedule_seed": None, "track": "jsonl"} | flags
-    return ClientTraining(ClientData(SimpleNamespace(), SimpleNamespace(**fed), is_dpo=False), pinned)
+    plugin = AttachedArguments(**flags)
+    return ClientTraining(ClientData(AllArguments(SimpleNamespace(), SimpleNamespace(), plugin), is_dpo=False), pinned)
 
 
 def arguments(**settings: Any) -> SimpleNamespace:

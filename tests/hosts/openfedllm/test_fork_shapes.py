@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fedbias_plugin.errors import UserError
 from fedbias_plugin.hosts.openfedllm.patcher import plan_patch
 from fedbias_plugin.hosts.openfedllm.stack import detect_stack
 from tests.hosts.openfedllm.runner import Run, dpo_flags, run_script, sft_flags
@@ -115,7 +116,7 @@ def test_data_that_come_split_by_client_are_measured_and_weighed(
 def test_fewer_data_sets_than_clients_are_refused(bench, own_data, tmp_path, host_model, host_data):
     flags = [*sft_flags(host_model, host_data, tmp_path / "out"), "--local_data_dir", str(own_data)]
     run = run_script(bench, "main_sft.py", *flags, "--num_clients", "5", log=tmp_path / "log")
-    assert run.code == 1
+    assert run.code == 2
     assert "error: The host made 4 data sets for 5 clients; give --num_clients as many as its file holds" in run.text
 
 
@@ -143,7 +144,7 @@ def test_the_hosts_own_preferences_can_be_flipped_where_the_host_splits_them(dou
 
 def test_the_hosts_own_preferences_cannot_be_flipped_where_they_come_split(bench, start):
     run = start(bench, "main_dpo.py", "--scenario", "1B2C", "--preference_dataset", "host")
-    assert run.code == 1
+    assert run.code == 2
     assert "error: This host's data come split by client; give --preference_dataset NAME instead of host." in run.text
 
 
@@ -154,19 +155,17 @@ def test_checkpointing_trains_adapters_also_where_a_fork_forgets_their_gradients
     assert run.code == 0, run.text[-3000:]
 
 
-def test_a_function_without_a_parameter_that_the_plugin_needs_is_refused_at_once(double, start):
+def test_a_function_without_a_parameter_that_the_plugin_needs_is_refused_before_anything_is_patched(double):
     path = double / "federated_learning/fed_global.py"
     path.write_text(path.read_text(encoding="utf-8").replace("round_idx", "number"), encoding="utf-8")
-    plan_patch(str(double)).write()
-    run = start(double, "main_sft.py")
-    assert run.code == 1
-    assert "error: federated_learning.global_aggregate of this host has no parameter round_idx" in run.text
+    with pytest.raises(UserError, match=r"main_sft\.py: global_aggregate of this host has no parameter round_idx"):
+        plan_patch(double)
 
 
 @pytest.mark.skipif(detect_stack() != "pinned", reason="the unpatched host runs with the libraries it pins only")
 def test_an_unpatched_host_refuses_the_plugins_flags(double, start):
     run = start(double, "main_sft.py", "--aggregation", "bama")
-    assert run.code == 1
+    assert run.code == 2
     assert "not used by the HfArgumentParser: ['--aggregation', 'bama']" in run.text
 
 
@@ -174,5 +173,5 @@ def test_a_scenario_is_refused_where_the_host_reads_rows_in_a_way_the_plugin_doe
     change(double / "main_sft.py", ("local_datasets[client], round", "local_datasets[client].select([0]), round"))
     plan_patch(str(double)).write()
     run = start(double, "main_sft.py", "--scenario", "3C", "--client_samples", "6")
-    assert run.code == 1
+    assert run.code == 2
     assert "error: This host trains on rows that --scenario 3C did not deal" in run.text

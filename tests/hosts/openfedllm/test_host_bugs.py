@@ -133,7 +133,7 @@ def test_a_tokenizer_without_unknown_token_pads_and_trains(trained, host_model_n
 )
 def test_responses_that_are_all_cut_off_are_refused_with_a_row_s_name(host, tmp_path, flags, row):
     run = host(f"--seq_length 24 {flags}")
-    assert run.code == 1
+    assert run.code == 2
     assert "fedbias: error: Client 0 has no token to train on: --seq_length 24 cuts the response off in all" in run.text
     assert f"(such as {row}" in run.text
     assert "Traceback" not in run.text
@@ -154,7 +154,7 @@ def test_without_use_peft_the_whole_model_is_trained_and_saved(trained, host_mod
 
 def test_a_split_strategy_that_the_host_lacks_is_named(host):
     run = host("--split_strategy dirichlet")
-    assert run.code == 1
+    assert run.code == 2
     assert "The host made 0 data sets for 3 clients; --split_strategy 'dirichlet' is not implemented" in run.text
     assert "IndexError" not in run.text
 

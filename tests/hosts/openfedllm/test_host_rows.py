@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from datasets import Dataset
 
 from fedbias_plugin.errors import UserError
-from fedbias_plugin.hosts.openfedllm.attach import AttachedArguments
+from fedbias_plugin.hosts.openfedllm.arguments import AllArguments, AttachedArguments
 from fedbias_plugin.hosts.openfedllm.client_data import ClientData
 from fedbias_plugin.hosts.openfedllm.host_rows import (
     conversation_prompt,
@@ -164,15 +165,11 @@ def test_rows_are_shuffled_and_split_as_recorded_from_the_host():
 
 
 def client_data(**settings: Any) -> ClientData:
-    script = {"batch_size": 2, "gradient_accumulation_steps": 3}
-    fed = {
-        "fed_alg": "fedavg",
-        "scenario": "none",
-        "split_strategy": "iid",
-        "local_epochs": None,
-        "schedule_seed": None,
-    }
-    return ClientData(SimpleNamespace(**script), SimpleNamespace(**(fed | settings)), is_dpo=False)
+    script = SimpleNamespace(batch_size=2, gradient_accumulation_steps=3)
+    ours = {spec.name for spec in fields(AttachedArguments)}
+    plugin = AttachedArguments(**{name: value for name, value in settings.items() if name in ours})
+    fed = {"fed_alg": "fedavg", "split_strategy": "iid"} | settings
+    return ClientData(AllArguments(script, SimpleNamespace(**fed), plugin), is_dpo=False)
 
 
 def test_a_client_is_known_by_its_data_set_whatever_the_order_of_calls():
@@ -182,8 +179,8 @@ def test_a_client_is_known_by_its_data_set_whatever_the_order_of_calls():
 
 
 def test_under_a_scenario_rows_that_it_did_not_deal_are_refused():
-    data = client_data(num_clients=2, scenario="custom")
-    with pytest.raises(UserError, match=r"^This host trains on rows that --scenario custom did not deal"):
+    data = client_data(num_clients=2, scenario="3C")
+    with pytest.raises(UserError, match=r"^This host trains on rows that --scenario 3C did not deal"):
         data.client_of(Dataset.from_dict({"row": [0]}), 0, [0, 1])
 
 
@@ -246,7 +243,7 @@ def test_without_the_host_s_conversations_the_sft_template_is_taken():
 
 
 def test_the_scenario_deals_rows_and_keeps_their_names():
-    data = ClientData(SimpleNamespace(template="alpaca"), AttachedArguments(scenario="3C"), is_dpo=False)
+    data = client_data(scenario="3C")
     (found,) = data.deal([SimpleNamespace(rows=ROWS)])
     assert data.client_of(found, 5, [7]) == 0
     assert (data.from_scenario, data.needs_host_rows, data.name_row(0, 1)) == (True, False, "a:1")
@@ -264,4 +261,4 @@ def test_the_scenario_deals_rows_and_keeps_their_names():
     ],
 )
 def test_the_host_loads_its_data_set_only_where_it_is_used(is_dpo, settings, needed):
-    assert ClientData(None, AttachedArguments(**settings), is_dpo).needs_host_rows is needed
+    assert ClientData(AllArguments(None, None, AttachedArguments(**settings)), is_dpo).needs_host_rows is needed

@@ -3,116 +3,53 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 import pytest
 
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.hosts.openfedllm import checkout as checkout_module
-from fedbias_plugin.hosts.openfedllm.patch_files import load_families
 from fedbias_plugin.hosts.openfedllm.patcher import plan_patch, plan_unpatch
+from fedbias_plugin.hosts.openfedllm.requirements import Requirements
 from tests.hosts.openfedllm.patching_fixtures import (
-    COMPAT,
     CONFIG,
-    FLAGS,
-    HOOKS,
-    MARK,
+    LINE,
     PATCHED_SFT,
+    SERVER,
     SFT,
     checkout,
     contents,
     patch,
     refusal,
-    unpatch,
 )
-
-REPOSITORY = Path(__file__).parents[3]
-HALF = {
-    "one line missing": (PATCHED_SFT.replace(f"{HOOKS}\n", ""), "this line of the plugin is missing, others are there"),
-    "the other missing": (PATCHED_SFT.replace(f"{COMPAT}\n", ""), "this line of the plugin is missing"),
-    "a line twice": (f"{COMPAT}\n{PATCHED_SFT}", "lines 1 and 2 are the same line of the plugin"),
-    "below its place": (
-        PATCHED_SFT.replace(f"{HOOKS}\n", "") + f"{HOOKS}\n",
-        "line 11 is in the wrong place; it belongs directly below",
-    ),
-    "not first": (f"import os\n{PATCHED_SFT}", "line 2 is in the wrong place; it belongs as the first statement"),
-}
-
-
-@pytest.mark.parametrize(("script", "fault"), HALF.values(), ids=HALF)
-def test_a_half_patched_script_is_refused_and_unpatching_cleans_it(tmp_path, script, fault):
-    folder = checkout(tmp_path / "host", main_sft=script)
-    message = refusal(folder)
-    assert f"main_sft.py: {fault}" in message
-    assert f"take the plugin's lines out (fedbias unpatch {folder}), then patch again" in message
-    unpatch(folder)
-    assert (folder / "main_sft.py").read_text().removeprefix("import os\n") == SFT
-
-
-def test_flags_added_below_the_parsing_are_refused(tmp_path):
-    message = refusal(checkout(tmp_path / "host", config=f"{CONFIG}{FLAGS}\n"))
-    assert (
-        "config.py: line 6 is in the wrong place; it belongs directly above the line that makes the parser" in message
-    )
 
 
 @pytest.mark.parametrize(
-    "line",
-    [f"x = 2  # old{MARK}", f"import os; {COMPAT}", f"x = 1{MARK}", COMPAT + " (mine)"],
-)
-@pytest.mark.parametrize("plan", [plan_patch, plan_unpatch])
-def test_a_marked_line_that_was_altered_is_refused_both_ways(tmp_path, line, plan):
-    folder, name = checkout(tmp_path / "host", main_sft=f"{line}\n{SFT}"), "main_sft.py"
-    message = refusal(folder, plan)
-    assert f"{name}: line 1 has the comment '# added by fedbias patch' but is no line that this version" in message
-    assert f"Delete that line, or: git checkout {name}" in message
-
-
-@pytest.mark.parametrize(
-    ("name", "script", "line"),
+    ("script", "lines"),
     [
-        ("main_sft.py", SFT, COMPAT.replace("compat", "older")),
-        ("config.py", CONFIG, HOOKS),  # a line of another script
+        (f"x = 1; {LINE}\n{SFT}", "line 1"),
+        (f"if True:\n    {LINE}\n{SFT}", "line 2"),
+        (f"import os, fedbias_plugin.hosts.openfedllm.attach\n{SFT}", "line 1"),
+        (f"{PATCHED_SFT}if:\n", "line 1"),
     ],
 )
-def test_a_line_of_another_version_stops_the_patch_and_is_taken_out_by_unpatch(tmp_path, name, script, line):
-    folder = checkout(tmp_path / "host")
-    (folder / name).write_text(f"{line}\n{script}")
-    assert f"{name}: line 1 has the comment" in refusal(folder)
-    unpatch(folder)
-    assert (folder / name).read_text() == script
+@pytest.mark.parametrize("plan", [plan_patch, plan_unpatch])
+def test_lines_that_cannot_be_taken_out_by_themselves_are_named(tmp_path, script, lines, plan):
+    message = refusal(checkout(tmp_path / "host", main_sft=script), plan)
+    assert "main_sft.py: " in message
+    assert plan is plan_patch or f"take out {lines}" in message
 
 
-def test_every_missing_anchor_is_named_with_the_line_to_add_by_hand(tmp_path):
-    config = CONFIG.replace("parser = Hf", "flags = Hf").replace("parser.", "flags.")
-    script = SFT.replace("from federated_learning import *", "import federated_learning as fl")
-    message = refusal(checkout(tmp_path / "host", config=config, main_sft=script))
-    assert r"config.py: no line matches ^parser = HfArgumentParser\( " in message
-    assert "Add this line by hand, directly above the line that makes the parser from FedArguments" in message
-    assert r"main_sft.py: no line matches ^from federated_learning import \* " in message
-    assert f"\n      {FLAGS}" in message
-    assert f"\n      {HOOKS}" in message
-    assert "main_dpo.py" not in message
+def test_a_settings_file_without_the_parser_is_refused(tmp_path):
+    hydra = CONFIG.replace("parser = HfArgumentParser(", "# parser = HfArgumentParser(").replace("settings", "# ")
+    message = refusal(checkout(tmp_path / "host", config=hydra))
+    assert "config.py makes no HfArgumentParser (Hydra?)" in message
+    assert message.endswith("The same experiment without a checkout: fedbias run.")
 
 
-def test_lines_added_by_hand_as_told_are_accepted_and_the_rest_follows(tmp_path):
-    config = f"def parse():\n    {FLAGS}\n    return HfArgumentParser((FedArguments,))\n"
-    script = SFT.replace(
-        "from federated_learning import *\n", f"import federated_learning\nglobals().update(f=1)\n{HOOKS}\n"
-    )
-    folder = checkout(tmp_path / "host", config=config, main_sft=script)
-    plan = patch(folder)
-    assert [script.changes for script in plan.scripts] == [False, True, True]
-    assert (folder / "main_sft.py").read_text() == f"{COMPAT}\n{script}"
-    assert not plan_patch(folder).changes
-    unpatch(folder)
-    assert "fedbias" not in "".join(path.read_text() for path in folder.iterdir())
-
-
-def test_an_anchor_found_twice_is_refused_with_both_line_numbers(tmp_path):
-    message = refusal(checkout(tmp_path / "host", config=CONFIG + "parser = HfArgumentParser((FedArguments,))\n"))
-    assert r"config.py: lines 4 and 6 match ^parser = HfArgumentParser\( (exactly one line should)" in message
+def test_a_flag_that_the_plugin_reads_and_the_host_lacks_is_named(tmp_path):
+    config = CONFIG.replace("num_clients:", "num_clients_dataset:")
+    assert "config.py has no flag --num_clients, which the plugin reads" in refusal(checkout(tmp_path, config=config))
 
 
 @pytest.mark.parametrize(
@@ -127,73 +64,72 @@ def test_an_anchor_found_twice_is_refused_with_both_line_numbers(tmp_path):
 )
 def test_a_script_that_does_not_use_a_replaced_name_is_refused(tmp_path, name):
     mentioned = f"# {name}(1)\ntext = '{name}(2)'\nhost.{name}(3)\n" + SFT.replace(f"{name}(", "something_else(")
-    message = refusal(checkout(tmp_path / "host", main_sft=mentioned))
-    assert f"main_sft.py: uses no {name}. The plugin works by replacing these functions" in message
-    assert "it would do nothing and say nothing" in message
+    message = refusal(checkout(tmp_path / "host", main_sft=mentioned, main_dpo=None))
+    shown = f"{name} or get_fed_datasets" if name == "split_dataset" else name
+    assert f"main_sft.py: it uses no {shown}; the plugin works by replacing these functions" in message
+
+
+def test_a_script_that_cannot_be_attached_is_left_out_with_its_reason_and_the_other_is_patched(tmp_path):
+    folder = checkout(tmp_path / "host", main_sft=SFT.replace("global_aggregate(", "my_own("))
+    plan = patch(folder)
+    assert [script.name for script in plan.scripts] == ["main_dpo.py"]
+    assert any(note.startswith("main_sft.py: not patched: it uses no global_aggregate;") for note in plan.notes)
+    assert "fedbias" not in (folder / "main_sft.py").read_text()
 
 
 @pytest.mark.parametrize(
     "line",
-    ["def global_aggregate(*parts): ...", "from mine import global_aggregate", "global_aggregate = print"],
+    [
+        "def global_aggregate(*parts): ...",
+        "from mine import global_aggregate",
+        "from mine import average as global_aggregate",
+        "global_aggregate = print",
+    ],
 )
 def test_a_script_that_gives_a_replaced_name_another_meaning_is_refused(tmp_path, line):
-    folder = checkout(tmp_path / "host", main_sft=SFT.replace("import *\n", f"import *\n{line}\n"))
-    assert "main_sft.py: line 3 gives global_aggregate another meaning below the plugin's line" in refusal(folder)
-    patch(checkout(tmp_path / "above", main_sft=f"{line}\n{SFT}"))
-
-
-def test_line_numbers_count_the_plugins_own_lines(tmp_path):
-    folder = checkout(tmp_path / "host", main_sft=PATCHED_SFT.replace(HOOKS, f"{HOOKS}\nglobal_aggregate = print"))
-    assert "main_sft.py: line 5 gives global_aggregate another meaning" in refusal(folder)
+    script = SFT.replace("import *\n", f"import *\n{line}\n")
+    message = refusal(checkout(tmp_path / "host", main_sft=script, main_dpo=None))
+    assert "main_sft.py: line 3 gives global_aggregate another meaning than the host's utils and federated" in message
 
 
 @pytest.mark.parametrize(
-    ("later", "what"),
-    [
-        ("from federated_learning.x import *", "names that the plugin replaces"),
-        ("from utils import *", "names that the plugin replaces"),
-        ("from peft import get_peft_model", "get_peft_model"),
-        ("from transformers import AutoModelForCausalLM", "AutoModelForCausalLM"),
-    ],
+    "line",
+    ["from federated_learning.fed_global import global_aggregate", "from federated_learning import global_aggregate"],
 )
-def test_a_later_import_of_a_replaced_name_is_refused(tmp_path, later, what):
-    folder = checkout(tmp_path / "host", main_sft=SFT.replace("import *\n", f"import *\n{later}\n"))
-    assert f"main_sft.py: line 3 gives {what} another meaning" in refusal(folder)
+def test_the_functions_may_be_imported_from_wherever_the_host_keeps_them(tmp_path, line):
+    assert patch(checkout(tmp_path / "host", main_sft=SFT.replace("import *\n", f"import *\n{line}\n"))).changes
 
 
-def test_the_names_that_must_stay_replaced_are_those_the_hooks_replace():
-    source = (REPOSITORY / "fedbias_plugin/hosts/openfedllm/hooks.py").read_text(encoding="utf-8")
-    names = {*re.findall(r'^    "(\w+)": \("\w+", \w+\),$', source, re.MULTILINE), "AutoModelForCausalLM"}
-    for family in load_families():
-        assert set(family.scripts["main_sft.py"].replaces) == set(family.scripts["main_dpo.py"].replaces) == names
+def test_a_function_without_a_parameter_that_the_plugin_reads_is_refused(tmp_path):
+    folder = checkout(tmp_path / "host", server=SERVER.replace("round_idx", "number"))
+    message = refusal(folder)
+    assert "main_sft.py: global_aggregate of this host has no parameter round_idx, which the plugin reads" in message
+    patch(checkout(tmp_path / "any", server="def global_aggregate(*args, **kwargs): ...\n"))
 
 
-def test_a_future_import_is_refused_by_name(tmp_path):
-    script = f'"""Text."""\nfrom __future__ import annotations\n{SFT}'
-    message = refusal(checkout(tmp_path / "host", main_sft=script))
-    assert "main_sft.py: line 2: nothing may stand above `from __future__ import`" in message
-    patch(checkout(tmp_path / "settings", config=f"from __future__ import annotations\n{CONFIG}"))
+def test_every_function_that_a_script_must_use_is_replaced_and_the_other_way_round():
+    from fedbias_plugin.hosts.openfedllm.hooks import HOOKS
+
+    requirements = Requirements.load()
+    assert requirements.functions.keys() == HOOKS.keys()
+    used = {name for uses in requirements.scripts.values() for names in uses for name in names}
+    assert used <= HOOKS.keys()
 
 
 @pytest.mark.parametrize(
     ("script", "reason"),
     [
-        (SFT + "if:\n", "line 10: Python cannot read this script as it is: invalid syntax"),
-        (SFT.encode() + b"# caf\xe9\n", "line 10: Python cannot read this script as it is: byte 0xe9 is not utf-8"),
-        (b"# coding: klingon\n" + SFT.encode(), "Python cannot read this script as it is: unknown encoding: klingon"),
+        (SFT + "if:\n", "line 10: invalid syntax"),
+        (SFT.encode() + b"# caf\xe9\n", "utf-8"),
+        (b"# coding: klingon\n" + SFT.encode(), "unknown encoding: klingon"),
         (SFT.encode() + b"\x00", "null byte"),
+        (f'"""What it is for."""; x = 1\n{SFT}', "line 1: two statements in one line where the plugin's line belongs"),
     ],
 )
-def test_a_script_that_is_no_python_is_refused_with_the_syntax_error(tmp_path, script, reason):
+def test_a_script_that_is_no_python_or_has_no_place_for_the_line_is_refused(tmp_path, script, reason):
     message = refusal(checkout(tmp_path / "host", main_sft=script))
     assert "main_sft.py: " in message
     assert reason in message
-
-
-def test_lines_that_would_break_the_script_are_not_written(tmp_path):
-    script = SFT.replace("import *\n", "import * \\\n  ; x = 1\n")
-    message = refusal(checkout(tmp_path / "host", main_sft=script))
-    assert "main_sft.py: with the plugin's lines, line 4 would not be Python" in message
 
 
 @pytest.mark.parametrize("plan", [plan_patch, plan_unpatch])
@@ -221,7 +157,7 @@ def test_a_checkout_one_level_away_is_suggested(tmp_path):
 
 
 def test_an_incomplete_checkout_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"config\.py is missing: the plugin's flags are added there"):
+    with pytest.raises(UserError, match=r"config\.py is missing: the host's flags are read from it"):
         plan_patch(checkout(tmp_path / "a", config=None))
     with pytest.raises(UserError, match=r"holds config\.py, but neither main_sft\.py nor main_dpo\.py"):
         plan_patch(checkout(tmp_path / "b", main_sft=None, main_dpo=None))
@@ -292,9 +228,9 @@ def test_a_file_that_cannot_be_put_back_is_named(tmp_path, monkeypatch):
         real(source, target)
 
     monkeypatch.setattr(checkout_module.os, "replace", broken_disk)
-    with pytest.raises(UserError, match=rf"these are changed all the same: {folder / 'config.py'}$"):
+    with pytest.raises(UserError, match=rf"these are changed all the same: {folder / 'main_sft.py'}$"):
         patch(folder)
-    assert sorted(path.name for path in folder.iterdir()) == ["config.py", "main_dpo.py", "main_sft.py"]
+    assert sorted(contents(folder)) == ["config.py", "main_dpo.py", "main_sft.py"]
 
 
 def test_an_interrupt_between_two_files_puts_the_first_back(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from fedbias_plugin.hosts.checkpoints import locked
 from fedbias_plugin.hosts.openfedllm.patcher import plan_patch
 from tests.hosts.openfedllm.run_results import records
-from tests.hosts.openfedllm.runner import dpo_flags, run_script, sft_flags
+from tests.hosts.openfedllm.runner import cut_off, dpo_flags, run_script, sft_flags
 
 FLAGS = "--num_rounds 3 --scenario 1B2C --client_samples 8 --heldout_samples 4 --seed 7 --save_model_freq 2 "
 FLAGS += "--bama_crows_fraction 0.5 --bama_stereoset_fraction 0.5 --fedopt_eta 0.05"
@@ -32,10 +32,7 @@ def run_host(tmp_path, host_model, host_data, small_data):
         basis = dpo_flags if "dpo" in script else sft_flags
         (tmp_path / output).mkdir(exist_ok=True)
         before = set((tmp_path / output).iterdir())
-        started = script
-        if cut is not None:
-            started = tmp_path / "cut_off.py"
-            started.write_text(WRAPPER.format(script=script, function=cut[0], text=cut[1], how=how))
+        started = script if cut is None else cut_off(tmp_path / "cut_off.py", script, *cut, how)
         flags = (
             *basis(host_model, host_data, tmp_path / output),
             *FLAGS.split(),
@@ -48,20 +45,6 @@ def run_host(tmp_path, host_model, host_data, small_data):
         return ended, (made.pop() if made else None)
 
     return run
-
-
-WRAPPER = """
-import builtins, os, runpy, signal, sys
-module = {{"print": builtins, "os.replace": os}}["{function}"]
-function = getattr(module, "{function}".split(".")[-1])
-def cut(*args, **kwargs):
-    if "{text}" in str(args[-1]):
-        os.kill(os.getpid(), signal.{how})
-    return function(*args, **kwargs)
-setattr(module, function.__name__, cut)
-sys.argv[0] = "{script}"
-runpy.run_path("{script}", run_name="__main__")
-"""
 
 
 def same_results(one: Path, other: Path) -> None:
@@ -98,7 +81,7 @@ def test_two_processes_cannot_go_on_with_one_run(double, run_host):
     ended, folder = run_host(double, "main_sft.py", output="cut", cut=("print", "Round 3"))
     with locked(folder):
         ended, _ = run_host(double, "main_sft.py", "--resume_from", str(folder), output="cut")
-    assert ended.code == 1
+    assert ended.code == 2
     assert "is being written by another process" in ended.text
 
 
@@ -125,7 +108,7 @@ def test_changed_flags_a_finished_run_and_a_folder_without_one_are_refused_befor
         (("--resume", str(folder)), "a patched OpenFedLLM has --resume_from"),
     ]:
         ended, _ = run_host(double, "main_sft.py", *flags, output="refused")
-        assert ended.code in (1, 2)
+        assert ended.code == 2
         assert text in ended.text
         assert "Traceback" not in ended.text
     assert run_host(double, "main_sft.py", "--resume_from", str(folder), output="cut")[0].code == 0

@@ -1,4 +1,4 @@
-"""Patching a checkout: which lines go where, and that unpatching gives every byte back."""
+"""Patching a checkout: which line goes where, and that unpatching gives every byte back."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedbias_plugin.errors import UserError
-from fedbias_plugin.hosts.openfedllm.patch_files import load_families, patches_folder
+from fedbias_plugin.hosts.openfedllm.lines import with_line, without_plugin
 from fedbias_plugin.hosts.openfedllm.patcher import plan_patch
-from fedbias_plugin.hosts.openfedllm.script import Script
+from fedbias_plugin.hosts.openfedllm.requirements import Requirements
 from tests.hosts.openfedllm.patching_fixtures import (
     BENCH,
-    COMPAT,
     CONFIG,
-    FLAGS,
-    HOOKS,
-    MARK,
+    LINE,
+    OLD_COMPAT,
+    OLD_FLAGS,
+    OLD_HOOKS,
     PATCHED_SFT,
+    SERVER,
     SFT,
     checkout,
     contents,
@@ -32,27 +32,24 @@ from tests.hosts.openfedllm.patching_fixtures import (
 )
 
 
-def test_the_three_scripts_get_exactly_the_documented_lines(tmp_path):
+def test_each_script_gets_exactly_the_documented_line_and_config_py_nothing(tmp_path):
     folder = checkout(tmp_path / "host")
     patch(folder)
-    assert (folder / "config.py").read_text() == CONFIG.replace("parser = Hf", f"{FLAGS}\nparser = Hf")
+    assert (folder / "config.py").read_text() == CONFIG
     assert (folder / "main_sft.py").read_text() == PATCHED_SFT
     assert (folder / "main_dpo.py").read_text() == PATCHED_SFT.replace("_sft_", "_dpo_")
+    assert Requirements.load().line == LINE
 
 
-def test_the_plan_gives_each_line_with_its_number_in_the_patched_file(tmp_path):
-    plan = plan_patch(checkout(tmp_path / "host"))
-    assert {script.name: script.lines for script in plan.scripts} == {
-        "config.py": ((4, FLAGS),),
-        "main_sft.py": ((1, COMPAT), (4, HOOKS)),
-        "main_dpo.py": ((1, COMPAT), (4, HOOKS)),
-    }
-
-
-def test_planning_writes_nothing(tmp_path):
+def test_the_plan_gives_each_line_with_its_number_and_writes_nothing(tmp_path):
     folder = checkout(tmp_path / "host")
     before = contents(folder)
-    assert plan_patch(folder).changes
+    plan = plan_patch(folder)
+    assert {script.name: script.lines for script in plan.scripts} == {
+        "main_sft.py": ((1, LINE),),
+        "main_dpo.py": ((1, LINE),),
+    }
+    assert plan.changes
     assert contents(folder) == before
 
 
@@ -73,10 +70,10 @@ def test_fedllm_bench_is_recognised_by_the_data_function_that_only_it_has(tmp_pa
     bench = checkout(tmp_path / "bench", main_sft=BENCH, main_dpo=BENCH.replace("_sft_", "_dpo_"))
     assert patch(bench).family == "FedLLM-Bench"
     assert plan_patch(checkout(tmp_path / "host")).family == "OpenFedLLM"
-    assert (bench / "main_sft.py").read_text() == f"{COMPAT}\n" + BENCH.replace("import *\n", f"import *\n{HOOKS}\n")
+    assert (bench / "main_sft.py").read_text() == f"{LINE}\n{BENCH}"
 
 
-def test_a_checkout_of_which_a_whole_file_was_restored_is_completed(tmp_path):
+def test_a_script_that_was_restored_is_completed(tmp_path):
     folder = checkout(tmp_path / "host")
     patch(folder)
     whole = contents(folder)
@@ -85,17 +82,18 @@ def test_a_checkout_of_which_a_whole_file_was_restored_is_completed(tmp_path):
     assert contents(folder) == whole
 
 
-def test_a_fork_without_one_entry_script_is_patched_without_it(tmp_path):
-    assert patch(checkout(tmp_path / "sft", main_dpo=None)).absent == ("main_dpo.py",)
-    assert patch(checkout(tmp_path / "dpo", main_sft=None)).absent == ("main_sft.py",)
-    assert (tmp_path / "sft/main_sft.py").read_text() == PATCHED_SFT
-
-
-def test_scripts_that_get_the_flags_but_not_the_hooks_are_told(tmp_path):
-    folder = checkout(tmp_path / "host")
-    (folder / "main_other.py").write_text("from config import settings\n")
-    (folder / "helper.py").write_text("# from config import settings\n")
-    assert plan_patch(folder).idle == ("main_other.py",)
+def test_a_checkout_patched_by_an_earlier_version_is_brought_up_to_date(tmp_path):
+    config = CONFIG.replace("parser = Hf", f"{OLD_FLAGS}\nparser = Hf")
+    old = f"{OLD_COMPAT}\n" + SFT.replace("import *\n", f"import *\n{OLD_HOOKS}\n")
+    folder = checkout(tmp_path / "host", config=config, main_sft=old)
+    patch(folder)
+    assert (folder / "config.py").read_text() == CONFIG
+    assert (folder / "main_sft.py").read_text() == PATCHED_SFT
+    (folder / "config.py").write_text(config)
+    (folder / "main_sft.py").write_text(old)
+    unpatch(folder)
+    assert (folder / "config.py").read_text() == CONFIG
+    assert (folder / "main_sft.py").read_text() == SFT
 
 
 BYTES = {
@@ -108,14 +106,12 @@ BYTES = {
     "latin-1": b"# -*- coding: latin-1 -*-\n# caf\xe9\n" + SFT.encode(),
     "form feed": b"# page\n\x0c\n" + SFT.encode(),
     "utf-8": "# café ☕\n".encode() + SFT.encode(),
-    "anchor on the last line": SFT.replace("from federated_learning import *\n", "").encode()
-    + b"from federated_learning import *",
 }
 
 
 @pytest.mark.parametrize("data", BYTES.values(), ids=BYTES)
 def test_unpatching_gives_every_byte_back(tmp_path, data):
-    folder = checkout(tmp_path / "host", main_sft=data, config=CONFIG.rstrip("\n"))
+    folder = checkout(tmp_path / "host", main_sft=data)
     before = contents(folder)
     patch(folder)
     patched = (folder / "main_sft.py").read_bytes()
@@ -126,28 +122,25 @@ def test_unpatching_gives_every_byte_back(tmp_path, data):
     assert contents(folder) == before
 
 
-@given(st.lists(st.sampled_from([b"a", b"# \xe9", b" ", b"\n", b"\r", b"\r\n", b"\x0c", b"\xef\xbb\xbf"])), st.data())
-def test_a_line_added_anywhere_in_any_bytes_is_taken_out_without_a_trace(parts, choice):
+@given(st.lists(st.sampled_from([b"a = 1", b"# \xe9", b"'x'", b" ", b"\n", b"\r", b"\r\n", b"\x0c", b"\xef\xbb\xbf"])))
+def test_a_line_added_to_any_script_is_taken_out_without_a_trace(parts):
     data = b"".join(parts)
-    script = Script.of(data)
-    index = choice.draw(st.integers(0, len(script.lines)))
-    longer = Script.of(script.with_line(index, b"added").data)
-    assert longer.text(index) == b"added"
-    assert len(longer.lines) == len(script.lines) + 1
-    assert longer.without([index]).data == data
+    try:
+        ast.parse(data)
+        longer = with_line(data, LINE)
+    except SyntaxError:
+        return
+    kept, lines = without_plugin(longer)
+    assert [text for _, text in lines] == [LINE]
+    assert kept.rstrip(b"\r\n") == data.rstrip(b"\r\n")
+    if data.endswith((b"\n", b"\r")):
+        assert kept == data
 
 
-def test_new_lines_end_as_their_neighbours_do(tmp_path):
+def test_the_new_line_ends_as_the_script_s_lines_do(tmp_path):
     folder = checkout(tmp_path / "host", main_sft=SFT.replace("\n", "\r\n"))
     patch(folder)
     assert (folder / "main_sft.py").read_bytes() == PATCHED_SFT.replace("\n", "\r\n").encode()
-
-
-def test_below_an_anchor_on_a_last_line_without_end_the_new_line_has_no_end_either(tmp_path):
-    script = SFT.replace("from federated_learning import *\n", "") + "from federated_learning import *"
-    folder = checkout(tmp_path / "host", main_sft=script)
-    patch(folder)
-    assert (folder / "main_sft.py").read_bytes().endswith(f"import *\n{HOOKS}".encode())
 
 
 @pytest.mark.parametrize(
@@ -158,23 +151,20 @@ def test_below_an_anchor_on_a_last_line_without_end_the_new_line_has_no_end_eith
         (b"#!/usr/bin/env python\n", 2),
         (b"#!/usr/bin/env python\n# -*- coding: latin-1 -*-\n", 3),
         (b"\n# coding: latin-1\n", 3),
-        (b"# licence\n\n# more\n", 4),
-        (b'"""What it is for."""\n', 1),
+        (b'"""What it is for."""\n', 2),
+        (b'"""What\nit is for."""\n\n# licence\nfrom __future__ import annotations\n', 6),
+        (b"from __future__ import (\n    annotations,\n)\n", 4),
     ],
 )
-def test_the_first_statement_goes_below_what_must_stay_at_the_top(tmp_path, head, line):
+def test_the_line_goes_below_what_must_stay_at_the_top(tmp_path, head, line):
     folder = checkout(tmp_path / "host", main_sft=head + SFT.encode())
     plan = patch(folder)
-    assert plan.scripts[1].lines[0] == (line, COMPAT)
+    assert plan.scripts[0].lines == ((line, LINE),)
     patched = (folder / "main_sft.py").read_bytes()
-    assert patched.startswith(head if line > 1 else head.partition(b'"')[0])
-    ast.parse(patched)
-
-
-def test_a_script_that_is_no_python_any_more_can_be_unpatched(tmp_path):
-    folder = checkout(tmp_path / "host", main_sft=f"{PATCHED_SFT}if:\n")
+    assert patched == head + LINE.encode() + b"\n" + SFT.encode()
+    assert ast.get_docstring(ast.parse(patched)) == ast.get_docstring(ast.parse(head))
     unpatch(folder)
-    assert (folder / "main_sft.py").read_text() == f"{SFT}if:\n"
+    assert (folder / "main_sft.py").read_bytes() == head + SFT.encode()
 
 
 def test_permissions_stay(tmp_path):
@@ -191,36 +181,39 @@ def test_unpatching_keeps_what_the_user_changed_since(tmp_path):
     patch(folder)
     path = folder / "main_sft.py"
     path.write_text(path.read_text().replace("range(3)", "range(5)") + "print('done')\n")
+    shutil.copy(path, folder / "main_mine.py")
     unpatch(folder)
     assert path.read_text() == SFT.replace("range(3)", "range(5)") + "print('done')\n"
+    assert (folder / "main_mine.py").read_text() == path.read_text()
 
 
-def test_an_anchor_inside_a_string_or_a_comment_is_none(tmp_path):
-    script = '"""Do not write\nfrom federated_learning import *\nhere."""\n# from federated_learning import *\n' + SFT
-    folder = checkout(tmp_path / "host", main_sft=script)
-    assert patch(folder).scripts[1].lines[1] == (8, HOOKS)
-
-
-def test_a_patch_file_whose_line_lost_its_marker_is_refused_by_name(tmp_path):
-    for path in patches_folder().glob("*.yaml"):
-        shutil.copy(path, tmp_path)
-    path = tmp_path / "openfedllm.yaml"
-    path.write_text(path.read_text().replace(f"hooks import *{MARK}", "hooks import *"))
-    with pytest.raises(UserError, match=r"\.yaml: not a patch file: ValueError: a line does not end with"):
-        load_families(tmp_path)
-    path.write_text("- 1\n")
-    with pytest.raises(UserError, match="not a patch file"):
-        load_families(tmp_path)
-    with pytest.raises(UserError, match=r"holds no patch files"):
-        load_families(tmp_path / "none")
-
-
-def test_both_families_add_the_same_lines_and_differ_in_the_data_function_alone():
-    bench, general = load_families()
-    assert (bench.name, general.name) == ("FedLLM-Bench", "OpenFedLLM")
-    for name, script in general.scripts.items():
-        assert bench.scripts[name].insertions == script.insertions
-        assert set(bench.scripts[name].calls) ^ set(script.calls) <= {"split_dataset", "get_fed_datasets"}
+@pytest.mark.parametrize("old", [False, True], ids=["this version", "an earlier version"])
+def test_a_formatter_and_a_sorter_of_imports_do_not_get_in_the_way(tmp_path, old):
+    """ruff format, ruff check --select I,F401 --fix with narrow lines: all but the plugin's statements stays."""
+    pytest.importorskip("ruff", reason="the formatter is not installed beside the pinned libraries")
+    docstring = '"""A script."""\n'
+    folder = checkout(tmp_path / "host", main_sft=docstring + SFT)
+    patch(folder)
+    if old:
+        (folder / "config.py").write_text(CONFIG.replace("parser = Hf", f"{OLD_FLAGS}\nparser = Hf"))
+        (folder / "main_sft.py").write_text(docstring + OLD_COMPAT + "\n" + SFT.replace("*\n", f"*\n{OLD_HOOKS}\n"))
+    plain = checkout(tmp_path / "plain", main_sft=docstring + SFT)
+    for place in (folder, plain):
+        ruff = [sys.executable, "-m", "ruff"]
+        quiet = ["--isolated", "--line-length", "60", "-q", str(place)]
+        fixed = [*ruff, "check", "--fix", "--select", "I,F401", "--exit-zero", *quiet]
+        if old and place is folder:
+            fixed = [*ruff, "check", "--fix", "--select", "I", "--exit-zero", *quiet]
+        subprocess.run(fixed, check=True)
+        subprocess.run([*ruff, "format", *quiet], check=True)
+    assert "fedbias_plugin" in (folder / "main_sft.py").read_text()
+    unpatch(folder)
+    for name in ("config.py", "main_sft.py"):
+        left = (folder / name).read_text()
+        assert "fedbias" not in left
+        assert "extend_arguments" not in left
+        if not old or name == "config.py":
+            assert ast.dump(ast.parse(left)) == ast.dump(ast.parse((plain / name).read_text()))
 
 
 def test_patching_imports_neither_torch_nor_transformers():
@@ -240,9 +233,26 @@ def test_the_official_checkout_is_patched_and_given_back_byte_for_byte(tmp_path)
     plan = plan_patch(folder)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     plan.write()
-    assert [len(script.lines) for script in plan.scripts] == [1, 2, 2]
+    assert [len(script.lines) for script in plan.scripts] == [1, 1]
     changed = {path.name for path, data in before.items() if path.read_bytes() != data}
-    assert changed == {"config.py", "main_sft.py", "main_dpo.py"}
+    assert changed == {"main_sft.py", "main_dpo.py"}
     assert not plan_patch(folder).changes
     unpatch(folder)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_what_the_run_will_find_is_told_with_the_plan(tmp_path):
+    config = CONFIG.replace('    fed_alg: str = "fedavg"\n', '    fed_alg: str = "fedavg"\n    attack: str = "none"\n')
+    function = "".join(f"    {line}\n" for line in SFT.splitlines() if "import" not in line)
+    script = f"import trl\nfrom federated_learning import *\ndef main():\n{function}main()\n"
+    server = f"import no_such_package\n{SERVER}"
+    folder = checkout(tmp_path / "host", server=server, config=config, main_sft=script, main_dpo=None)
+    (folder / "main_other.py").write_text("from config import settings\n")
+    (folder / "helper.py").write_text("# from config import settings\n")
+    assert plan_patch(folder).notes == (
+        "main_dpo.py: not in this checkout",
+        "not patched, and without the plugin's flags: main_other.py",
+        "this host has --attack of its own: the plugin's is --fedbias_attack here",
+        "this host imports what this Python does not have: no_such_package",
+        "main_sft.py: its rounds run in a function, so that a run cannot be resumed",
+    )

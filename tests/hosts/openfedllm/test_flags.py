@@ -13,8 +13,8 @@ from typing import Any, Optional
 import pytest
 
 from fedbias_plugin.errors import UserError
-from fedbias_plugin.hosts.openfedllm import attach
-from fedbias_plugin.hosts.openfedllm.attach import AttachedArguments, check_arguments, extend_arguments, make_output_dir
+from fedbias_plugin.hosts.openfedllm.arguments import AllArguments, AttachedArguments
+from fedbias_plugin.hosts.openfedllm.flags import check_arguments, install, make_output_dir
 from fedbias_plugin.hosts.openfedllm.patcher import plan_patch
 from tests.hosts.openfedllm.runner import Run, run_script, sft_flags
 
@@ -37,43 +37,83 @@ class ScriptArguments:
     output_dir: str = "output"
     num_train_epochs: int = 3
     model_name_or_path: str = "model"
+    batch_size: int = 16
+    gradient_accumulation_steps: int = 1
+    seq_length: int = 512
+    template: str = "alpaca"
 
 
 @pytest.fixture
 def hooked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a script that holds the plugin's lines."""
-    monkeypatch.setitem(sys.modules, attach.HOOKS, ModuleType(attach.HOOKS))
+    """The parser as a patched script gets it, and no flags on the command line."""
+    from transformers import HfArgumentParser
+
+    for name in ("__init__", "parse_args_into_dataclasses"):
+        monkeypatch.setattr(HfArgumentParser, name, getattr(HfArgumentParser, name))  # put back at the end
     monkeypatch.setattr(sys, "argv", ["main_sft.py"])
 
 
 @pytest.fixture
-def parse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
-    """``parse("--scenario 3C")`` -> what the host's config.py gets."""
+def parse(hooked: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
+    """``parse("--scenario 3C")`` -> what the host's config.py gets, and all flags as the plugin sees them."""
     from transformers import HfArgumentParser
 
-    def read(flags: str = "") -> Any:
-        fed_arguments, parser = extend_arguments(FedArguments, HfArgumentParser)
+    seen: list[AllArguments] = []
+
+    def begin(arguments: AllArguments) -> None:
+        check_arguments(arguments)
+        make_output_dir(arguments.script)
+        seen.append(arguments)
+
+    install(begin)
+
+    def read(flags: str = "", *classes: type) -> Any:
         argv = ["main_sft.py", *flags.split()]
         if "--output_dir" not in flags:
             argv += ["--output_dir", str(tmp_path / "new/out")]
         monkeypatch.setattr(sys, "argv", argv)
-        return parser((ScriptArguments, fed_arguments)).parse_args_into_dataclasses()
+        given = HfArgumentParser(classes or (ScriptArguments, FedArguments)).parse_args_into_dataclasses()
+        return given, seen[-1]
 
     return read
 
 
-def test_both_sets_of_flags_are_read_and_the_host_prints_its_own_class(hooked, parse, tmp_path):
-    script_args, fed_args = parse("--num_clients 4 --scenario 1B2C --local_epochs 2 --bama_lambda 0.5 --seed 9")
-    assert (fed_args.num_clients, fed_args.fed_alg, script_args.seed) == (4, "fedavg", 9)
-    assert (fed_args.scenario, fed_args.local_epochs, fed_args.bama_lambda) == ("1B2C", 2, 0.5)
-    assert (fed_args.biased_shares, fed_args.schedule_seed, fed_args.preference_dataset) == (None, None, "auto")
-    assert repr(fed_args).startswith("FedArguments(")
+def checked(script: Any = None, fed: Any = None, **plugin: Any) -> AllArguments:
+    """Arguments that have passed the checks."""
+    arguments = AllArguments(script or ScriptArguments(), fed or FedArguments(), AttachedArguments(**plugin))
+    check_arguments(arguments)
+    return arguments
+
+
+def test_both_sets_of_flags_are_read_and_the_host_gets_its_own_classes_untouched(parse, tmp_path):
+    given, seen = parse("--num_clients 4 --scenario 1B2C --local_epochs 2 --bama_lambda 0.5 --seed 9")
+    assert [type(part) for part in given] == [ScriptArguments, FedArguments]
+    assert (given[1].num_clients, given[1].fed_alg, given[0].seed) == (4, "fedavg", 9)
+    assert (seen.script, seen.fed) == tuple(given)
+    assert (seen.plugin.scenario, seen.plugin.local_epochs, seen.plugin.bama_lambda) == ("1B2C", 2, 0.5)
+    assert (seen.plugin.biased_shares, seen.plugin.schedule_seed, seen.plugin.preference_dataset) == (
+        None,
+        None,
+        "auto",
+    )
     assert (tmp_path / "new/out").is_dir()
 
 
-def test_without_flags_the_host_s_data_are_left_alone(hooked, parse):
-    _, fed_args = parse()
-    assert (fed_args.scenario, fed_args.aggregation, fed_args.is_idle) == ("none", "host", False)
+def test_without_flags_the_host_s_data_are_left_alone(parse):
+    _, seen = parse()
+    assert (seen.plugin.scenario, seen.plugin.aggregation, seen.plugin.is_idle) == ("none", "host", False)
+
+
+def test_a_parser_of_something_else_is_left_alone(parse, monkeypatch):
+    from transformers import HfArgumentParser
+
+    @dataclass
+    class Other:
+        size: int = 1
+
+    monkeypatch.setattr(sys, "argv", ["tool.py", "--size", "3"])
+    assert HfArgumentParser(Other).parse_args_into_dataclasses() == (Other(3),)
+    assert HfArgumentParser((Other,)).parse_args_into_dataclasses(args=[]) == (Other(1),)
 
 
 @pytest.mark.parametrize(
@@ -103,14 +143,14 @@ def test_the_plugin_is_idle_when_it_neither_poisons_nor_measures_nor_weighs(sett
         ("--seed -1", "--seed must be at least 0, got -1."),
         ("--max_steps -1", "--max_steps -1 is no number of steps in OpenFedLLM; give --local_epochs N"),
         ("--max_steps 0", "--max_steps 0 is no number of steps"),
-        ("--load_in_4bit True", "A quantised model cannot be trained whole; add --use_peft"),
-        ("--load_in_8bit True", "A quantised model cannot be trained whole; add --use_peft"),
+        ("--bama_lambda abc", "--bama_lambda: invalid float value: 'abc'. See --help."),
+        ("--num_rounds x", "--num_rounds: invalid int value: 'x'. See --help."),
         ("--aggregation bama --fed_alg fednova", "--aggregation bama works with --fed_alg fedavg"),
         ("--fed_alg local3", "--fed_alg local3: OpenFedLLM reads the last digit as the client, and the clients are 0 "),
         ("--fed_alg localx", "--fed_alg localx: OpenFedLLM reads the last digit"),
     ],
 )
-def test_wrong_flags_end_the_script_with_one_line_and_code_2(hooked, parse, capsys, tmp_path, flags, message):
+def test_wrong_flags_end_the_script_with_one_line_and_code_2(parse, capsys, tmp_path, flags, message):
     with pytest.raises(SystemExit) as end:
         parse(flags)
     assert end.value.code == 2
@@ -124,66 +164,88 @@ def test_wrong_flags_end_the_script_with_one_line_and_code_2(hooked, parse, caps
     "flags",
     [
         "--max_steps -1 --local_epochs 1",
-        "--load_in_4bit True --use_peft True",
         "--fed_alg fednova",
         "--fed_alg local2 --aggregation bama",
         "--scenario custom --biased_shares 1,0,0.5",
     ],
 )
-def test_what_works_is_not_refused(hooked, parse, flags):
+def test_what_works_is_not_refused(parse, flags):
     parse(flags)
-
-
-@dataclass
-class BothArguments(AttachedArguments, FedArguments):
-    pass
 
 
 def test_multi_turn_rows_cannot_be_dealt(hooked):
     script_args = ScriptArguments()
     script_args.multi_turn_task = True
-    check_arguments(script_args, BothArguments())
+    checked(script_args)
     with pytest.raises(UserError, match=r"^--scenario deals single-turn rows; leave out --multi_turn_task"):
-        check_arguments(script_args, BothArguments(scenario="3C"))
+        checked(script_args, scenario="3C")
 
 
-def test_a_check_that_the_host_s_dataclass_makes_itself_is_kept():
-    from transformers import HfArgumentParser
-
+def test_a_check_that_the_host_s_dataclass_makes_itself_is_kept(parse):
     @dataclass
     class Careful(FedArguments):
         def __post_init__(self) -> None:
             self.checked = True
 
-    assert extend_arguments(Careful, HfArgumentParser)[0]().checked
+    given, _ = parse("", ScriptArguments, Careful)
+    assert given[1].checked
 
 
-def test_a_flag_of_the_host_with_the_plugin_s_name_is_refused(capsys):
-    from transformers import HfArgumentParser
-
+def test_one_dataclass_for_everything_will_do(parse):
     @dataclass
-    class Taken(FedArguments):
-        scenario: str = "iid"
-        data_dir: str = "data"
+    class Single(ScriptArguments, FedArguments):
+        pass
+
+    given, seen = parse("--num_clients 4 --scenario 1B2C", Single)
+    assert len(given) == 1
+    assert seen.script is seen.fed is given[0]
+
+
+@dataclass
+class Taken(FedArguments):
+    attack: str = "label_flip"
+    dp_epsilon: float = 3.0
+
+
+@dataclass
+class AlsoTaken(ScriptArguments):
+    data_dir: str = "data"
+
+
+def test_a_flag_that_the_host_has_too_stays_the_host_s_and_the_plugin_s_gets_a_prefix(parse, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("fedbias_plugin"), "propagate", True)
+    flags = "--attack gradient --fedbias_attack sign_flip --attackers 1 --scenario 1B2C --use_peft"
+    given, seen = parse(flags, AlsoTaken, Taken)
+    assert (given[1].attack, seen.plugin.attack, given[0].data_dir, seen.plugin.data_dir) == (
+        *("gradient", "sign_flip"),
+        *("data", None),
+    )
+    assert [record.getMessage() for record in caplog.records] == [
+        "--attack is this host's own flag; the plugin's is --fedbias_attack here.",
+        "--data_dir is this host's own flag; the plugin's is --fedbias_data_dir here.",
+    ]
+    recorded = seen.config
+    assert (recorded["attack"], recorded["host_attack"], recorded["dp_epsilon"]) == ("sign_flip", "gradient", 3.0)
+
+
+def test_a_message_about_a_renamed_flag_uses_its_name_in_this_host(parse, capsys):
+    with pytest.raises(SystemExit):
+        parse("--fedbias_attack sign_flop", ScriptArguments, Taken)
+    assert capsys.readouterr().err.startswith("fedbias: error: --fedbias_attack 'sign_flop' is unknown; choose one of")
+
+
+def test_a_host_without_a_flag_that_the_plugin_reads_is_refused(parse, capsys):
+    @dataclass
+    class Other:
+        fed_alg: str = "fedavg"
+        num_clients_dataset: int = 2
+        sample_clients: int = 2
+        num_rounds: int = 5
 
     with pytest.raises(SystemExit) as end:
-        extend_arguments(Taken, HfArgumentParser)
+        parse("", ScriptArguments, Other)
     assert end.value.code == 2
-    assert "This host has flags of the same name: --data_dir, --scenario;" in capsys.readouterr().err
-
-
-def test_a_host_whose_other_flags_clash_with_the_plugin_s_is_refused(capsys):
-    from transformers import HfArgumentParser
-
-    @dataclass
-    class OtherArguments:
-        data_dir: str = "data"
-
-    extended, parser = extend_arguments(FedArguments, HfArgumentParser)
-    with pytest.raises(SystemExit) as end:
-        parser((OtherArguments, extended))
-    assert end.value.code == 2
-    assert "This host has a flag of the same name as the plugin: argument --data_dir" in capsys.readouterr().err
+    assert "error: This host has no flag --num_clients, which the plugin reads" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -202,7 +264,7 @@ def test_a_host_whose_other_flags_clash_with_the_plugin_s_is_refused(capsys):
 def test_a_flag_without_effect_is_warned_about_however_it_is_written(hooked, monkeypatch, caplog, flags, warning):
     monkeypatch.setattr(sys, "argv", ["main_sft.py", *flags.split()])
     monkeypatch.setattr(logging.getLogger("fedbias_plugin"), "propagate", True)
-    check_arguments(ScriptArguments(use_peft=True), BothArguments())
+    checked(ScriptArguments(use_peft=True))
     assert [record.getMessage()[: len(warning or "")] for record in caplog.records] == ([warning] if warning else [])
 
 
@@ -212,21 +274,9 @@ def test_an_output_folder_that_cannot_be_made_is_named(tmp_path):
         make_output_dir(SimpleNamespace(output_dir=str(tmp_path / "file/out")))
 
 
-def test_a_script_without_the_plugin_s_lines_refuses_its_flags_and_takes_the_host_s(monkeypatch):
-    monkeypatch.delitem(sys.modules, attach.HOOKS, raising=False)
-    monkeypatch.setattr(sys, "argv", ["/some/where/main_other.py"])
-    check_arguments(ScriptArguments(max_steps=-1), AttachedArguments())
-    message = (
-        r"^main_other\.py does not hold the plugin's lines, so --scenario, --local_epochs would do nothing; run main_"
-    )
-    with pytest.raises(UserError, match=message):
-        check_arguments(ScriptArguments(), AttachedArguments(scenario="3C", local_epochs=2))
-
-
 INTERRUPTED = """\
     if round == 1:
         import sys
-        from fedbias_plugin.errors import UserError
         from fedbias_plugin.session import BiasSession
         close = BiasSession.close
         def told(self, failure=None):
@@ -259,7 +309,7 @@ def interrupted(
 @pytest.mark.parametrize(
     ("statement", "code", "failure", "traceback"),
     [
-        ("raise UserError('The disk is full.')", 1, "UserError: The disk is full.", False),
+        ("raise OSError('The disk is full.')", 1, "OSError: The disk is full.", True),
         ("raise ValueError('odd')", 1, "ValueError: odd", True),
         ("sys.exit(3)", 3, "the script ended before its last round", False),
     ],
@@ -270,21 +320,19 @@ def test_a_run_that_breaks_off_is_marked_failed_once(interrupted, tmp_path, stat
     lines = run.text.splitlines()
     assert [line for line in lines if line.startswith("closed:")] == [f"closed: {failure}"]
     assert ("Traceback" in run.text) is traceback
-    errors = [line for line in lines if line.startswith("fedbias: error:")]
-    assert errors == (["fedbias: error: The disk is full."] if "UserError" in statement else [])
     (folder,) = (tmp_path / "out").iterdir()
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
     assert not (folder / "summary.json").exists()
 
 
-def test_another_script_of_a_patched_host_refuses_the_plugin_s_flags(double, host_model, host_data, tmp_path):
+def test_another_script_of_a_patched_host_is_as_it_was(double, host_model, host_data, tmp_path):
     plan_patch(double).write()
     (double / "main_other.py").write_text("from config import fed_args\nprint('went on')\n")
     flags = sft_flags(host_model, host_data, tmp_path / "out")
     assert run_script(double, "main_other.py", *flags, log=tmp_path / "log.txt").text.endswith("went on\n")
     run = run_script(double, "main_other.py", *flags, "--scenario", "3C", log=tmp_path / "log.txt")
-    assert run.code == 2
-    assert "main_other.py does not hold the plugin's lines, so --scenario would do nothing" in run.text
+    assert run.code == 1
+    assert "not used by the HfArgumentParser: ['--scenario', '3C']" in run.text
 
 
 @pytest.mark.parametrize(
@@ -304,13 +352,9 @@ def test_another_script_of_a_patched_host_refuses_the_plugin_s_flags(double, hos
         ),
     ],
 )
-def test_a_flag_that_nobody_has_is_named_in_one_line(monkeypatch, capsys, words, message):
-    from transformers import HfArgumentParser
-
-    monkeypatch.setattr(sys, "argv", ["main_sft.py", *words])
-    extended, parser = extend_arguments(FedArguments, HfArgumentParser)
+def test_a_flag_that_nobody_has_is_named_in_one_line(parse, capsys, words, message):
     with pytest.raises(SystemExit) as end:
-        parser((ScriptArguments, extended)).parse_args_into_dataclasses()
+        parse(" ".join(words))
     assert end.value.code == 2
     assert f"fedbias: error: {message}" in capsys.readouterr().err
 
@@ -321,15 +365,15 @@ def test_a_misspelt_algorithm_is_refused_and_a_fork_s_own_is_not(hooked, monkeyp
     package.__file__ = str(tmp_path / "__init__.py")
     monkeypatch.setitem(sys.modules, "federated_learning", package)
     for name in ("trimean", "cc=0.5"):
-        check_arguments(ScriptArguments(), BothArguments(fed_alg=name))
+        checked(fed=FedArguments(fed_alg=name))
     with pytest.raises(UserError, match=r"--fed_alg 'fedyogy' is unknown; .* Did you mean 'fedyogi'\?"):
-        check_arguments(ScriptArguments(), BothArguments(fed_alg="fedyogy"))
+        checked(fed=FedArguments(fed_alg="fedyogy"))
 
 
 def test_tiny_is_the_bundled_model_and_training_every_weight_is_said(hooked, monkeypatch, caplog):
     monkeypatch.setattr(logging.getLogger("fedbias_plugin"), "propagate", True)
     script_args = ScriptArguments(model_name_or_path="tiny")
-    check_arguments(script_args, BothArguments())
+    checked(script_args)
     assert script_args.model_name_or_path.endswith("tiny_llama")
     assert [record.getMessage() for record in caplog.records] == [
         "--use_peft is not given: every weight of the model is trained."

@@ -1,0 +1,218 @@
+"""The plugin's flags in the host's own parser, and all flags checked together before anything is loaded."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, make_dataclass
+from pathlib import Path
+from typing import Any
+
+from fedbias_plugin.algorithms import ALGORITHMS, check_fed_alg, is_known
+from fedbias_plugin.arguments import check_choice, check_range, option
+from fedbias_plugin.assets import TINY, TINY_MODEL
+from fedbias_plugin.errors import UserError, did_you_mean
+from fedbias_plugin.hosts.openfedllm.arguments import AllArguments, AttachedArguments
+from fedbias_plugin.hosts.openfedllm.inspection import PREFIX
+from fedbias_plugin.hosts.openfedllm.requirements import Requirements
+from fedbias_plugin.logs import print_error
+from fedbias_plugin.poisoning.scenarios import SCENARIOS, biased_shares
+
+logger = logging.getLogger(__name__)
+
+_FIELDS = fields(AttachedArguments)
+
+
+def install(begin: Callable[[AllArguments], None]) -> None:
+    """Have the host's ``HfArgumentParser`` read the plugin's flags too, wherever the host imports it from.
+
+    The host gets its own dataclasses back, as if nothing had been added.
+
+    Args:
+        begin: called with every flag once they are read, before the host gets its own.
+    """
+    import transformers
+
+    cls = transformers.HfArgumentParser
+    make, read = cls.__init__, cls.parse_args_into_dataclasses
+
+    def init(self: Any, dataclass_types: Any = None, **kwargs: Any) -> None:
+        types = [dataclass_types] if isinstance(dataclass_types, type) else list(dataclass_types or ())
+        taken = {spec.name for kind in types for spec in fields(kind)}
+        if "fed_alg" not in taken:  # another parser
+            make(self, dataclass_types, **kwargs)
+            return
+        self.renamed_flags = {spec.name: PREFIX + spec.name for spec in fields(AttachedArguments) if spec.name in taken}
+        make(self, (*types, _with_names(self.renamed_flags)), **kwargs)
+
+    def parse(self: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        if not hasattr(self, "renamed_flags"):
+            return read(self, *args, **kwargs)
+        self.error = _refuse
+        with one_line(self.renamed_flags):
+            if not kwargs.get("return_remaining_strings"):
+                refuse_unknown_flags(self)
+            parsed = list(read(self, *args, **kwargs))
+            ours = parsed.pop(len(self.dataclass_types) - 1)
+            given = {spec.name: getattr(ours, self.renamed_flags.get(spec.name, spec.name)) for spec in _FIELDS}
+            begin(_sorted(parsed, AttachedArguments(**given), self.renamed_flags))
+        return tuple(parsed)
+
+    cls.__init__, cls.parse_args_into_dataclasses = init, parse
+
+
+@contextmanager
+def one_line(renamed: dict[str, str] | None = None) -> Iterator[None]:
+    """Wrong input in this block ends the script with one line and exit code 2.
+
+    Args:
+        renamed: flag of the plugin -> its name in this host, for the message.
+    """
+    try:
+        yield
+    except UserError as error:
+        text = str(error)
+        for name, there in (renamed or {}).items():
+            text = re.sub(rf"--{name}\b", f"--{there}", text)
+        print_error(UserError(text))
+        raise SystemExit(2) from None
+
+
+def _with_names(renamed: dict[str, str]) -> type:
+    """The plugin's dataclass for the parser, with some of its flags under other names and unchecked."""
+    hints = typing.get_type_hints(AttachedArguments)
+    specs = [
+        (renamed.get(spec.name, spec.name), hints[spec.name], option(spec.default, spec.metadata["help"]))
+        for spec in _FIELDS
+    ]
+    return make_dataclass("PluginArguments", specs)
+
+
+def _sorted(parsed: Sequence[Any], plugin: AttachedArguments, renamed: dict[str, str]) -> AllArguments:
+    """What the host's parser gave, by what it holds.
+
+    Raises:
+        UserError: a flag that the plugin reads is in none of it.
+    """
+    fed = next(part for part in parsed if hasattr(part, "fed_alg"))
+    script = next((part for part in parsed if hasattr(part, "output_dir")), fed)
+    missing = [name for name in Requirements.load().flags if not hasattr(fed, name) and not hasattr(script, name)]
+    if missing:
+        raise UserError(f"This host has no flag --{', --'.join(missing)}, which the plugin reads; fedbias unpatch it.")
+    return AllArguments(script, fed, plugin, renamed)
+
+
+def _refuse(message: str) -> None:
+    """argparse's way to say what is wrong, without its list of all flags."""
+    text = re.sub(r"^argument (--\w+)(/--[\w-]+)?", r"\1", message)
+    raise UserError(f"{text}. See --help.")
+
+
+def refuse_unknown_flags(parser: Any) -> None:
+    """Name a flag that neither the host nor the plugin has, which the host would answer with a traceback.
+
+    Raises:
+        UserError: with the nearest flag there is.
+    """
+    if any(word.split("=")[0] == "--resume" for word in sys.argv[1:]):
+        raise UserError("--resume belongs to fedbias run; a patched OpenFedLLM has --resume_from FOLDER.")
+    _, unknown = parser.parse_known_args()
+    if not unknown:
+        return
+    known = [name[2:] for name in parser._option_string_actions if name.startswith("--") and "-" not in name[2:]]
+    flag = unknown[0]
+    if not flag.startswith("--"):
+        raise UserError(f"{flag!r} belongs to no flag; several values are written with commas, without blanks.")
+    name = flag[2:].split("=")[0]
+    near = did_you_mean(name.replace("-", "_"), known)
+    raise UserError(f"--{name}: neither OpenFedLLM nor the plugin has this flag.{near or ' See --help for all.'}")
+
+
+def check_arguments(arguments: AllArguments) -> None:
+    """Refuse what would fail, or do nothing, after the model has been loaded.
+
+    Raises:
+        UserError: naming the flags and what to give instead.
+    """
+    script, fed, plugin = arguments.script, arguments.fed, arguments.plugin
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not plugin.is_idle:
+        raise UserError("The plugin works in one process; start the script with python instead of a launcher.")
+    if script.model_name_or_path == TINY:
+        script.model_name_or_path = str(TINY_MODEL)
+    _check_federation(arguments)
+    check_range("seed", script.seed, 0)
+    if script.max_steps < 1 and plugin.local_epochs is None:
+        raise UserError(
+            f"--max_steps {script.max_steps} is no number of steps in OpenFedLLM; give --local_epochs N to train "
+            "over all rows of a client."
+        )
+    if not script.use_peft:
+        logger.warning("--use_peft is not given: every weight of the model is trained.")
+    written = written_flags([*vars(script), *vars(fed), *(arguments.renamed.get(n, n) for n in vars(plugin))])
+    ours = {spec.name for spec in _FIELDS if arguments.renamed.get(spec.name, spec.name) in written}
+    for name, needed in plugin.idle_flags(ours):
+        logger.warning("--%s has no effect without %s.", arguments.renamed.get(name, name), needed)
+    for name, there in arguments.renamed.items():
+        logger.warning("--%s is this host's own flag; the plugin's is --%s here.", name, there)
+    if "num_train_epochs" in written:
+        logger.warning("--num_train_epochs has no effect in OpenFedLLM (--max_steps wins); give --local_epochs.")
+
+
+def written_flags(known: Sequence[str]) -> set[str]:
+    """Those of the ``known`` flags that the command line holds, shortened or with hyphens too, as argparse allows."""
+    words = {word[2:].split("=")[0].replace("-", "_") for word in sys.argv[1:] if word.startswith("--")}
+    return {name for name in known for word in words if name == word or (word not in known and name.startswith(word))}
+
+
+def make_output_dir(script_args: Any) -> None:
+    """Create ``--output_dir``; the host makes only the run's own folder inside it and fails when it is absent.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        os.makedirs(script_args.output_dir, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output_dir {script_args.output_dir} cannot be made: {error.strerror}.") from None
+
+
+def _check_federation(arguments: AllArguments) -> None:
+    script, fed, plugin = arguments.script, arguments.fed, arguments.plugin
+    for flag in ("num_clients", "sample_clients", "num_rounds"):
+        check_range(flag, getattr(fed, flag), 1)
+    if fed.sample_clients > fed.num_clients:
+        logger.warning("--sample_clients %d: there are %d clients.", fed.sample_clients, fed.num_clients)
+    if not is_known(fed.fed_alg) and not _host_mentions(fed.fed_alg):
+        check_fed_alg(fed.fed_alg)
+    if plugin.aggregation != "host" and not is_known(fed.fed_alg):
+        raise UserError(
+            f"--aggregation {plugin.aggregation} works with --fed_alg {', '.join(ALGORITHMS)} and localN, not with "
+            f"{fed.fed_alg!r}; give one of them, or --aggregation host."
+        )
+    if fed.fed_alg.startswith("local"):
+        last = fed.fed_alg[-1]
+        if not last.isdigit() or int(last) >= fed.num_clients:
+            raise UserError(
+                f"--fed_alg {fed.fed_alg}: OpenFedLLM reads the last digit as the client, and the clients are 0 "
+                f"to {fed.num_clients - 1}."
+            )
+    check_choice("scenario", plugin.scenario, ("none", *SCENARIOS))
+    if plugin.scenario != "none":
+        biased_shares(plugin.scenario, fed.num_clients, script.seed, plugin.custom_shares)
+        if getattr(script, "multi_turn_task", False):
+            raise UserError("--scenario deals single-turn rows; leave out --multi_turn_task, or give --scenario none.")
+
+
+def _host_mentions(fed_alg: str) -> bool:
+    """Whether the host's code knows the algorithm, or cannot be read: a fork has more (``trimean``, ``cc=0.5``)."""
+    package = getattr(sys.modules.get("federated_learning"), "__file__", None)
+    if package is None:
+        return True
+    sources = Path(package).parent.glob("*.py")
+    words = {word for path in sources for word in re.findall(r"""["'](\w\w+)["']""", path.read_text(errors="replace"))}
+    return any(fed_alg.startswith(word) for word in words)
