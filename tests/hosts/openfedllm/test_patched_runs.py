@@ -101,6 +101,8 @@ def test_an_idle_plugin_changes_no_bit_of_the_hosts_result(checkout, start, scri
         assert before.keys() == after.keys()
         assert all(torch.equal(before[name], after[name]) for name in before)
     assert (plain / "training_loss.npy").read_bytes() == (idle / "training_loss.npy").read_bytes()
+    for path in plain.glob("checkpoint-*/tokenizer*.json"):
+        assert path.read_bytes() == (idle / path.relative_to(plain)).read_bytes(), path
 
 
 def test_measuring_alone_changes_no_bit_of_the_run(patched, start, small_data):
