@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from fedbias_plugin.errors import UserError, did_you_mean, first_line, quoted
 from fedbias_plugin.names import check_name
+from fedbias_plugin.options import shown_help
 
 D = TypeVar("D")
 TRUE, FALSE = {"true", "yes", "1"}, {"false", "no", "0"}
@@ -77,7 +78,7 @@ def add_flags(
             kind, _ = kinds[spec.name]
             if spec.name in without:
                 continue
-            text = spec.metadata.get("help", "").replace("%", "%%")
+            text = shown_help(spec).replace("%", "%%")
             group.add_argument(
                 f"--{spec.name}",
                 default=argparse.SUPPRESS,

@@ -5,8 +5,10 @@ import sys
 
 import pytest
 
-from fedbias_plugin.arguments import BiasArguments, check_range
+from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.errors import UserError
+from fedbias_plugin.hosts.builtin.arguments import HostArguments
+from fedbias_plugin.options import check_range, idle_flags, options
 
 
 @pytest.mark.parametrize(
@@ -68,16 +70,34 @@ def test_attackers_are_client_ids_and_none_stands_for_the_clients_with_biased_ro
     assert BiasArguments(attack="sign_flip").attacker_ids is None
 
 
-def test_a_flag_of_another_rule_is_named_with_the_flag_it_needs():
-    written = {"byzantine_clients", "clip_norm", "attack_strength"}
-    idle = dict(BiasArguments().idle_flags(written))
-    assert idle == {
-        "byzantine_clients": "--aggregation trimmed_mean or krum or multi_krum",
-        "clip_norm": "--aggregation norm_clip",
-        "attack_strength": "--attack sign_flip or model_replacement or gaussian_noise or probe_gaming",
+def idle(written, **flags):
+    known, values = options(HostArguments, BiasArguments), {**vars(HostArguments()), **vars(BiasArguments(**flags))}
+    return dict(idle_flags(known, values, written))
+
+
+def test_a_flag_of_another_extension_is_named_with_what_it_needs():
+    written = [
+        "byzantine_clients",
+        "clip_norm",
+        "attack_strength",
+        "prox_mu",
+        "fedopt_eta",
+        "peft_lora_r",
+        "bama_alpha",
+    ]
+    assert idle(written) == {
+        "byzantine_clients": "without --aggregation trimmed_mean or krum or multi_krum",
+        "clip_norm": "without --aggregation norm_clip",
+        "attack_strength": "without --attack sign_flip or model_replacement or gaussian_noise or probe_gaming",
+        "prox_mu": "without --fed_alg fedprox",
+        "fedopt_eta": "without --fed_alg fedadagrad or fedyogi or fedadam",
+        "peft_lora_r": "without --use_peft",
     }
-    used = BiasArguments(aggregation="krum", attack="sign_flip")
-    assert [name for name, _ in used.idle_flags(written)] == ["clip_norm"]
+    used = idle(["byzantine_clients", "clip_norm", "attack_strength"], aggregation="krum", attack="sign_flip")
+    assert list(used) == ["clip_norm"]
+    assert idle(["max_steps"], local_epochs=2) == {"max_steps": "beside --local_epochs"}
+    assert idle(["wandb_project"], track="jsonl,wandb") == {}
+    assert idle(["wandb_project"]) == {"wandb_project": "without --track wandb"}
 
 
 def test_the_closed_end_of_a_range_is_inside():

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from fedbias_plugin.arguments import option
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.flags import add_flags, build, field_types, read_config
+from fedbias_plugin.options import option
 
 
 @dataclass

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedbias_plugin.arguments import BENCHMARKS, check_choice, check_range, option, split_list
+from fedbias_plugin.arguments import BENCHMARKS
 from fedbias_plugin.errors import UserError, printable
 from fedbias_plugin.flags import add_flags, build, field_types
+from fedbias_plugin.options import check_options, option, split_list
 
 if TYPE_CHECKING:
     from fedbias_plugin.evaluation.processes import Processes
@@ -29,28 +30,26 @@ class EvaluateArguments:
     model_name_or_path: str | None = option(None, "hub name or folder of a causal LM; tiny is the bundled model")
     adapter: str | None = option(None, "folder of a LoRA adapter to put on the model")
     stereoset_predictions: str | None = option(None, "score this file of per-sentence scores instead of a model")
-    bias_benchmarks: str = option("crows_pairs,stereoset", "bias benchmarks, comma separated")
+    bias_benchmarks: str = option(
+        "crows_pairs,stereoset", "bias benchmarks, comma separated", choices=BENCHMARKS, many=True
+    )
     output: str | None = option(None, "JSON file for the results")
     data_dir: str | None = option(None, "folder with the data sets; 'mini' uses the bundled mini data")
-    crows_reduction: str = option("sum", "sentence score of CrowS-Pairs: sum, mean or shared")
-    stereoset_reduction: str = option("mean", "sentence score of StereoSet: mean or sum")
-    bias_batch_tokens: int = option(4096, "tokens in one scoring batch, padding included")
-    dtype: str = option("float32", "dtype of the weights: float32, bfloat16 or auto")
+    crows_reduction: str = option("sum", "sentence score of CrowS-Pairs", choices=("sum", "mean", "shared"))
+    stereoset_reduction: str = option("mean", "sentence score of StereoSet", choices=("mean", "sum"))
+    bias_batch_tokens: int = option(4096, "tokens in one scoring batch, padding included", at_least=1)
+    dtype: str = option(
+        "float32", "dtype of the weights; auto is the checkpoint's", choices=("float32", "bfloat16", "auto")
+    )
     load_in_8bit: bool = option(False, "load the model in 8 bits (bitsandbytes)")
     load_in_4bit: bool = option(False, "load the model in 4 bits (bitsandbytes, nf4)")
     trust_remote_code: bool = option(False, "run code that comes with the model")
-    seed: int = option(2023, "seed of the bootstrap intervals")
+    seed: int = option(2023, "seed of the bootstrap intervals", at_least=0)
 
     def __post_init__(self) -> None:
-        for name in split_list(self.bias_benchmarks):
-            check_choice("bias_benchmarks", name, BENCHMARKS)
+        check_options(self)
         if not split_list(self.bias_benchmarks):
             raise UserError("--bias_benchmarks none leaves nothing to evaluate; give crows_pairs, stereoset or both.")
-        check_choice("crows_reduction", self.crows_reduction, ("sum", "mean", "shared"))
-        check_choice("stereoset_reduction", self.stereoset_reduction, ("mean", "sum"))
-        check_choice("dtype", self.dtype, ("float32", "bfloat16", "auto"))
-        check_range("bias_batch_tokens", self.bias_batch_tokens, 1)
-        check_range("seed", self.seed, 0)
         if (self.model_name_or_path is None) == (self.stereoset_predictions is None):
             raise UserError("fedbias evaluate needs --model_name_or_path or --stereoset_predictions, and not both.")
         if self.adapter and not self.model_name_or_path:

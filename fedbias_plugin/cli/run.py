@@ -15,6 +15,7 @@ from fedbias_plugin.files import disk_errors_named
 from fedbias_plugin.flags import add_flags, build, field_types, read_config
 from fedbias_plugin.hosts.builtin.arguments import NOT_HERE, HostArguments
 from fedbias_plugin.hosts.builtin.resolve import resolve
+from fedbias_plugin.options import idle_flags, options
 
 logger = logging.getLogger(__name__)
 
@@ -149,8 +150,9 @@ def resolve_arguments(parsed: argparse.Namespace) -> tuple[HostArguments, BiasAr
     if recommended:
         listed = ", ".join(f"{name}={value}" for name, value in recommended.items())
         logger.info("model tiny: recommended settings for flags not given: %s", listed)
-    for name, needed in bias.idle_flags(from_file | command_line):
-        logger.warning("--%s has no effect without %s.", name, needed)
+    known, values = options(HostArguments, BiasArguments), {**vars(host), **vars(bias)}
+    for name, needed in idle_flags(known, values, from_file | command_line):
+        logger.warning("--%s has no effect %s.", name, needed)
     return host, bias
 
 

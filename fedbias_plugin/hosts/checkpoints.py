@@ -25,6 +25,7 @@ from fedbias_plugin import __version__
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.files import disk_errors_named, whole_folder, write_json_atomic, write_text_atomic
 from fedbias_plugin.hashes import sha256_of_file
+from fedbias_plugin.registry import free_to_change
 from fedbias_plugin.state import State
 from fedbias_plugin.tracking.jsonl import METRICS_FILE, SUMMARY_FILE
 from fedbias_plugin.training.state_files import write_state_file
@@ -40,15 +41,6 @@ RESUMED_BY = {
     "builtin": "a run of the built-in host; to go on with it: fedbias run --resume",
     "openfedllm": "a run of a patched OpenFedLLM; to go on with it: its command, with --resume_from",
 }
-FREE_TO_CHANGE = frozenset(
-    (
-        *("output_dir", "resume_from", "data_dir", "model_name_or_path"),
-        *("local_states", "checkpoint_every", "save_model_freq", "wandb_mode"),
-        *("on_bad_update", "max_update_norm"),
-    )
-)
-"""Flags that a resumed run may change. Data and model are compared by what they hold; the last two let a run go on that
-a bad update has stopped, and ``run.json`` records the change; the others move no number."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +194,7 @@ def changed_arguments(stored: Mapping[str, Any], given: Mapping[str, Any]) -> li
     return [
         f"--{name} {value} (the run has {stored.get(name)})"
         for name, value in given.items()
-        if name not in FREE_TO_CHANGE and stored.get(name) != value
+        if name not in free_to_change() and stored.get(name) != value
     ]
 
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedbias_plugin.arguments import check_choice
 from fedbias_plugin.errors import UserError
+from fedbias_plugin.options import check_choice
 from fedbias_plugin.poisoning.draws import generator, permuted
 
 

@@ -7,38 +7,35 @@ from typing import Any
 
 from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.hosts.builtin.resolve import defaults
-from fedbias_plugin.report.read_settings import READ_WHERE, read_settings
+from fedbias_plugin.registry import flags_for
+from fedbias_plugin.report.read_settings import conditional_on, is_conditional, read_settings
 from fedbias_plugin.report.settings import value_text
 from fedbias_plugin.report.study import Arm, Study, StudyRun
 
-ALGORITHM = frozenset(("fed_alg", "prox_mu", *(name for name in READ_WHERE if name.startswith("fedopt_"))))
+ALGORITHM = frozenset(("fed_alg", *conditional_on("fed_alg")))
 SCENARIO = frozenset(("scenario", "biased_shares"))
-WEIGHTING = frozenset(
-    ("aggregation", "bama_alpha", "bama_lambda", "bama_weighting", "byzantine_clients", "clip_norm"),
-)
+WEIGHTING = frozenset(("aggregation", *conditional_on("aggregation")))
 PARTICIPATION = frozenset(("num_clients", "sample_clients"))
 LOADING = ("dtype", "load_in_8bit", "load_in_4bit")
 CENTRALISED = (
     ALGORITHM
     | SCENARIO
     | PARTICIPATION
-    | {name for name in READ_WHERE if name.startswith("peft_")}
+    | conditional_on("use_peft")
     | {*LOADING, "bf16", "use_peft", "client_samples", "learning_rate", "batch_size", "gradient_accumulation_steps"}
 )
 """Each: the settings that a comparison is about, or that follow from it; in all others its arms must agree."""
-NO_MATTER = frozenset(("bias_eval_every", "rouge_samples"))
-"""Settings of what is measured on the way, which change no final score."""
 MOST_NAMED = 4
 
 
 def differences(one: Arm, other: Arm, varied: Collection[str]) -> list[str]:
     """The settings in which two arms differ although only ``varied`` may.
 
-    A setting that one of them does not read (:data:`READ_WHERE`) is none: what makes the other read it is.
+    A setting that one of them does not read is none: what makes the other read it is.
     """
     first, second = (read_settings(arm.settings, arm.aggregation) for arm in (one, other))
-    names = sorted((first.keys() | second.keys()) - NO_MATTER - set(varied))
-    read = [name for name in names if name not in READ_WHERE or (name in first and name in second)]
+    names = sorted((first.keys() | second.keys()) - flags_for("measuring") - set(varied))
+    read = [name for name in names if not is_conditional(name) or (name in first and name in second)]
     return [name for name in read if first.get(name) != second.get(name)]
 
 

@@ -84,7 +84,7 @@ def arm_key(settings: Mapping[str, Any], aggregation: str) -> str | None:
     """Equal for runs of one arm; None without settings.
 
     A flag that is as by default does not count, so that runs from before it existed belong to the same arm; nor does
-    one that the run does not read (:data:`fedbias_plugin.report.read_settings.READ_WHERE`).
+    one that the run does not read (:func:`fedbias_plugin.report.read_settings.read_settings`).
     """
     if not settings:
         return None

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from fedbias_plugin.errors import printable
-from fedbias_plugin.report.read_settings import SAME_ARM
+from fedbias_plugin.report.read_settings import same_arm
 from fedbias_plugin.report.study import Study
 from fedbias_plugin.report.table_model import Table
 
@@ -126,7 +126,7 @@ def _versions(study: Study) -> Iterator[tuple[str, str]]:
 def _settings(study: Study) -> Iterator[tuple[str, str]]:
     """A line for all settings that agree, and a line for each that does not."""
     configs = [run.settings for run in study.runs if run.settings]
-    names = sorted({str(name) for config in configs for name in config} - SAME_ARM)
+    names = sorted({str(name) for config in configs for name in config} - same_arm())
     same = []
     for name in names:
         values = dict.fromkeys(_value(config.get(name)) for config in configs)

@@ -10,8 +10,9 @@ from typing import Any
 
 from fedbias_plugin.errors import UserError, first_line, quoted
 from fedbias_plugin.files import write_json_atomic, write_text_atomic
-from fedbias_plugin.hosts.checkpoints import FREE_TO_CHANGE, LOCK, CheckpointFolder
+from fedbias_plugin.hosts.checkpoints import LOCK, CheckpointFolder
 from fedbias_plugin.redaction import redacted
+from fedbias_plugin.registry import flags_for, free_to_change
 from fedbias_plugin.sweep.configs import Experiment, ModelConfig
 from fedbias_plugin.sweep.plan import PlannedRun
 from fedbias_plugin.tracking.jsonl import METRICS_FILE, SUMMARY_FILE
@@ -19,8 +20,8 @@ from fedbias_plugin.tracking.recorder import RUN_FILE
 
 SWEEP_FILE = "sweep.json"
 FORMAT = 1
-UNIMPORTANT = FREE_TO_CHANGE - {"data_dir", "model_name_or_path"} | {"track", "wandb_project"}
-"""Flags in which a finished run may differ from the plan: they move no number."""
+COMPARED = frozenset(("data_dir", "model_name_or_path"))
+"""Flags that a resumed run may change, as data and model are compared by what they hold, and a finished one not."""
 OWN_NAMES = {SWEEP_FILE, LOCK, "runs", "logs", "configs", "shared", "slurm", "report"}
 DONE, TO_RESUME, TO_DO = "done", "to go on with", "to do"
 
@@ -149,10 +150,11 @@ class SweepFolder:
                 f"{path} is damaged ({first_line(error)}); move {path.parent} away to run it again."
             ) from None
         wanted = json.loads(json.dumps(redacted(run.settings)))
+        unimportant = (free_to_change() - COMPARED) | flags_for("tracking")
         changed = [
             f"{name} {quoted(stored[name])} there, {quoted(value)} now"
             for name, value in wanted.items()
-            if name not in UNIMPORTANT and name in stored and stored[name] != value
+            if name not in unimportant and name in stored and stored[name] != value
         ]
         if changed:
             raise UserError(

@@ -13,17 +13,11 @@ from typing import Any, NamedTuple
 
 from fedbias_plugin.errors import quoted
 from fedbias_plugin.files import plain_json
+from fedbias_plugin.registry import flags_for
 
 SCORES = ("score", "ss", "lms", "icat", "n", "noise_floor", "loss", "perplexity", "f1", "max_new_tokens", "tie_rate")
 INTERVALS = ("ci95", "lms_ci95", "icat_ci95")
 LARGEST_COUNT = 10**12
-MACHINE_FLAGS = frozenset(
-    (
-        *("output_dir", "resume_from", "data_dir"),
-        *("local_states", "checkpoint_every", "save_model_freq", "wandb_mode"),
-    )
-)
-"""Arguments that say where and how a run works, not what it does: equal runs on two machines differ in them."""
 
 
 @dataclass
@@ -237,12 +231,12 @@ class WeightSummary(NamedTuple):
 
 
 def recorded_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What round 0 says of a run's resolved arguments: all but :data:`MACHINE_FLAGS`.
+    """What round 0 says of a run's resolved arguments: all but those that say where and how it works.
 
     >>> recorded_settings({"fed_alg": "fedavg", "seed": 2023, "output_dir": "runs/a"})
     {'fed_alg': 'fedavg', 'seed': 2023}
     """
-    return {name: value for name, value in config.items() if name not in MACHINE_FLAGS}
+    return {name: value for name, value in config.items() if name not in flags_for("machine")}
 
 
 def weight_summary(weights: Mapping[int, float], shares: Mapping[int, float]) -> WeightSummary:

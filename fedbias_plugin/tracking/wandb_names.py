@@ -19,7 +19,7 @@ from fedbias_plugin.assets import TINY, TINY_MODEL
 from fedbias_plugin.errors import printable
 from fedbias_plugin.files import plain_json
 from fedbias_plugin.redaction import redacted_text
-from fedbias_plugin.tracking.records import MACHINE_FLAGS
+from fedbias_plugin.registry import flags_for
 
 EXPERIMENTS_VARIABLE = "FEDBIAS_EXPERIMENTS"
 """Environment variable with the experiments that a run belongs to, separated by commas: ``table1,table3``."""
@@ -27,7 +27,6 @@ LONGEST_NAME = 128
 LONGEST_TAG = 64
 MOST_EXPERIMENTS = 16
 BAMA_WORDS = {"bama_alpha": "alpha", "bama_lambda": "lambda"}
-NOT_A_SETTING = MACHINE_FLAGS | {"seed", "schedule_seed", "track", "wandb_project"}
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,8 @@ def _job_type(fed_alg: str, num_clients: int) -> str:
 
 def _settings_hash(config: Mapping[str, Any]) -> str:
     """Six digits that differ where any setting does; a seed is none, but whether there is a schedule seed is one."""
-    settings = {name: value for name, value in config.items() if name not in NOT_A_SETTING}
+    other = flags_for("machine", "seed", "tracking")
+    settings = {name: value for name, value in config.items() if name not in other}
     settings["model_name_or_path"] = model_label(str(config.get("model_name_or_path", "")))
     settings["has_schedule_seed"] = config.get("schedule_seed") is not None
     text = json.dumps(plain_json(settings)[0], sort_keys=True)

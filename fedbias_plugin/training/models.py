@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fedbias_plugin.arguments import check_choice
 from fedbias_plugin.assets import TINY, TINY_MODEL
 from fedbias_plugin.errors import UserError, first_line, quoted
+from fedbias_plugin.options import check_choice
 
 if TYPE_CHECKING:
     from peft import PeftModel

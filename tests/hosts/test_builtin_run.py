@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from fedbias_plugin.algorithms import ALGORITHMS
 from fedbias_plugin.hosts.builtin import loop
-from fedbias_plugin.tracking.records import MACHINE_FLAGS
+from fedbias_plugin.registry import flags_for
 from fedbias_plugin.training.models import load_model_and_tokenizer as load
 from tests.hosts.run_folders import assert_same_run, comparable
 
@@ -111,7 +111,7 @@ def test_summary_run_file_and_manifest_hold_what_a_reader_needs(run_builtin, tmp
     best = min(records[1:], key=lambda record: record.global_.bias_score)
     assert summary["best_round"]["round"] == best.round
     run = json.loads((tmp_path / "run/run.json").read_text())
-    assert records[0].settings == {name: run["config"][name] for name in run["config"].keys() - MACHINE_FLAGS}
+    assert records[0].settings == {name: run["config"][name] for name in run["config"].keys() - flags_for("machine")}
     assert [record.settings for record in records[1:]] == [None, None]
     assert run["prefix_token"] == "<s>"
     assert len(run["data"]["crows_pairs"]["sha256"]) == 64

@@ -7,9 +7,10 @@ import torch
 
 from fedbias_plugin.aggregation.server_optimizers import ServerOptimizer
 from fedbias_plugin.algorithms import ALGORITHMS
-from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.hosts.builtin.resolve import defaults
-from fedbias_plugin.report.read_settings import READ_WHERE, SAME_ARM, SPEED_FLAGS, read_settings
+from fedbias_plugin.options import idle_flags
+from fedbias_plugin.registry import all_options, flags_for, free_to_change
+from fedbias_plugin.report.read_settings import conditional_on, is_conditional, read_settings, same_arm
 
 CHANGED = {"fedopt_tau": 0.5, "fedopt_eta": 0.5, "fedopt_beta1": 0.3, "fedopt_beta2": 0.3, "fedopt_v0": 0.7}
 
@@ -35,10 +36,11 @@ def test_a_server_flag_counts_exactly_where_it_changes_the_server_s_arithmetic(f
 
 
 def test_flags_that_the_command_line_calls_idle_do_not_count():
-    idle = {name for name, _ in BiasArguments(scenario="none").idle_flags(defaults().keys())}
+    settings = {**defaults(), "scenario": "none"}
+    idle = {name for name, _ in idle_flags(all_options(), settings, defaults())}
     counted = read_settings({"scenario": "none"}, "host")
-    assert "bama_lambda" in idle
-    assert not {name for name in idle if not name.startswith("wandb")} - {"rouge_samples"} & counted.keys()
+    assert {"bama_lambda", "prox_mu", "client_samples"} <= idle
+    assert not idle & counted.keys()
 
 
 @pytest.mark.parametrize(
@@ -60,6 +62,28 @@ def test_steps_do_not_count_beside_epochs_and_the_shares_of_probe_items_always_d
     assert {"bama_crows_fraction", "bama_stereoset_fraction"} <= read_settings({}, "host").keys()
 
 
-def test_every_flag_of_the_table_exists():
-    assert (READ_WHERE.keys() | SPEED_FLAGS) <= defaults().keys()
-    assert not (READ_WHERE.keys() | SPEED_FLAGS) & SAME_ARM
+def test_what_every_flag_matters_to_is_what_it_was():
+    """The lists that were kept by hand before the flags said it themselves."""
+    machine = {"output_dir", "resume_from", "data_dir", "local_states", "checkpoint_every", "save_model_freq"}
+    assert flags_for("machine") == {*machine, "wandb_mode"}
+    assert free_to_change() == {*flags_for("machine"), "model_name_or_path", "on_bad_update", "max_update_norm"}
+    assert same_arm() == {*flags_for("machine"), "seed", "schedule_seed", "track", "wandb_project", "run_name"}
+    assert flags_for("speed") == {"gradient_checkpointing", "bias_batch_tokens", "on_bad_update"}
+    assert flags_for("measuring") == {"bias_eval_every", "rouge_samples"}
+    server = {"prox_mu", "fedopt_tau", "fedopt_eta", "fedopt_v0", "fedopt_beta1", "fedopt_beta2", "fedopt_variant"}
+    assert conditional_on("fed_alg") == server
+    rules = {"bama_alpha", "bama_lambda", "bama_weighting", "byzantine_clients", "clip_norm"}
+    assert conditional_on("aggregation") == rules
+    lora = {"peft_lora_r", "peft_lora_alpha", "peft_lora_dropout", "peft_lora_target_modules"}
+    assert conditional_on("use_peft") == lora
+    dealt = {"clean_dataset", "biased_dataset", "client_samples", "heldout_samples", "rouge_samples"}
+    others = {"attack_strength", "biased_shares", "max_steps", "wandb_project", "wandb_mode", "preference_dataset"}
+    assert {name for name in all_options() if is_conditional(name)} == server | rules | lora | dealt | others
+
+
+def test_every_condition_is_on_a_flag_that_there_is():
+    known = all_options()
+    for name, about in known.items():
+        for other, values in (about.read_when or {}).items():
+            assert other in known, name
+            assert not known[other].choices or set(values) <= {*known[other].known, None}, name

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedbias_plugin.hosts.checkpoints import FREE_TO_CHANGE
+from fedbias_plugin.registry import flags_for, free_to_change
 from fedbias_plugin.tracking.records import (
-    MACHINE_FLAGS,
     ClientRecord,
     GlobalRecord,
     RoundRecord,
@@ -54,9 +53,9 @@ def test_the_arguments_stand_in_the_round_that_has_them_and_nowhere_else(make_re
 
 
 def test_what_belongs_to_the_machine_is_left_out_of_the_recorded_arguments_and_may_change_on_a_resume() -> None:
-    config = dict.fromkeys([*MACHINE_FLAGS, "fed_alg", "model_name_or_path"], "x")
+    config = dict.fromkeys([*flags_for("machine"), "fed_alg", "model_name_or_path"], "x")
     assert recorded_settings(config) == {"fed_alg": "x", "model_name_or_path": "x"}
-    assert MACHINE_FLAGS < FREE_TO_CHANGE
+    assert flags_for("machine") < free_to_change()
 
 
 def test_nan_becomes_null_and_a_warning_that_names_it() -> None:

@@ -9,12 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedbias_plugin.algorithms import ALGORITHMS, check_fed_alg, local_client
-from fedbias_plugin.arguments import check_choice, check_range, option, split_list
 from fedbias_plugin.errors import UserError
+from fedbias_plugin.options import check_options, check_range, option, split_list
 
 TEMPLATES = ("alpaca", "vicuna")
 DTYPES = ("float32", "bfloat16", "auto")
 LOCAL_STATES = ("auto", "memory", "disk")
+LORA = {"use_peft": (True,)}
+ADAPTIVE = {"fed_alg": ("fedadagrad", "fedyogi", "fedadam")}
+SECOND_MOMENT_DECAYS = {"fed_alg": ("fedyogi", "fedadam")}
 # OpenFedLLM's flags that the built-in host does not have, and what to do instead.
 NOT_HERE = {
     "dataset_name": "give --clean_dataset and --biased_dataset",
@@ -43,77 +46,108 @@ class HostArguments:
     """
 
     # Model
-    model_name_or_path: str = option("tiny", "hub name or folder of a causal LM; tiny is the bundled model")
-    dtype: str = option("float32", "dtype of the weights: float32, bfloat16 or auto (as the checkpoint says)")
+    model_name_or_path: str = option(
+        "tiny", "hub name or folder of a causal LM; tiny is the bundled model", may_change=True
+    )
+    dtype: str = option("float32", "dtype of the weights; auto is the checkpoint's", choices=DTYPES)
     load_in_8bit: bool = option(False, "load the model in 8 bits (bitsandbytes)")
     load_in_4bit: bool = option(False, "load the model in 4 bits (bitsandbytes, nf4)")
     trust_remote_code: bool = option(False, "run code that comes with the model")
     use_peft: bool = option(False, "train LoRA adapters; without it every weight is trained")
-    peft_lora_r: int = option(8, "rank of the LoRA adapters")
-    peft_lora_alpha: int = option(16, "alpha of the LoRA adapters")
-    peft_lora_dropout: float = option(0.05, "dropout of the LoRA adapters")
+    peft_lora_r: int = option(8, "rank of the LoRA adapters", at_least=1, read_when=LORA)
+    peft_lora_alpha: int = option(16, "alpha of the LoRA adapters", at_least=1, read_when=LORA)
+    peft_lora_dropout: float = option(0.05, "dropout of the LoRA adapters", at_least=0, at_most=1, read_when=LORA)
     peft_lora_target_modules: str | None = option(
-        None, "modules that get an adapter, comma separated, or all-linear; peft's choice for the model when absent"
+        None,
+        "modules that get an adapter, comma separated, or all-linear; peft's choice for the model when absent",
+        read_when=LORA,
     )
 
     # Federation
     fed_alg: str = option("fedavg", f"server algorithm: {', '.join(ALGORITHMS)}, or localN (client N alone)")
-    num_rounds: int = option(5, "rounds")
-    num_clients: int = option(3, "clients")
+    num_rounds: int = option(5, "rounds", at_least=1)
+    num_clients: int = option(3, "clients", at_least=1)
     sample_clients: int | None = option(None, "clients that take part in a round; all when absent")
-    prox_mu: float = option(0.01, "mu of FedProx")
-    fedopt_tau: float = option(1e-3, "tau of FedAdagrad, FedYogi and FedAdam")
-    fedopt_eta: float = option(1e-3, "server learning rate of FedAdagrad, FedYogi and FedAdam")
-    fedopt_beta1: float = option(0.9, "beta1 of FedYogi and FedAdam, and FedAvgM's momentum")
-    fedopt_beta2: float = option(0.99, "beta2 of FedYogi and FedAdam")
-    fedopt_variant: str = option(
-        "openfedllm", "openfedllm (second moment of the momentum) or reddi (of the raw delta, as published)"
+    prox_mu: float = option(0.01, "mu of FedProx", at_least=0, read_when={"fed_alg": ("fedprox",)})
+    fedopt_tau: float = option(1e-3, "tau of FedAdagrad, FedYogi and FedAdam", above=0, read_when=ADAPTIVE)
+    fedopt_eta: float = option(
+        1e-3, "server learning rate of FedAdagrad, FedYogi and FedAdam", above=0, read_when=ADAPTIVE
     )
-    fedopt_v0: float | None = option(None, "second moment before the first round; tau^2 when absent, 0 as published")
+    fedopt_beta1: float = option(
+        0.9,
+        "beta1 of FedYogi and FedAdam, and FedAvgM's momentum",
+        at_least=0,
+        at_most=1,
+        read_when={"fed_alg": ("fedavgm", "fedyogi", "fedadam")},
+    )
+    fedopt_beta2: float = option(
+        0.99, "beta2 of FedYogi and FedAdam", at_least=0, at_most=1, read_when=SECOND_MOMENT_DECAYS
+    )
+    fedopt_variant: str = option(
+        "openfedllm",
+        "openfedllm (second moment of the momentum) or reddi (of the raw delta, as published)",
+        choices=("openfedllm", "reddi"),
+        read_when=SECOND_MOMENT_DECAYS,
+    )
+    fedopt_v0: float | None = option(
+        None,
+        "second moment before the first round; tau^2 when absent, 0 as published",
+        at_least=0,
+        read_when=ADAPTIVE,
+    )
 
     # Local training
-    learning_rate: float = option(2e-5, "learning rate of the first round; falls to 1e-6 by a cosine over the rounds")
-    batch_size: int = option(16, "rows in a batch")
-    gradient_accumulation_steps: int = option(1, "batches in an optimizer step")
-    max_steps: int = option(10, "optimizer steps of a client in a round, unless --local_epochs is given")
-    seq_length: int = option(512, "tokens of a training row; longer rows are cut")
+    learning_rate: float = option(
+        2e-5,
+        "learning rate of the first round; falls to 1e-6 by a cosine over the rounds",
+        at_least=1e-6,  # the last round's, see training/schedule.py
+    )
+    batch_size: int = option(16, "rows in a batch", at_least=1)
+    gradient_accumulation_steps: int = option(1, "batches in an optimizer step", at_least=1)
+    max_steps: int = option(
+        10,
+        "optimizer steps of a client in a round, unless --local_epochs is given",
+        at_least=1,
+        read_when={"local_epochs": (None,)},
+    )
+    seq_length: int = option(512, "tokens of a training row; longer rows are cut", at_least=1)
     bf16: bool = option(False, "train in bfloat16 autocast on top of the weights' dtype")
-    gradient_checkpointing: bool = option(True, "recompute activations to save memory")
-    template: str = option("alpaca", "prompt template: alpaca or vicuna")
+    gradient_checkpointing: bool = option(True, "recompute activations to save memory", matters="speed")
+    template: str = option("alpaca", "prompt template", choices=TEMPLATES)
 
     # Run
-    seed: int = option(2023, "seed of roles, rows, adapter initialisation, probe items and bootstrap")
-    output_dir: str = option("output", "folder of the run; must not hold another run")
-    save_model_freq: int = option(50, "save the global model every so many rounds; the last one is always saved")
+    seed: int = option(
+        2023, "seed of roles, rows, adapter initialisation, probe items and bootstrap", at_least=0, matters="seed"
+    )
+    output_dir: str = option(
+        "output", "folder of the run; must not hold another run", matters="machine", may_change=True
+    )
+    save_model_freq: int = option(
+        50,
+        "save the global model every so many rounds; the last one is always saved",
+        at_least=1,
+        matters="machine",
+        may_change=True,
+    )
     checkpoint_every: int = option(
-        1, "write a checkpoint every so many rounds, from which --resume goes on; 0 writes none"
+        1,
+        "write a checkpoint every so many rounds, from which --resume goes on; 0 writes none",
+        at_least=0,
+        matters="machine",
+        may_change=True,
     )
     local_states: str = option(
         "auto",
         "where the clients' states wait to be scored and averaged: memory, disk (in --output_dir, for the round) or "
         "auto (disk when they would take more than half of the free memory)",
+        choices=LOCAL_STATES,
+        matters="machine",
+        may_change=True,
     )
 
     def __post_init__(self) -> None:
-        check_choice("template", self.template, TEMPLATES)
-        check_choice("dtype", self.dtype, DTYPES)
-        check_choice("local_states", self.local_states, LOCAL_STATES)
-        check_choice("fedopt_variant", self.fedopt_variant, ("openfedllm", "reddi"))
+        check_options(self)
         check_fed_alg(self.fed_alg)
-        for flag in ("num_rounds", "num_clients", "batch_size", "gradient_accumulation_steps", "max_steps"):
-            check_range(flag, getattr(self, flag), 1)
-        for flag in ("seq_length", "save_model_freq", "peft_lora_r", "peft_lora_alpha"):
-            check_range(flag, getattr(self, flag), 1)
-        for flag in ("fedopt_tau", "fedopt_eta"):
-            check_range(flag, getattr(self, flag), 0, open_low=True)
-        check_range("learning_rate", self.learning_rate, 1e-6)  # the last round's, see training/schedule.py
-        check_range("seed", self.seed, 0)
-        for flag in ("fedopt_beta1", "fedopt_beta2", "peft_lora_dropout"):
-            check_range(flag, getattr(self, flag), 0, 1)
-        for flag in ("prox_mu", "checkpoint_every"):
-            check_range(flag, getattr(self, flag), 0)
-        if self.fedopt_v0 is not None:
-            check_range("fedopt_v0", self.fedopt_v0, 0)
         self._check_combinations()
 
     def _check_combinations(self) -> None:

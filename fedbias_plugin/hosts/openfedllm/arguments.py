@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from fedbias_plugin.arguments import BiasArguments, check_range, option
-from fedbias_plugin.poisoning.scenarios import SCENARIOS
+from fedbias_plugin.arguments import DEALT, SCENARIOS, BiasArguments
+from fedbias_plugin.options import option
 
 
 @dataclass
@@ -14,27 +14,30 @@ class AttachedArguments(BiasArguments):
     """The plugin's flags in a patched OpenFedLLM: no scenario unless asked for, and preference sets for DPO."""
 
     scenario: str = option(
-        "none", f"who holds biased rows: {', '.join(SCENARIOS)}; none leaves the host's own data and split alone"
+        "none", "who holds biased rows; none leaves the host's own data and split alone", choices=("none", *SCENARIOS)
     )
     preference_dataset: str = option(
         "auto",
         "main_dpo.py with a scenario: the preference rows (prompt, chosen, rejected), which poisoned clients hold with "
         "chosen and rejected exchanged: a known name, a hub name or a file; auto takes BiasDPO if it is on this "
         "machine, else the bundled mini data; host takes what --dataset_name gives",
+        read_when=DEALT,
     )
 
     checkpoint_every: int = option(
-        1, "write a checkpoint every so many rounds, from which --resume_from goes on; 0 writes none"
+        1,
+        "write a checkpoint every so many rounds, from which --resume_from goes on; 0 writes none",
+        at_least=0,
+        matters="machine",
+        may_change=True,
     )
     resume_from: str | None = option(
         None,
         "go on with the run in this folder (the one with metrics.jsonl) after its last finished round; give the flags "
         "that it began with",
+        matters="machine",
+        may_change=True,
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range("checkpoint_every", self.checkpoint_every, 0)
 
     @property
     def is_idle(self) -> bool:

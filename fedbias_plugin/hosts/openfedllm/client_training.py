@@ -11,12 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fedbias_plugin.arguments import split_list
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.files import write_text_atomic
 from fedbias_plugin.hosts.openfedllm.client_data import ClientData
 from fedbias_plugin.hosts.openfedllm.host_rows import Formatting, encode_dataset
 from fedbias_plugin.hosts.saving import CARD
+from fedbias_plugin.options import split_list
 from fedbias_plugin.training.encoding import Feature, trainable_tokens
 from fedbias_plugin.training.isolation import preserved_forward
 from fedbias_plugin.training.local_trainer import seed_of_client

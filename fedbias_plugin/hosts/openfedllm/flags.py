@@ -9,19 +9,20 @@ import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, make_dataclass
+from dataclasses import field, fields, make_dataclass
 from pathlib import Path
 from typing import Any
 
 from fedbias_plugin.algorithms import ALGORITHMS, check_fed_alg, is_known
-from fedbias_plugin.arguments import check_choice, check_range, option
 from fedbias_plugin.assets import TINY, TINY_MODEL
 from fedbias_plugin.errors import UserError, did_you_mean
 from fedbias_plugin.hosts.openfedllm.arguments import AllArguments, AttachedArguments
 from fedbias_plugin.hosts.openfedllm.inspection import PREFIX
 from fedbias_plugin.hosts.openfedllm.requirements import Requirements
 from fedbias_plugin.logs import print_error
-from fedbias_plugin.poisoning.scenarios import SCENARIOS, biased_shares
+from fedbias_plugin.options import check_range, idle_flags, shown_help
+from fedbias_plugin.poisoning.scenarios import biased_shares
+from fedbias_plugin.registry import all_options
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,11 @@ def _with_names(renamed: dict[str, str]) -> type:
     """The plugin's dataclass for the parser, with some of its flags under other names and unchecked."""
     hints = typing.get_type_hints(AttachedArguments)
     specs = [
-        (renamed.get(spec.name, spec.name), hints[spec.name], option(spec.default, spec.metadata["help"]))
+        (
+            renamed.get(spec.name, spec.name),
+            hints[spec.name],
+            field(default=spec.default, metadata={"help": shown_help(spec)}),
+        )
         for spec in _FIELDS
     ]
     return make_dataclass("PluginArguments", specs)
@@ -154,9 +159,11 @@ def check_arguments(arguments: AllArguments) -> None:
     if not script.use_peft:
         logger.warning("--use_peft is not given: every weight of the model is trained.")
     written = written_flags([*vars(script), *vars(fed), *(arguments.renamed.get(n, n) for n in vars(plugin))])
-    ours = {spec.name for spec in _FIELDS if arguments.renamed.get(spec.name, spec.name) in written}
-    for name, needed in plugin.idle_flags(ours):
-        logger.warning("--%s has no effect without %s.", arguments.renamed.get(name, name), needed)
+    given = {name: arguments.renamed.get(name, name) for name in arguments.config}
+    for name, needed in idle_flags(
+        all_options(), arguments.config, [n for n, there in given.items() if there in written]
+    ):
+        logger.warning("--%s has no effect %s.", arguments.renamed.get(name, name), needed)
     for name, there in arguments.renamed.items():
         logger.warning("--%s is this host's own flag; the plugin's is --%s here.", name, there)
     if "num_train_epochs" in written:
@@ -201,7 +208,6 @@ def _check_federation(arguments: AllArguments) -> None:
                 f"--fed_alg {fed.fed_alg}: OpenFedLLM reads the last digit as the client, and the clients are 0 "
                 f"to {fed.num_clients - 1}."
             )
-    check_choice("scenario", plugin.scenario, ("none", *SCENARIOS))
     if plugin.scenario != "none":
         biased_shares(plugin.scenario, fed.num_clients, script.seed, plugin.custom_shares)
         if getattr(script, "multi_turn_task", False):

@@ -1,0 +1,89 @@
+"""Every extension by kind and name, as the text ``"module:Class"``: nobody imports a room to name what is in it.
+
+An extension of somebody else's comes through an entry point of the group ``fedbias_plugin.KIND``, in their setup.py:
+``entry_points={"fedbias_plugin.rule": ["mine = my_package.mine:Mine"]}``.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+from typing import Any
+
+from fedbias_plugin.errors import UserError, did_you_mean
+from fedbias_plugin.options import Matter, Option, options
+
+EXTENSIONS: dict[str, dict[str, str]] = {
+    "flags": {
+        "plugin": "fedbias_plugin.arguments:BiasArguments",
+        "builtin": "fedbias_plugin.hosts.builtin.arguments:HostArguments",
+        "openfedllm": "fedbias_plugin.hosts.openfedllm.arguments:AttachedArguments",
+    },
+    "rule": {
+        "plain": "fedbias_plugin.aggregation.rules:Plain",
+        "bama": "fedbias_plugin.aggregation.bama:Bama",
+        "median": "fedbias_plugin.aggregation.median:Median",
+        "trimmed_mean": "fedbias_plugin.aggregation.trimmed_mean:TrimmedMean",
+        "krum": "fedbias_plugin.aggregation.krum:Krum",
+        "multi_krum": "fedbias_plugin.aggregation.krum:MultiKrum",
+        "norm_clip": "fedbias_plugin.aggregation.norm_clip:NormClip",
+    },
+    "tracker": {
+        "jsonl": "fedbias_plugin.tracking.jsonl:JsonlTracker",
+        "wandb": "fedbias_plugin.tracking.wandb_tracker:WandbTracker",
+        "tensorboard": "fedbias_plugin.tracking.tensorboard_tracker:TensorboardTracker",
+    },
+}
+"""Kind -> name -> where the class is."""
+OLD_NAMES = {"rule": {"host": "plain"}}
+"""Kind -> a name of earlier versions -> today's."""
+
+
+def names(kind: str) -> tuple[str, ...]:
+    """The names of a kind, the package's own first."""
+    return (*EXTENSIONS[kind], *(name for name in _entry_points(kind) if name not in EXTENSIONS[kind]))
+
+
+def load(kind: str, name: str) -> Any:
+    """The class of an extension.
+
+    Raises:
+        UserError: no such name, with the nearest one; or an outsider's extension that cannot be imported.
+    """
+    name = OLD_NAMES.get(kind, {}).get(name, name)
+    place = EXTENSIONS[kind].get(name) or _entry_points(kind).get(name)
+    if place is None:
+        raise UserError(
+            f"{name!r} is no {kind}; choose one of {', '.join(names(kind))}.{did_you_mean(name, names(kind))}"
+        )
+    module, _, attribute = place.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        if name in EXTENSIONS[kind]:
+            raise
+        raise UserError(f"The {kind} {name!r} ({place}) of another package cannot be used: {error}.") from error
+
+
+@functools.cache
+def all_options() -> dict[str, Option]:
+    """Flag -> what it is, of the plugin and of every host."""
+    return options(*(load("flags", name) for name in names("flags")))
+
+
+@functools.cache
+def flags_for(*matters: Matter) -> frozenset[str]:
+    """The flags that matter to one of ``matters`` (:data:`fedbias_plugin.options.Matter`)."""
+    return frozenset(name for name, about in all_options().items() if about.matters in matters)
+
+
+@functools.cache
+def free_to_change() -> frozenset[str]:
+    """The flags that a resumed run may change: they move no number, or are compared by what they hold."""
+    return frozenset(name for name, about in all_options().items() if about.may_change)
+
+
+@functools.cache
+def _entry_points(kind: str) -> dict[str, str]:
+    return {point.name: point.value for point in importlib.metadata.entry_points(group=f"fedbias_plugin.{kind}")}
