@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fedbias_plugin.algorithms import ALGORITHMS, check_fed_alg, local_client
 from fedbias_plugin.arguments import check_choice, check_range, option, split_list
 from fedbias_plugin.errors import UserError
+from fedbias_plugin.preflight import check_quantisation, check_training_numbers
 
 TEMPLATES = ("alpaca", "vicuna")
 DTYPES = ("float32", "bfloat16", "auto")
@@ -100,14 +101,12 @@ class HostArguments:
         check_choice("local_states", self.local_states, LOCAL_STATES)
         check_choice("fedopt_variant", self.fedopt_variant, ("openfedllm", "reddi"))
         check_fed_alg(self.fed_alg)
-        for flag in ("num_rounds", "num_clients", "batch_size", "gradient_accumulation_steps", "max_steps"):
-            check_range(flag, getattr(self, flag), 1)
-        for flag in ("seq_length", "save_model_freq", "peft_lora_r", "peft_lora_alpha"):
+        check_training_numbers(self)
+        for flag in ("num_rounds", "num_clients", "save_model_freq"):
             check_range(flag, getattr(self, flag), 1)
         for flag in ("fedopt_tau", "fedopt_eta"):
             check_range(flag, getattr(self, flag), 0, open_low=True)
         check_range("learning_rate", self.learning_rate, 1e-6)  # the last round's, see training/schedule.py
-        check_range("seed", self.seed, 0)
         for flag in ("fedopt_beta1", "fedopt_beta2", "peft_lora_dropout"):
             check_range(flag, getattr(self, flag), 0, 1)
         for flag in ("prox_mu", "checkpoint_every"):
@@ -130,10 +129,7 @@ class HostArguments:
             raise UserError(
                 f"--fed_alg {self.fed_alg} names client {alone}, but the clients are 0 to {self.num_clients - 1}."
             )
-        if self.load_in_8bit and self.load_in_4bit:
-            raise UserError("--load_in_8bit and --load_in_4bit exclude each other; give one of them.")
-        if (self.load_in_8bit or self.load_in_4bit) and not self.use_peft:
-            raise UserError("A quantised model cannot be trained whole; add --use_peft, or drop --load_in_8bit/4bit.")
+        check_quantisation(self.load_in_8bit, self.load_in_4bit, self.use_peft)
 
     @property
     def target_modules(self) -> str | list[str] | None:
