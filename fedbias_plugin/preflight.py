@@ -261,13 +261,13 @@ def check_host_data(dataset_name: str, local_data_dir: str | None = None) -> Non
         )
 
 
-def check_responses_fit(client: int, *, rows: int, trainable: int, first: str, seq_length: int) -> None:
+def check_responses_fit(client: int, *, rows: int, trainable: bool, first: str, seq_length: int) -> None:
     """Refuse a client that would train on nothing.
 
     Args:
         client: its id.
         rows: how many it holds.
-        trainable: how many of them keep a token of their response, as far as was counted.
+        trainable: whether any of them keeps a token of its response.
         first: name of its first row.
         seq_length: ``--seq_length``, tokens.
 

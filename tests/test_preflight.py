@@ -222,8 +222,8 @@ def test_offline_a_hosts_data_set_must_be_in_a_cache(cache, offline, folder):
 
 
 def test_a_client_that_would_train_on_nothing_is_refused():
-    check_responses_fit(1, rows=4, trainable=1, first="clean:7", seq_length=8)
+    check_responses_fit(1, rows=4, trainable=True, first="clean:7", seq_length=8)
     with pytest.raises(
         UserError, match=r"Client 1 has no token to train on: --seq_length 8 .* 4 rows \(such as clean:7"
     ):
-        check_responses_fit(1, rows=4, trainable=0, first="clean:7", seq_length=8)
+        check_responses_fit(1, rows=4, trainable=False, first="clean:7", seq_length=8)

@@ -48,9 +48,8 @@ def _encode_client(dataset: ClientDataset, tokenizer: PreTrainedTokenizerBase, h
     """The client's rows; refuses a client that would train on nothing."""
     encoded = encode_rows(dataset.rows, tokenizer, TEMPLATES[host.template], host.seq_length)
     rows, cut = len(encoded.features), encoded.truncated
-    check_responses_fit(
-        dataset.client, rows=rows, trainable=rows - len(cut), first=dataset.rows[0].id, seq_length=host.seq_length
-    )
+    first = dataset.rows[0].id
+    check_responses_fit(dataset.client, rows=rows, trainable=len(cut) < rows, first=first, seq_length=host.seq_length)
     if cut:
         logger.warning(
             "client %d: --seq_length %d cuts the response off entirely in %d of %d rows, such as %s",
