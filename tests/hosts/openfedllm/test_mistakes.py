@@ -45,7 +45,7 @@ def refused(double, host_model, host_data, tmp_path):
         ("--scenario 3C --data_dir nowhere", "--data_dir names the folder nowhere, which does not exist."),
         (
             "--scenario 3C --clean_dataset {folder}/config.py",
-            "config.py: the format is told by the suffix, which must be one of .json, .jsonl",
+            "config.py: the format is told by the suffix, which must",
         ),
         ("--scenario 3C --data_dir mini --client_samples 100000", "the largest --client_samples that fits is 640."),
         ("--scenario 3C --data_dir mini --client_samples 6 --seq_length 8", "Client 0 has no token to train on"),
