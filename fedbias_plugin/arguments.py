@@ -116,7 +116,11 @@ class BiasArguments:
     )
 
     # Data
-    scenario: str = option("1B2C", "who holds biased rows", choices=SCENARIOS)
+    scenario: str = option(
+        "1B2C",
+        "who holds biased rows; none leaves a host's own data and split alone, which fedbias run has not",
+        choices=(*SCENARIOS, "none"),
+    )
     biased_shares: str | None = option(
         None,
         "with --scenario custom: biased share of each client, such as 1,0,0,0.5",

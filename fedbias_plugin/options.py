@@ -147,9 +147,9 @@ def check_range(flag: str, value: float, low: float, high: float = math.inf, *, 
     too_low = value <= low if open_low else value < low
     if math.isfinite(value) and not too_low and value <= high:
         return
-    bound = f"{'greater than' if open_low else 'at least'} {low:g}"
+    bound = f"{'greater than' if open_low else 'at least'} {low:.12g}"
     if math.isfinite(high):
-        bound += f" and at most {high:g}"
+        bound += f" and at most {high:.12g}"
     raise UserError(f"--{flag} must be {bound}, got {value}.")
 
 

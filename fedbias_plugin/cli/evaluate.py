@@ -14,6 +14,7 @@ from fedbias_plugin.arguments import BENCHMARKS
 from fedbias_plugin.errors import UserError, printable
 from fedbias_plugin.flags import add_flags, build, field_types
 from fedbias_plugin.options import check_options, option, split_list
+from fedbias_plugin.preflight import check_adapter, check_bitsandbytes, check_model, check_quantisation
 
 if TYPE_CHECKING:
     from fedbias_plugin.evaluation.processes import Processes
@@ -50,6 +51,7 @@ class EvaluateArguments:
         check_options(self)
         if not split_list(self.bias_benchmarks):
             raise UserError("--bias_benchmarks none leaves nothing to evaluate; give crows_pairs, stereoset or both.")
+        check_quantisation(self.load_in_8bit, self.load_in_4bit)
         if (self.model_name_or_path is None) == (self.stereoset_predictions is None):
             raise UserError("fedbias evaluate needs --model_name_or_path or --stereoset_predictions, and not both.")
         if self.adapter and not self.model_name_or_path:
@@ -121,17 +123,24 @@ def _model_report(arguments: EvaluateArguments, processes: Processes) -> dict[st
     from fedbias_plugin.evaluation.standalone import measure
     from fedbias_plugin.inputs import announce_mini_data, load_benchmark
     from fedbias_plugin.tracking.progress import build_progress
-    from fedbias_plugin.training.models import load_adapter, load_model_and_tokenizer
+    from fedbias_plugin.training.models import load_adapter, load_model, load_tokenizer, model_outline
 
+    path, trusted = check_model(str(arguments.model_name_or_path)), arguments.trust_remote_code
+    if arguments.adapter:
+        check_adapter(arguments.adapter)
+    check_bitsandbytes(arguments.load_in_8bit, arguments.load_in_4bit)
     names = list(dict.fromkeys(split_list(arguments.bias_benchmarks)))
     benchmarks = {name: load_benchmark(name, arguments.data_dir) for name in names}
     announce_mini_data(benchmarks, {})
-    model, tokenizer = load_model_and_tokenizer(
-        str(arguments.model_name_or_path),
+    tokenizer = load_tokenizer(path, trust_remote_code=trusted)
+    if arguments.adapter:
+        load_adapter(model_outline(path, trust_remote_code=trusted), arguments.adapter)  # refuses what does not fit
+    model = load_model(
+        path,
         dtype=arguments.dtype,
         load_in_8bit=arguments.load_in_8bit,
         load_in_4bit=arguments.load_in_4bit,
-        trust_remote_code=arguments.trust_remote_code,
+        trust_remote_code=trusted,
     )
     scored: Any = load_adapter(model, arguments.adapter) if arguments.adapter else model
     reductions = {"crows_pairs": arguments.crows_reduction, "stereoset": arguments.stereoset_reduction}

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedbias_plugin.arguments import BiasArguments
-from fedbias_plugin.assets import TINY
 from fedbias_plugin.cli.run import check_one_process, check_stack, command_line_values
 from fedbias_plugin.configs_folder import config_names, find_config
 from fedbias_plugin.errors import Stopped, UserError, printable
 from fedbias_plugin.flags import add_flags
 from fedbias_plugin.hosts.builtin.arguments import HostArguments
 from fedbias_plugin.options import check_range
+from fedbias_plugin.preflight import check_bitsandbytes, check_model
 from fedbias_plugin.sweep.configs import OWN, load_experiment, load_model
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def main(parsed: argparse.Namespace) -> int:
     planned = plan_runs(experiments, model, command_line_values(parsed), _seeds(parsed.seeds))
     check_stack()
     check_one_process()
-    _check_models(planned)
+    _check_models(planned, run_here=parsed.launcher == "local" and not parsed.dry_run)
     from fedbias_plugin.files import disk_errors_named
     from fedbias_plugin.hosts.checkpoints import locked
     from fedbias_plugin.sweep.execution import Execution
@@ -150,14 +150,13 @@ def _memory_lines(model: ModelConfig, planned: Sequence[PlannedRun]) -> list[str
     return [line]
 
 
-def _check_models(planned: Sequence[PlannedRun]) -> None:
-    """Refuse a model that is not where it should be; one of the hub is looked for by the first run."""
-    names = {run.settings["model_name_or_path"] for run in planned} - {TINY}
-    if names:
-        from fedbias_plugin.training.models import resolve_model
-
-        for name in sorted(names):
-            resolve_model(name)
+def _check_models(planned: Sequence[PlannedRun], *, run_here: bool) -> None:
+    """Refuse a model that is not where it should be; what only the hub or a device can tell, if the runs are here."""
+    names = ("model_name_or_path", "load_in_8bit", "load_in_4bit")
+    for model, in_8bit, in_4bit in sorted({tuple(run.settings[name] for name in names) for run in planned}):
+        check_model(model, asks_hub=run_here)
+        if run_here:
+            check_bitsandbytes(in_8bit, in_4bit)
 
 
 def _say_end(failures: dict[str, str], folder: Path) -> int:

@@ -34,20 +34,44 @@ def is_hub_name(name: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", name, re.ASCII) is not None
 
 
+def cached_snapshot(hub_id: str, kind: str) -> Path | None:
+    """The ``main`` snapshot of a repository in the hub's cache, or None; ``kind`` is ``models`` or ``datasets``."""
+    repository = hub_cache() / f"{kind}--{hub_id.replace('/', '--')}"
+    try:
+        revision = (repository / "refs" / "main").read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    if not re.fullmatch(r"\w+", revision, re.ASCII):  # a commit, and never the way out of the cache
+        return None
+    return repository / "snapshots" / revision
+
+
+def cached_data_set(hub_id: str) -> bool:
+    """Whether a cache of the hub or of ``datasets`` seems to hold something of this data set.
+
+    The folders of ``datasets`` have had several names (``owner___name``, ``owner--name-HASH``, in snake case), so only
+    letters and digits are compared.
+    """
+    if cached_snapshot(hub_id, "datasets") is not None:
+        return True
+    cache = Path(os.path.expanduser(os.environ.get("HF_DATASETS_CACHE") or hub_cache().parent / "datasets"))
+    wanted = _letters(hub_id)
+    return any(wanted in _letters(path.name) for pattern in ("*", "*/*") for path in cache.glob(pattern))
+
+
+def _letters(text: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", text.lower())
+
+
 def cached_files(hub_id: str, suffixes: Sequence[str]) -> tuple[Path, ...]:
     """The training files of a data set in the hub's cache, by name; empty when it is not there.
 
     Only the plain layout is understood: the ``main`` snapshot, whose data files are all of one format, restricted to
     those with ``train`` in the name when there are such.
     """
-    repository = hub_cache() / f"datasets--{hub_id.replace('/', '--')}"
-    try:
-        revision = (repository / "refs" / "main").read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
+    snapshot = cached_snapshot(hub_id, "datasets")
+    if snapshot is None:
         return ()
-    if not re.fullmatch(r"\w+", revision, re.ASCII):  # a commit, and never the way out of the cache
-        return ()
-    snapshot = repository / "snapshots" / revision
     files = sorted(path for path in snapshot.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
     files = [path for path in files if "train" in path.name.lower()] or files
     return tuple(files) if len({path.suffix.lower() for path in files}) == 1 else ()
@@ -101,6 +125,15 @@ def without_scripts(version: str, advice: str) -> dict[str, Any]:
 def hub_endpoint() -> str:
     """The hub's address, ``HF_ENDPOINT`` if set."""
     return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+
+
+def why_no_hub() -> str | None:
+    """Why the hub cannot be asked, or None; without an answer in five seconds there is no network to it."""
+    import huggingface_hub.constants as hub_constants
+
+    if getattr(hub_constants, "HF_HUB_OFFLINE", False):
+        return "HF_HUB_OFFLINE is set"
+    return None if _hub_answers() else f"{hub_endpoint()} does not answer"
 
 
 def _hub_answers() -> bool:

@@ -43,12 +43,13 @@ class SavedModel:
 def saved_models(output_dir: Path) -> list[SavedModel]:
     """The global models below a run's folder, rounds ascending, the final one last.
 
-    ``checkpoint-N`` of Transformers' own trainer, where N counts steps, is none.
+    ``checkpoint-N`` of Transformers' own trainer, where N counts steps, is none. Neither is a folder of pickled
+    weights, as a host saves with the libraries that it pins: an artifact without them would be no model.
     """
     found = []
     for folder in output_dir.glob("checkpoint-*"):
         number = re.fullmatch(r"checkpoint-(\d+)", folder.name)
-        if number and not (folder / "trainer_state.json").exists():
+        if number and any(folder.glob("*.safetensors")) and not (folder / "trainer_state.json").exists():
             found.append(SavedModel(folder, int(number[1]), _kind(folder)))
     found.sort(key=lambda saved: saved.round or 0)
     final = [output_dir / name for name in ("adapter", "model") if (output_dir / name).is_dir()]

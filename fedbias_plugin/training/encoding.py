@@ -37,11 +37,6 @@ class EncodedRows:
     features: list[Feature]
     truncated: list[str]
 
-    @property
-    def trainable(self) -> bool:
-        """Whether any row has a trainable token."""
-        return len(self.truncated) < len(self.features)
-
 
 def encode_rows(
     rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, template: Template, seq_length: int

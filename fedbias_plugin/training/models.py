@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
+import logging
 import os
 import sys
 import warnings
@@ -14,36 +13,47 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fedbias_plugin.assets import TINY, TINY_MODEL
+from fedbias_plugin.assets import TINY
 from fedbias_plugin.errors import UserError, first_line, quoted
 from fedbias_plugin.options import check_choice
+from fedbias_plugin.preflight import check_adapter, check_bitsandbytes, check_model, check_quantisation
+from fedbias_plugin.training.random_states import preserved_random_states
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES: dict[str, Any] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": "auto"}
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 # Kinds of model that peft makes no choice for: the queries and values, as in its choice for Llama.
 TARGET_MODULES = {"phi3": ["qkv_proj"]}
-PICKLED_WEIGHTS = ("*.bin", "*.pt", "*.pth")
 
 
 def load_model_and_tokenizer(
-    name_or_path: str,
+    name_or_path: str, *, trust_remote_code: bool = False, **options: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """What :func:`load_model` (with its ``options``) and :func:`load_tokenizer` give of a folder, hub name or ``tiny``.
+
+    Raises:
+        UserError: as they do, and :func:`check_model`.
+    """
+    path = check_model(name_or_path)
+    tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
+    return load_model(path, trust_remote_code=trust_remote_code, **options), tokenizer
+
+
+def load_model(
+    path: str,
     *,
     dtype: str = "float32",
     load_in_8bit: bool = False,
     load_in_4bit: bool = False,
     trust_remote_code: bool = False,
     device: str | torch.device | None = None,
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load from a folder, the hub, or (``tiny``) the bundled model; weights from safetensors only.
-
-    The tokenizer pads on the right; without a padding token it pads with EOS, so that no vocabulary grows.
+) -> PreTrainedModel:
+    """Load from a folder or the hub; weights from safetensors only.
 
     Args:
-        name_or_path: folder, hub name or ``tiny``.
+        path: from :func:`check_model`.
         dtype: of the weights: ``float32``, ``bfloat16`` or ``auto`` (the checkpoint's). A quantised model computes in
             bfloat16 whatever this says, as in OpenFedLLM.
         load_in_8bit: quantise to int8 (bitsandbytes).
@@ -52,17 +62,13 @@ def load_model_and_tokenizer(
         device: where the model goes; the first GPU if there is one, else the CPU.
 
     Raises:
-        UserError: no such folder, no config, weights or tokenizer in it, the hub cannot be reached or refuses, or the
-            quantisation flags do not fit together or lack bitsandbytes.
+        UserError: the files are unreadable or incomplete, the hub refuses them, or the model cannot be quantised here.
     """
     check_choice("dtype", dtype, DTYPES)
-    if load_in_8bit or load_in_4bit:
-        _check_quantisation(load_in_8bit, load_in_4bit)
-    path = resolve_model(name_or_path)
+    check_quantisation(load_in_8bit, load_in_4bit)
+    check_bitsandbytes(load_in_8bit, load_in_4bit)
     target = torch.device(device) if device is not None else best_device()
-    tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
-    if not trust_remote_code:
-        _refuse_kernel_code(path)
+    _load_config(path, trust_remote_code)
     options: dict[str, Any] = {"dtype": DTYPES[dtype]}
     if load_in_8bit or load_in_4bit:
         options = _quantised_options(load_in_8bit, target)
@@ -79,25 +85,43 @@ def load_model_and_tokenizer(
 
         # Checkpointing is switched on and off around each client's training instead.
         with _without_peft_notices():
-            return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False), tokenizer
-    return model.to(target), tokenizer
+            return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    return model.to(target)
 
 
-def _refuse_kernel_code(path: str) -> None:
-    """Refuse a config.json whose attention is a kernel of the hub: a package of code, whoever owns the model.
+def model_outline(path: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model without its weights (all on the device ``meta``), to see what fits it before they are loaded.
+
+    Raises:
+        UserError: its config cannot be loaded, or no causal LM is made of it.
+    """
+    import transformers
+
+    config = _load_config(path, trust_remote_code)
+    try:
+        with preserved_random_states(), torch.device("meta"):
+            return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except Exception as error:  # of a config that its model has no use for
+        raise UserError(
+            f"--model_name_or_path {path}: no causal LM can be made of its config.json: {first_line(error)}"
+        ) from error
+
+
+def _load_config(path: str, trust_remote_code: bool) -> Any:
+    """The model's config; one whose attention is a kernel of the hub is refused: a package of code, whoever owns it.
 
     Raises:
         UserError: it is, or the config cannot be loaded.
     """
-    config = _from_hub_or_folder(
-        "AutoConfig", path, trust_remote_code=False
-    )  # without a word, Transformers asks the user
+    # Without a word on remote code, Transformers asks the user.
+    config = _from_hub_or_folder("AutoConfig", path, trust_remote_code=trust_remote_code)
     wanted = getattr(config, "_attn_implementation", None)
-    if "/" in str(wanted):
+    if "/" in str(wanted) and not trust_remote_code:
         raise UserError(
             f"--model_name_or_path {path}: its config.json asks for attention code of the hub, {quoted(wanted)}. Take "
             "attn_implementation out of it, or give --trust_remote_code to run that code."
         )
+    return config
 
 
 def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -169,29 +193,13 @@ def load_adapter(model: PreTrainedModel, folder: str) -> PeftModel:
     """
     from peft import PeftModel
 
-    path = Path(folder)
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not os.path.isfile(path / name):
-            raise UserError(f"--adapter {folder} holds no {name}; give the folder of a LoRA adapter saved by peft.")
-    _check_adapter_config(path / "adapter_config.json")
+    check_adapter(folder)
     try:
         with _without_peft_notices():
-            return PeftModel.from_pretrained(model, str(path))
+            return PeftModel.from_pretrained(model, folder)
     except Exception as error:  # whatever peft, safetensors and json make of damaged files
-        raise UserError(f"--adapter {folder} does not fit --model_name_or_path: {first_line(error)}") from error
-
-
-def _check_adapter_config(path: Path) -> None:
-    """Refuse what is no LoRA adapter, and one that has peft import a module of a name that the file gives."""
-    try:
-        config = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not readable JSON: {first_line(error)}.") from None
-    kind = config.get("peft_type") if isinstance(config, dict) else None
-    if kind != "LORA":
-        raise UserError(f"{path} is of an adapter of the type {quoted(kind)}; give a LoRA adapter saved by peft.")
-    if config.get("megatron_config"):
-        raise UserError(f"{path} has a megatron_config, with which peft imports code; save the adapter without it.")
+        reason = " ".join(str(error).split())[:300]  # torch's first line only announces the others
+        raise UserError(f"--adapter {folder} does not fit --model_name_or_path: {reason}") from error
 
 
 def check_fits_model(rows: Sequence[Sequence[int]], model: PreTrainedModel) -> None:
@@ -233,63 +241,14 @@ def best_device() -> torch.device:
     return torch.device("cuda", int(rank) % torch.cuda.device_count() if rank.isdigit() else 0)
 
 
-def resolve_model(name_or_path: str) -> str:
-    """``name_or_path`` as Transformers takes it: a checked folder, or a hub name.
-
-    Raises:
-        UserError: a folder that is not there or lacks config, weights or tokenizer.
-    """
-    path = TINY_MODEL if name_or_path == TINY else Path(os.path.expanduser(name_or_path))
-    if os.path.isdir(path):
-        _check_folder(path)
-        return str(path)
-    if name_or_path == TINY:
-        raise UserError(f"The bundled model is missing from this installation ({path}); reinstall fedbias_plugin.")
-    if os.path.isfile(path):
-        raise UserError(f"--model_name_or_path {name_or_path} is a file; give the folder it is in.")
-    if name_or_path.startswith((".", "~", "/")) or name_or_path.count("/") > 1 or not name_or_path:
-        raise UserError(f"--model_name_or_path {name_or_path!r}: there is no such folder.")
-    return name_or_path
-
-
-def _check_folder(path: Path) -> None:
-    flag = f"--model_name_or_path {path}"
-    if not (path / "config.json").is_file():
-        if (path / "adapter_config.json").is_file():
-            raise UserError(f"{flag} holds an adapter, not a model; give the base model it was trained on.")
-        raise UserError(f"{flag} holds no config.json; give the folder of a model saved by save_pretrained.")
-    if not any(path.glob("*.safetensors")):
-        if any(file for pattern in PICKLED_WEIGHTS for file in path.glob(pattern)):
-            raise UserError(
-                f"{flag} holds pickled weights only, which are not loaded because loading them can run code; convert "
-                "them with save_pretrained(folder, safe_serialization=True)."
-            )
-        raise UserError(f"{flag} holds no weights; a *.safetensors file belongs there.")
-    if not any((path / name).is_file() for name in TOKENIZER_FILES):
-        raise UserError(f"{flag} holds no tokenizer; save it there with tokenizer.save_pretrained (tokenizer.json).")
-
-
-def _check_quantisation(load_in_8bit: bool, load_in_4bit: bool) -> None:
-    if load_in_8bit and load_in_4bit:
-        raise UserError("--load_in_8bit and --load_in_4bit exclude each other; give one of them.")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        flag = "--load_in_8bit" if load_in_8bit else "--load_in_4bit"
-        raise UserError(f"{flag} needs bitsandbytes, which is not installed: pip install bitsandbytes.")
-
-
 def _quantised_options(load_in_8bit: bool, device: torch.device) -> dict[str, Any]:
     from transformers import BitsAndBytesConfig
 
-    config = (
-        BitsAndBytesConfig(load_in_8bit=True)
-        if load_in_8bit
-        else BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=torch.bfloat16,
-        )
-    )
+    # It says in every forward pass that inputs are cast to float16.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    nf4 = {"bnb_4bit_use_double_quant": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16}
+    how = {"load_in_8bit": True} if load_in_8bit else {"load_in_4bit": True, **nf4}
+    config = BitsAndBytesConfig(**how)
     return {"dtype": torch.bfloat16, "quantization_config": config, "device_map": {"": device}}
 
 
@@ -332,8 +291,9 @@ def bars_on_terminals_only() -> Iterator[None]:
 
 @contextmanager
 def _without_peft_notices() -> Iterator[None]:
-    """peft says that it handles GPT-2's transposed weights, and asks transformers by a name that was renamed."""
+    """Without what peft says of GPT-2's weights, of a name that was renamed, and of an outline's lack of weights."""
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".* to a meta parameter .*", category=UserWarning)
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False", category=UserWarning)
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
         yield

@@ -17,7 +17,7 @@ from fedbias_plugin.inputs import load_benchmark
 from fedbias_plugin.poisoning.hub import cached_files, is_hub_name
 from fedbias_plugin.poisoning.known import KNOWN
 from fedbias_plugin.poisoning.sources import load_rows
-from fedbias_plugin.training.models import resolve_model
+from fedbias_plugin.preflight import check_model
 from tests.hostile_data.generators import cases, is_text, outcome, texts
 
 TRICKS = (
@@ -73,7 +73,7 @@ def test_any_data_folder_is_looked_into_or_a_message(name):
 @cases(150)
 @given(names)
 def test_any_name_of_a_model_is_a_folder_a_name_of_the_hub_or_a_message(name):
-    found = outcome(lambda: resolve_model(name))
+    found = outcome(lambda: check_model(name, asks_hub=False))
     if found is not None and not os.path.isdir(found):
         assert not found.startswith((".", "/", "~"))
 

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from fedbias_plugin.algorithms import ALGORITHMS
-from fedbias_plugin.hosts.builtin import loop
+from fedbias_plugin.hosts.builtin import loop, model_and_rows
 from fedbias_plugin.registry import flags_for
-from fedbias_plugin.training.models import load_model_and_tokenizer as load
+from fedbias_plugin.training.models import load_model as load
 from tests.hosts.run_folders import assert_same_run, comparable
 
 LORA = ("--use_peft", "--peft_lora_target_modules", "all-linear")
@@ -68,7 +68,7 @@ def test_the_same_command_twice_gives_the_same_bytes_and_numbers(run_builtin, tm
 def test_deterministic_kernels_are_asked_for_before_the_model_is_loaded(run_builtin, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(loop, "make_deterministic", lambda: asked.append("kernels"))
-    monkeypatch.setattr(loop, "load_model_and_tokenizer", lambda *a, **k: asked.append("model") or load(*a, **k))
+    monkeypatch.setattr(model_and_rows, "load_model", lambda *a, **k: asked.append("model") or load(*a, **k))
     run_builtin(*LORA, "--deterministic", "--num_rounds", "1")
     assert asked == ["kernels", "model"]
 

@@ -33,8 +33,9 @@ def artifact_log(output: Path) -> tuple[ArtifactLog, list[Any]]:
 
 def test_saved_rounds_come_in_order_and_steps_of_a_trainer_are_none(tmp_path: Path) -> None:
     for number in (10, 9):
-        save(tmp_path / f"checkpoint-{number}", "adapter_config.json")
-    save(tmp_path / "checkpoint-500", "trainer_state.json", "adapter_config.json")
+        save(tmp_path / f"checkpoint-{number}", "adapter_config.json", "adapter_model.safetensors")
+    save(tmp_path / "checkpoint-500", "trainer_state.json", "adapter_config.json", "adapter_model.safetensors")
+    save(tmp_path / "checkpoint-11", "adapter_config.json", "adapter_model.bin")
     save(tmp_path / "checkpoint-old")
     save(tmp_path / "model", "config.json")
     assert [(saved.round, saved.kind) for saved in saved_models(tmp_path)] == [

@@ -33,7 +33,6 @@ def test_exactly_the_response_and_eos_are_trained(tokenizers, make, shape, templ
     assert feature["labels"][len(ids) - len(labels) :] == labels
     assert feature["attention_mask"] == [1] * len(ids)
     assert encoded.truncated == []
-    assert encoded.trainable
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -68,7 +67,7 @@ def test_a_response_that_is_cut_off_entirely_is_reported_by_its_row(tokenizers, 
     assert encoded.truncated == ["clean:1"]
     assert len(encoded.features) == 3
     assert trainable_tokens(encoded.features[1]) == 0
-    assert not encode_rows(rows[1:2], tokenizers[shape], TEMPLATES["alpaca"], 100).trainable
+    assert len(encode_rows(rows[1:2], tokenizers[shape], TEMPLATES["alpaca"], 100).truncated) == 1
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fedbias_plugin.algorithms import ALGORITHMS, check_fed_alg, local_client
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.options import check_options, check_range, option, split_list
+from fedbias_plugin.preflight import LARGEST_SEED, check_quantisation
 
 TEMPLATES = ("alpaca", "vicuna")
 DTYPES = ("float32", "bfloat16", "auto")
@@ -117,7 +118,11 @@ class HostArguments:
 
     # Run
     seed: int = option(
-        2023, "seed of roles, rows, adapter initialisation, probe items and bootstrap", at_least=0, matters="seed"
+        2023,
+        "seed of roles, rows, adapter initialisation, probe items and bootstrap",
+        at_least=0,
+        at_most=LARGEST_SEED,
+        matters="seed",
     )
     output_dir: str = option(
         "output", "folder of the run; must not hold another run", matters="machine", may_change=True
@@ -164,10 +169,7 @@ class HostArguments:
             raise UserError(
                 f"--fed_alg {self.fed_alg} names client {alone}, but the clients are 0 to {self.num_clients - 1}."
             )
-        if self.load_in_8bit and self.load_in_4bit:
-            raise UserError("--load_in_8bit and --load_in_4bit exclude each other; give one of them.")
-        if (self.load_in_8bit or self.load_in_4bit) and not self.use_peft:
-            raise UserError("A quantised model cannot be trained whole; add --use_peft, or drop --load_in_8bit/4bit.")
+        check_quantisation(self.load_in_8bit, self.load_in_4bit, self.use_peft)
 
     @property
     def target_modules(self) -> str | list[str] | None:

@@ -9,7 +9,6 @@ import math
 from collections.abc import Mapping
 from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fedbias_plugin.aggregation.server_optimizers import ServerOptimizer
 from fedbias_plugin.algorithms import local_client
@@ -18,26 +17,22 @@ from fedbias_plugin.errors import Stopped, UserError
 from fedbias_plugin.files import delete_temporary_files, disk_errors_named
 from fedbias_plugin.hosts.builtin.arguments import HostArguments
 from fedbias_plugin.hosts.builtin.checkpoint import first_checkpoint, restore_checkpoint, take_checkpoint
+from fedbias_plugin.hosts.builtin.model_and_rows import load_checked
 from fedbias_plugin.hosts.builtin.output_folder import check_is_free, check_output_dir, resume_line
 from fedbias_plugin.hosts.builtin.stopping import StoppableProgress, StopSignals
 from fedbias_plugin.hosts.checkpoints import Checkpoint, CheckpointFolder, locked
 from fedbias_plugin.hosts.saving import model_card, save_global_model
+from fedbias_plugin.preflight import check_bitsandbytes, check_model
 from fedbias_plugin.session import BiasSession, HostRun
 from fedbias_plugin.state import State
 from fedbias_plugin.tracking.jsonl import METRICS_FILE
 from fedbias_plugin.tracking.progress import Progress, build_progress
 from fedbias_plugin.training.determinism import make_deterministic
-from fedbias_plugin.training.encoding import Feature, encode_rows
 from fedbias_plugin.training.fingerprint import model_fingerprint
 from fedbias_plugin.training.local_trainer import ClientUpdate, LocalTrainingSettings, train_client
-from fedbias_plugin.training.models import add_lora, check_fits_model, load_model_and_tokenizer
 from fedbias_plugin.training.schedule import clients_this_round
 from fedbias_plugin.training.state_store import StateStore, choose_store, state_bytes
 from fedbias_plugin.training.states import read_state, write_state
-from fedbias_plugin.training.templates import TEMPLATES
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +42,8 @@ STATES = ".local_states"
 def run(host: HostArguments, bias: BiasArguments, resumed: Checkpoint | None = None) -> Path:
     """Train ``host.num_rounds`` rounds across poisoned clients; everything lands in ``host.output_dir``.
 
-    All data, the model and every client's rows are read and checked before the output folder is made.
+    All data and every client's rows are read and checked before the model's weights are, and these before the output
+    folder is made.
 
     Args:
         host: the host's flags.
@@ -64,6 +60,8 @@ def run(host: HostArguments, bias: BiasArguments, resumed: Checkpoint | None = N
     output = Path(host.output_dir) if resumed else check_output_dir(host.output_dir)
     if bias.scenario == "none":
         raise UserError("--scenario none leaves the built-in host without data; use 3C for clean clients only.")
+    check_model(host.model_name_or_path)
+    check_bitsandbytes(host.load_in_8bit, host.load_in_4bit)
     if bias.deterministic:
         make_deterministic()
     with build_progress() as bars, StopSignals() as stop:
@@ -135,7 +133,8 @@ class Federation:
         has_begun: whether there is anything to go on with.
 
     Raises:
-        UserError: the model cannot be loaded, or a client has no token to train on.
+        UserError: a client has no token to train on, its rows or the adapter do not fit the model, or the model cannot
+            be loaded.
     """
 
     def __init__(
@@ -151,8 +150,7 @@ class Federation:
         self.stop, self.checkpoints = stop, checkpoints
         self.has_begun = False
         self._on_disk: int | None = None
-        self.model, self.tokenizer = _load_model(host)
-        self.features = self._encode_clients()
+        self.model, self.tokenizer, self.features = load_checked(host, session.client_datasets)
         self.global_state = read_state(self.model)
         self.local_controls: dict[int, State] = {}
         self.store = _open_store(host, self.global_state)
@@ -238,26 +236,6 @@ class Federation:
         shares = {dataset.client: dataset.biased_share for dataset in self.session.client_datasets}
         card = model_card(host.model_name_or_path, bias.scenario, shares, settings, bias.attack)
         save_global_model(self.model, self.tokenizer, folder, card)
-
-    def _encode_clients(self) -> dict[int, list[Feature]]:
-        """client id -> rows as token ids and labels; refuses a client that would train on nothing."""
-        host, features = self.host, {}
-        for dataset in self.session.client_datasets:
-            encoded = encode_rows(dataset.rows, self.tokenizer, TEMPLATES[host.template], host.seq_length)
-            first = f"such as {encoded.truncated[0]}" if encoded.truncated else ""
-            if not encoded.trainable:
-                raise UserError(
-                    f"Client {dataset.client} has no token to train on: --seq_length {host.seq_length} cuts the "
-                    f"response off in all {len(encoded.features)} rows ({first}). Raise --seq_length."
-                )
-            if encoded.truncated:
-                logger.warning(
-                    "client %d: --seq_length %d cuts the response off entirely in %d of %d rows, %s",
-                    *(dataset.client, host.seq_length, len(encoded.truncated), len(encoded.features), first),
-                )
-            features[dataset.client] = encoded.features
-        check_fits_model([feature["input_ids"] for rows in features.values() for feature in rows], self.model)
-        return features
 
     def _round(self, round_idx: int) -> None:
         host = self.host
@@ -349,23 +327,3 @@ def waiting_bytes(host: HostArguments, global_state: State) -> int:
 
 def _open_store(host: HostArguments, global_state: State) -> StateStore:
     return choose_store(host.local_states, Path(host.output_dir) / STATES, waiting_bytes(host, global_state))
-
-
-def _load_model(host: HostArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    model, tokenizer = load_model_and_tokenizer(
-        host.model_name_or_path,
-        dtype=host.dtype,
-        load_in_8bit=host.load_in_8bit,
-        load_in_4bit=host.load_in_4bit,
-        trust_remote_code=host.trust_remote_code,
-    )
-    if host.use_peft:
-        model = add_lora(
-            model,
-            r=host.peft_lora_r,
-            alpha=host.peft_lora_alpha,
-            dropout=host.peft_lora_dropout,
-            target_modules=host.target_modules,
-            seed=host.seed,
-        )
-    return model, tokenizer

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shlex
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,8 +30,10 @@ def check_output_dir(path: str) -> Path:
             pass  # raises where that run is still going on
     check_is_free(output)
     nearest = next(parent for parent in (output, *output.absolute().parents) if parent.exists())
-    if not os.access(nearest, os.W_OK):
-        raise UserError(f"--output_dir {path} cannot be made: {nearest} is read-only.")
+    try:
+        tempfile.TemporaryDirectory(dir=nearest).cleanup()  # permissions alone say too little, above all to root
+    except OSError as error:
+        raise UserError(f"--output_dir {path} cannot be made: {nearest} takes no files ({error.strerror}).") from None
     return output
 
 

@@ -14,7 +14,7 @@ class AttachedArguments(BiasArguments):
     """The plugin's flags in a patched OpenFedLLM: no scenario unless asked for, and preference sets for DPO."""
 
     scenario: str = option(
-        "none", "who holds biased rows; none leaves the host's own data and split alone", choices=("none", *SCENARIOS)
+        "none", "who holds biased rows; none leaves the host's own data and split alone", choices=(*SCENARIOS, "none")
     )
     preference_dataset: str = option(
         "auto",

@@ -10,6 +10,8 @@ from inspect import BoundArguments
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoTokenizer
+
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.evaluation.processes import running_processes
 from fedbias_plugin.hosts.openfedllm.arguments import AllArguments
@@ -17,6 +19,7 @@ from fedbias_plugin.hosts.openfedllm.client_data import ClientData
 from fedbias_plugin.hosts.openfedllm.client_training import ClientTraining, add_card_to_saves, preserved, watch_training
 from fedbias_plugin.hosts.openfedllm.control_variates import ControlVariates
 from fedbias_plugin.hosts.openfedllm.flags import one_line
+from fedbias_plugin.hosts.openfedllm.host_rows import Formatting
 from fedbias_plugin.hosts.openfedllm.resuming import SERVER_STATES, Resuming, unchanged
 from fedbias_plugin.hosts.saving import model_card, save_global_model
 from fedbias_plugin.session import BiasSession, HostRun
@@ -35,13 +38,18 @@ class AttachedRun:
         arguments: every flag.
         is_dpo: whether the script trains on preferences.
         pinned: whether this is the pinned stack.
-        prompt: instruction -> the text up to where the response begins, in the host's template; None: the plugin's.
+        template: EOS text -> the host's formatting function and the text before a response; None: unknown.
     """
 
     def __init__(
-        self, arguments: AllArguments, *, is_dpo: bool, pinned: bool, prompt: Callable[[str], str] | None = None
+        self,
+        arguments: AllArguments,
+        *,
+        is_dpo: bool,
+        pinned: bool,
+        template: Callable[[str], tuple[Formatting, str]] | None = None,
     ) -> None:
-        self.arguments, self.prompt = arguments, prompt
+        self.arguments, self.template = arguments, template
         self.script_args, self.fed_args, self.plugin = arguments.script, arguments.fed, arguments.plugin
         if self.plugin.deterministic:
             make_deterministic()
@@ -98,7 +106,24 @@ class AttachedRun:
 
     def scenario_datasets(self, host_dataset: Any = None) -> list[Any]:
         """Every client's rows under ``--scenario``; ``host_dataset`` is what the host loaded, if it did."""
-        return self.data.deal(self.open_session(host_dataset).client_datasets)
+        datasets = self.data.deal(self.open_session(host_dataset).client_datasets)
+        self.check_rows()
+        return datasets
+
+    def check_rows(self) -> None:
+        """Refuse a client without a token to train on, as soon as the rows are known and before the model is loaded.
+
+        Raises:
+            UserError: naming the client.
+        """
+        if self.template is None or self.data.is_dpo:
+            return
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.script_args.model_name_or_path, use_fast=False)
+        except Exception:  # the host meets it too, in a moment
+            return
+        self.training.formatting, self.training.response_marker = self.template(tokenizer.eos_token)
+        self.training.check_clients(tokenizer)
 
     def begin_round(self, round_idx: int) -> bool:
         """Round ``round_idx`` (from 0) begins; whether an earlier process finished it, so that nobody takes part."""
@@ -232,8 +257,14 @@ class AttachedRun:
             template=script_args.template,
             seq_length=script_args.seq_length,
             config=self.arguments.config,
-            prompt=self.prompt,
+            prompt=self._prompt if self.template else None,
         )
+
+    def _prompt(self, instruction: str) -> str:
+        """The text up to where the response begins, in the host's template."""
+        assert self.template is not None
+        formatting, _ = self.template("")
+        return formatting({"instruction": [instruction], "response": [""]})[0]
 
     def _log_plan(self) -> None:
         plugin = self.plugin

@@ -17,6 +17,7 @@ from fedbias_plugin.hosts.openfedllm.client_data import ClientData
 from fedbias_plugin.hosts.openfedllm.host_rows import Formatting, encode_dataset
 from fedbias_plugin.hosts.saving import CARD
 from fedbias_plugin.options import split_list
+from fedbias_plugin.preflight import check_responses_fit
 from fedbias_plugin.training.encoding import Feature, trainable_tokens
 from fedbias_plugin.training.isolation import preserved_forward
 from fedbias_plugin.training.local_trainer import seed_of_client
@@ -115,12 +116,13 @@ class ClientTraining:
         for client, dataset in enumerate(self.data.datasets):
             chunks = (range(start, min(start + 64, len(dataset))) for start in range(0, len(dataset), 64))
             encoded = (self._encode(dataset.select(chunk), tokenizer) for chunk in chunks)
-            if not any(trainable_tokens(feature) for features in encoded for feature in features):
-                raise UserError(
-                    f"Client {client} has no token to train on: --seq_length {self.script_args.seq_length} cuts the "
-                    f"response off in all {len(dataset)} rows (such as {self.data.name_row(client, 0)}). "
-                    "Raise --seq_length."
-                )
+            check_responses_fit(
+                client,
+                rows=len(dataset),
+                trainable=any(trainable_tokens(feature) for features in encoded for feature in features),
+                first=self.data.name_row(client, 0),
+                seq_length=self.script_args.seq_length,
+            )
 
     def encode(self, dataset: Any, model: Any, tokenizer: Any, client: int) -> list[Feature]:
         """The rows of a round with labels; warns once for a client some of whose responses are cut off.

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedbias_plugin.algorithms import ALGORITHMS, check_fed_alg, is_known
-from fedbias_plugin.assets import TINY, TINY_MODEL
+from fedbias_plugin.assets import TINY
 from fedbias_plugin.errors import UserError, did_you_mean
 from fedbias_plugin.hosts.openfedllm.arguments import AllArguments, AttachedArguments
 from fedbias_plugin.hosts.openfedllm.inspection import PREFIX
@@ -22,6 +22,13 @@ from fedbias_plugin.hosts.openfedllm.requirements import Requirements
 from fedbias_plugin.logs import print_error
 from fedbias_plugin.options import check_range, idle_flags, shown_help
 from fedbias_plugin.poisoning.scenarios import biased_shares
+from fedbias_plugin.preflight import (
+    check_bitsandbytes,
+    check_model,
+    check_quantisation,
+    check_training_numbers,
+    model_path,
+)
 from fedbias_plugin.registry import all_options
 
 logger = logging.getLogger(__name__)
@@ -148,14 +155,13 @@ def check_arguments(arguments: AllArguments) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not plugin.is_idle:
         raise UserError("The plugin works in one process; start the script with python instead of a launcher.")
     if script.model_name_or_path == TINY:
-        script.model_name_or_path = str(TINY_MODEL)
+        script.model_name_or_path = model_path(TINY)
     _check_federation(arguments)
-    check_range("seed", script.seed, 0)
-    if script.max_steps < 1 and plugin.local_epochs is None:
-        raise UserError(
-            f"--max_steps {script.max_steps} is no number of steps in OpenFedLLM; give --local_epochs N to train "
-            "over all rows of a client."
-        )
+    check_training_numbers(script, local_epochs=plugin.local_epochs)
+    in_8bit, in_4bit = (bool(getattr(script, name, False)) for name in ("load_in_8bit", "load_in_4bit"))
+    check_quantisation(in_8bit, in_4bit, use_peft=script.use_peft)
+    check_bitsandbytes(in_8bit, in_4bit, runs_on_cpu=False)  # the host asks for the first GPU by its number
+    check_model(script.model_name_or_path, pickled_weights=True)
     if not script.use_peft:
         logger.warning("--use_peft is not given: every weight of the model is trained.")
     written = written_flags([*vars(script), *vars(fed), *(arguments.renamed.get(n, n) for n in vars(plugin))])

@@ -1,7 +1,6 @@
 """What takes the place of the host's functions: each wraps the host's own and goes through one ``AttachedRun``.
 
-The functions are replaced in the host's modules before its script imports them, so that star imports, imports from
-submodules and calls through the package all get the plugin's.
+They are replaced in the host's modules before its script imports them, so that every way to import gets the plugin's.
 """
 
 from __future__ import annotations
@@ -26,10 +25,11 @@ from fedbias_plugin.hosts.builtin.stopping import SIGNALS
 from fedbias_plugin.hosts.openfedllm.arguments import AllArguments
 from fedbias_plugin.hosts.openfedllm.attached_run import AttachedRun
 from fedbias_plugin.hosts.openfedllm.flags import check_arguments, make_output_dir, one_line
-from fedbias_plugin.hosts.openfedllm.host_rows import check_conversation, host_prompt
+from fedbias_plugin.hosts.openfedllm.host_rows import check_conversation, host_template
 from fedbias_plugin.hosts.openfedllm.inspection import PACKAGES
 from fedbias_plugin.hosts.openfedllm.loading import on_training_device, seeded_adapter
 from fedbias_plugin.hosts.openfedllm.requirements import Requirements
+from fedbias_plugin.preflight import check_host_data
 from fedbias_plugin.training.schedule import clients_this_round
 
 Function = Callable[..., Any]
@@ -47,13 +47,13 @@ def begin(arguments: AllArguments) -> None:
     """
     check_arguments(arguments)
     is_dpo = "dpo" in os.path.basename(sys.argv[0])
-    prompt = None
+    template = None
     if is_dpo:
         check_conversation(arguments.script)
     else:
-        prompt = host_prompt(arguments.script)
+        template = host_template(arguments.script)
     make_output_dir(arguments.script)
-    _runs[:] = [AttachedRun(arguments, is_dpo=is_dpo, pinned=_pinned, prompt=prompt)]
+    _runs[:] = [AttachedRun(arguments, is_dpo=is_dpo, pinned=_pinned, template=template)]
 
 
 def current_run() -> AttachedRun:
@@ -82,10 +82,10 @@ def load_rows(host: Function, *args: Any, **kwargs: Any) -> Any:
     try:
         return host(*args, **kwargs)
     except Exception as error:
-        given = current_run().script_args
-        flags = [
-            f"--{name} {vars(given)[name]}" for name in ("dataset_name", "local_data_dir") if vars(given).get(name)
-        ]
+        given = vars(current_run().script_args)
+        if host.__name__ == "get_dataset" and "dataset_name" in given:
+            check_host_data(given["dataset_name"], given.get("local_data_dir"))
+        flags = [f"--{name} {given[name]}" for name in ("dataset_name", "local_data_dir") if given.get(name)]
         raise UserError(
             f"{' '.join(flags)}: the host cannot load its data: {first_line(error)}. Give --local_data_dir with a copy "
             "on this machine, or --scenario 3C for the plugin's data."
@@ -108,6 +108,7 @@ def split_dataset(host: Function, *args: Any, **kwargs: Any) -> list[Any]:
         return run.scenario_datasets(inspect.signature(host).bind(*args, **kwargs).arguments["dataset"])
     datasets = run.data.split(host, *args, **kwargs)
     run.open_session()
+    run.check_rows()
     return datasets
 
 
@@ -120,6 +121,7 @@ def get_fed_datasets(host: Function, *args: Any, **kwargs: Any) -> list[Any]:
         return run.scenario_datasets()
     datasets = run.data.keep(load_rows(host, *args, **kwargs), "give --num_clients as many as its file holds, or fewer")
     run.open_session()
+    run.check_rows()
     return datasets
 
 

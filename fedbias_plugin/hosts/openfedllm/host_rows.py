@@ -80,8 +80,8 @@ def conversation_prompt(instruction: str, template: str) -> str:
     return str(conversation.get_prompt())
 
 
-def host_prompt(script_args: Any) -> Callable[[str], str] | None:
-    """Instruction -> the text up to where the response begins, in the host's template.
+def host_template(script_args: Any) -> Callable[[str], tuple[Formatting, str]] | None:
+    """EOS text -> the host's formatting function for ``--template``, and the text before a response.
 
     Returns:
         None where the host has no such function, or its template takes other columns.
@@ -93,8 +93,7 @@ def host_prompt(script_args: Any) -> Callable[[str], str] | None:
     try:
         make = inspect.unwrap(importlib.import_module("utils").get_formatting_prompts_func)
         more = {"script_args": script_args} if "script_args" in inspect.signature(make).parameters else {}
-        formatting, _ = make(template, "", **more)
-        formatting({"instruction": [""], "response": [""]})
+        make(template, "", **more)[0]({"instruction": [""], "response": [""]})
     except KeyError:
         known = getattr(sys.modules[make.__module__], "TEMPLATE_DICT", {})
         raise UserError(
@@ -103,7 +102,7 @@ def host_prompt(script_args: Any) -> Callable[[str], str] | None:
         ) from None
     except Exception:  # whatever another host makes of these arguments
         return None
-    return lambda instruction: str(formatting({"instruction": [instruction], "response": [""]})[0])
+    return lambda eos: make(template, eos, **more)
 
 
 def check_conversation(script_args: Any) -> None:

@@ -36,7 +36,7 @@ class ScriptArguments:
     load_in_4bit: bool = False
     output_dir: str = "output"
     num_train_epochs: int = 3
-    model_name_or_path: str = "model"
+    model_name_or_path: str = "tiny"
     batch_size: int = 16
     gradient_accumulation_steps: int = 1
     seq_length: int = 512
@@ -132,7 +132,10 @@ def test_the_plugin_is_idle_when_it_neither_poisons_nor_measures_nor_weighs(sett
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--scenario 9B", "--scenario '9B' is unknown; choose one of none, 3B, 3C, 1B2C"),
+        (
+            "--scenario 9B",
+            "--scenario '9B' is unknown; choose one of 1B2C, 2B1C, 3B, 3C, mix-1B2C, mix-2B1C, custom, none.",
+        ),
         ("--scenario 1B2C --num_clients 2", "--scenario 1B2C needs at least 3 clients, but --num_clients is 2"),
         ("--scenario custom --biased_shares 1,0", "--biased_shares holds 2 shares, but --num_clients is 3"),
         ("--bama_lambda 0", "--bama_lambda must be greater than 0"),
@@ -140,9 +143,18 @@ def test_the_plugin_is_idle_when_it_neither_poisons_nor_measures_nor_weighs(sett
         ("--num_clients 0", "--num_clients must be at least 1, got 0."),
         ("--sample_clients 0", "--sample_clients must be at least 1, got 0."),
         ("--num_rounds -1", "--num_rounds must be at least 1, got -1."),
-        ("--seed -1", "--seed must be at least 0, got -1."),
-        ("--max_steps -1", "--max_steps -1 is no number of steps in OpenFedLLM; give --local_epochs N"),
-        ("--max_steps 0", "--max_steps 0 is no number of steps"),
+        ("--seed -1", "--seed must be at least 0 and at most 4294967295, got -1."),
+        (
+            "--max_steps -1",
+            "--max_steps must be at least 1, got -1; to train over all rows of a client give --local_ep",
+        ),
+        ("--max_steps 0", "--max_steps must be at least 1, got 0"),
+        ("--batch_size 0", "--batch_size must be at least 1, got 0."),
+        ("--gradient_accumulation_steps 0", "--gradient_accumulation_steps must be at least 1, got 0."),
+        ("--load_in_8bit --load_in_4bit", "--load_in_8bit and --load_in_4bit exclude each other; give one of them."),
+        ("--load_in_4bit", "A quantised model cannot be trained whole; add --use_peft"),
+        ("--load_in_8bit --use_peft", "--load_in_8bit needs a GPU here, and torch finds none; drop --load_in_8bit."),
+        ("--model_name_or_path /no/such", "--model_name_or_path '/no/such': there is no such folder."),
         ("--bama_lambda abc", "--bama_lambda: invalid float value: 'abc'. See --help."),
         ("--num_rounds x", "--num_rounds: invalid int value: 'x'. See --help."),
         ("--aggregation bama --fed_alg fednova", "--aggregation bama works with --fed_alg fedavg"),
@@ -257,7 +269,7 @@ def test_a_host_without_a_flag_that_the_plugin_reads_is_refused(parse, capsys):
         ("--bama_lambda=0.5", "--bama_lambda has no effect without --aggregation bama."),
         ("--num-train-ep 3", "--num_train_epochs has no effect in OpenFedLLM (--max_steps wins)"),
         ("--bama-lambda 0.5", "--bama_lambda has no effect without --aggregation bama."),
-        ("--wandb-proj x", "--wandb_project has no effect without --track jsonl,wandb."),
+        ("--wandb-proj x", "--wandb_project has no effect without --track wandb."),
         ("--max_steps 7", None),
     ],
 )

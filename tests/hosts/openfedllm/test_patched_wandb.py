@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from fedbias_plugin.hosts.openfedllm.stack import detect_stack
 from tests.tracking.wandb_records import items, kinds, offline_records
 
 
@@ -25,7 +26,8 @@ def test_a_patched_host_is_named_alike_and_what_its_script_saves_are_artifacts(p
         assert row["global/bias_score"] == line["global"]["bias_score"]
     adapters = [artifact for artifact in kinds(records, "artifact") if artifact.type == "adapter"]
     aliases = [sorted(set(artifact.aliases) - {"latest"}) for artifact in adapters]
-    assert aliases == [["round-1"], ["final", "round-2"]]
+    own = [["round-1"]] if detect_stack() == "current" else []  # the pinned libraries pickle the host's weights
+    assert aliases == [*own, ["final", "round-2"]]
     for artifact in adapters:
         names = {entry.path for entry in artifact.manifest.contents}
         assert {"adapter_config.json", "adapter_model.safetensors"} <= names
