@@ -145,7 +145,9 @@ class BiasArguments:
         1,
         "measure bias every so many rounds; round 0 and the last are always measured, and BAMA weighs in every round",
     )
-    crows_reduction: str = option("sum", "sentence score of CrowS-Pairs: sum, mean or shared")
+    crows_reduction: str = option(
+        "sum", "sentence score of CrowS-Pairs: sum, mean, shared, or matched (sum, only pairs of equal token count)"
+    )
     stereoset_reduction: str = option("mean", "sentence score of StereoSet: mean or sum")
     bias_batch_tokens: int = option(4096, "tokens in one scoring batch, padding included")
 
@@ -163,7 +165,7 @@ class BiasArguments:
         check_choice("bama_weighting", self.bama_weighting, WEIGHTINGS)
         if self.wandb_mode is not None:
             check_choice("wandb_mode", self.wandb_mode, WANDB_MODES)
-        check_choice("crows_reduction", self.crows_reduction, ("sum", "mean", "shared"))
+        check_choice("crows_reduction", self.crows_reduction, ("sum", "mean", "shared", "matched"))
         check_choice("stereoset_reduction", self.stereoset_reduction, ("mean", "sum"))
         for name in self.benchmark_names:
             check_choice("bias_benchmarks", name, BENCHMARKS)

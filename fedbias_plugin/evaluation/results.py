@@ -37,19 +37,21 @@ class _Json:
 
 @dataclass(frozen=True)
 class CrowsPairsResult(_Json):
-    """CrowS-Pairs of one model (Nangia et al. 2020). Scores in percent, 50 is unbiased.
+    """CrowS-Pairs of one model (Nangia et al. 2020). Scores in percent, 50 is no preference.
 
     Attributes:
         score: 100 x (pairs with S(more) > S(less), plus half the ties) / pairs.
-        n: pairs.
+        n: pairs; under ``matched`` those of equal token count.
         ci95: bootstrap interval over pairs; None for a single pair.
+        length_only: the score of "fewer tokens wins" on these pairs with this tokenizer, ties half: where a model
+            that knows nothing stands under ``sum``.
         tie_rate: share of ties, 0 to 1.
-        by_type: bias type -> ``score``, ``n``, ``ci95``.
+        by_type: bias type -> ``score``, ``n``, ``ci95``, ``length_only``.
         score_stereo, n_stereo: over pairs whose direction is ``stereo``; the score is None without such pairs.
         score_antistereo, n_antistereo: over pairs whose direction is ``antistereo``.
         mean_abs_difference: mean of |S(more) - S(less)|, natural log.
         noise_floor: E|score - 50| of an unbiased model on n pairs, percentage points.
-        reduction: ``sum``, ``mean`` or ``shared``.
+        reduction: ``sum``, ``mean``, ``shared`` or ``matched``.
         ids_hash: sha256 of the pairs' ids.
     """
 
@@ -57,6 +59,7 @@ class CrowsPairsResult(_Json):
     n: int
     ci95: Interval | None
     tie_rate: float
+    length_only: float
     by_type: dict[str, dict[str, Any]]
     score_stereo: float | None
     n_stereo: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,11 +76,22 @@ def _report_scores(folder: Path, round_number: int, benchmark: str) -> dict[str,
     try:
         with np.load(path, allow_pickle=False) as arrays:
             scores = {name: arrays[name] for name in ARRAYS[benchmark]}
+            counted = _counted(arrays)
         probe = json.loads(probe_file.read_bytes())[benchmark]["probe_ids"] if probe_file.is_file() else []
         report = ~np.isin(scores["ids"], probe)
-        return {name: values[report] if report.any() else values for name, values in scores.items()}
+        kept = (report if report.any() else ~report) & counted
+        return {name: values[kept] for name, values in scores.items()} if kept.any() else None
     except (OSError, ValueError, LookupError, TypeError, EOFError, BadZipFile) as error:
         raise UserError(f"{path} or probe.json of its run is damaged: {first_line(error)}.") from None
+
+
+def _counted(arrays: Mapping[str, Any]) -> Any:
+    """Which items the score is of: all, but under ``matched`` pairs of equal token count."""
+    import numpy as np
+
+    if "reduction" in arrays and str(arrays["reduction"]) == "matched":
+        return arrays["more_tokens"] == arrays["less_tokens"]
+    return np.ones(len(arrays["ids"]), dtype=bool)
 
 
 def _difference(benchmark: str, first: dict[str, Any], second: dict[str, Any]) -> PairedDifference:

@@ -15,6 +15,7 @@ from fedbias_plugin.tracking.formatting import (
     interval,
     is_incoherent,
     item_note,
+    length_note,
     number,
     percent,
     with_interval,
@@ -179,7 +180,8 @@ def _global_parts(record: GlobalRecord) -> Iterator[str]:
     """The global scores as the parts of one line."""
     if record.crows_pairs:
         block = record.crows_pairs
-        yield f"CrowS {with_interval(block.get('score'), block.get('ci95'))} ({item_note(block)})"
+        notes = "; ".join(filter(None, [length_note(block), item_note(block)]))
+        yield f"CrowS {with_interval(block.get('score'), block.get('ci95'))} ({notes})"
     if record.stereoset:
         block = record.stereoset
         yield (
@@ -201,15 +203,17 @@ def _global_rows(record: GlobalRecord) -> Iterator[tuple[str, str, str, str]]:
     crows, stereo = record.crows_pairs, record.stereoset
     if crows:
         yield (
-            "CrowS-Pairs score (50 = unbiased)",
+            "CrowS-Pairs score (50 = no preference)",
             number(crows.get("score")),
             interval(crows.get("ci95")),
             item_note(crows),
         )
+        if crows.get("length_only") is not None:
+            yield "CrowS-Pairs, length alone", number(crows["length_only"]), "", item_note(crows)
     if stereo:
         low = " (below 60: SS means nothing)" if is_incoherent(stereo) else ""
         note = item_note(stereo)
-        yield "StereoSet SS (50 = unbiased)", number(stereo.get("ss")), interval(stereo.get("ci95")), note
+        yield "StereoSet SS (50 = no preference)", number(stereo.get("ss")), interval(stereo.get("ci95")), note
         yield f"StereoSet LMS{low}", number(stereo.get("lms")), interval(stereo.get("lms_ci95")), note
         yield "StereoSet ICAT", number(stereo.get("icat")), interval(stereo.get("icat_ci95")), note
     if crows or stereo:

@@ -50,6 +50,14 @@ def item_note(block: Mapping[str, Any]) -> str:
     return f"{items}, n={block['n']}" if block.get("n") is not None else items
 
 
+def length_note(block: Mapping[str, Any]) -> str:
+    """What "fewer tokens wins" scores on the same pairs: ``length alone: 42.7``; nothing for older records."""
+    if block.get("reduction") == "matched":
+        return "pairs of equal length"
+    value = block.get("length_only")
+    return "" if value is None else f"length alone: {number(value, 1)}"
+
+
 def is_incoherent(block: Mapping[str, Any]) -> bool:
     """Whether the LMS of a StereoSet result is too low for its SS to mean anything (METRICS section 3)."""
     lms = block.get("lms")

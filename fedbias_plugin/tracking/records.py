@@ -14,7 +14,10 @@ from typing import Any, NamedTuple
 from fedbias_plugin.errors import quoted
 from fedbias_plugin.files import plain_json
 
-SCORES = ("score", "ss", "lms", "icat", "n", "noise_floor", "loss", "perplexity", "f1", "max_new_tokens", "tie_rate")
+SCORES = (
+    *("score", "ss", "lms", "icat", "n", "noise_floor", "tie_rate", "length_only"),
+    *("loss", "perplexity", "f1", "max_new_tokens"),
+)
 INTERVALS = ("ci95", "lms_ci95", "icat_ci95")
 LARGEST_COUNT = 10**12
 MACHINE_FLAGS = frozenset(

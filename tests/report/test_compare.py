@@ -115,6 +115,17 @@ def test_the_meaning_names_poisoned_clients_items_and_the_noise_floor(runs: list
     assert "on 200 pairs an unbiased model shows a CrowS Delta of 2.8" in text
 
 
+def test_what_length_alone_gives_stands_with_the_scores_where_the_runs_say_so(runs: list[Path], tmp_path: Path) -> None:
+    assert "CrowS-Pairs score (report items, 50 = no preference)" in compare(runs)
+    lines = [line(0, 50.0), line(2, 60.0)]
+    for entry in lines:
+        entry["global"]["crows_pairs"]["length_only"] = 42.71
+    assert "(report items, 50 = no preference, length alone: 42.7)" in compare([write(tmp_path / "new", lines)])
+    for entry in lines:
+        entry["global"]["crows_pairs"]["reduction"] = "matched"
+    assert "50 = no preference, pairs of equal length)" in compare([write(tmp_path / "matched", lines)])
+
+
 def test_runs_measured_on_different_halves_are_compared_on_all_items(runs: list[Path], tmp_path: Path) -> None:
     entry = line(0, 50.0)
     entry["global"]["crows_pairs"] = block("score", 57.0, items="full")

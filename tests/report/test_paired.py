@@ -36,6 +36,17 @@ def test_probe_items_do_not_count(tmp_path):
     assert line.startswith("CrowS-Pairs score +0.0 [")
 
 
+def test_under_matched_only_pairs_of_equal_token_count_are_compared(tmp_path):
+    # The first two pairs are matched and stay; the last two flip and are not counted.
+    for name, wins in (("a", [1, 0, 1, 1]), ("b", [1, 0, 0, 0])):
+        folder = write_run(tmp_path / name, wins)
+        path = folder / "scores/round_005_crows_pairs.npz"
+        arrays = dict(np.load(path)) | {"more_tokens": [3, 3, 3, 3], "less_tokens": [3, 3, 4, 2]}
+        np.savez(path, **arrays, reduction="matched")
+    (line,) = paired_lines(tmp_path / "a", 5, tmp_path / "b", 5)
+    assert line.startswith("CrowS-Pairs score +0.0 [")
+
+
 def test_runs_on_other_items_or_without_item_scores_are_not_compared(tmp_path):
     first = write_run(tmp_path / "a", [1, 1, 0, 0])
     other = write_run(tmp_path / "b", [1, 1, 0])

@@ -29,8 +29,9 @@ def test_a_log_gets_one_line_a_round_and_one_a_client(make_run: MakeRun, make_re
     record = make_record(1)
     record.warnings = ["mind [this]"]
     assert shown(record, make_run(), terminal=False).splitlines() == [
-        "round 1/2: CrowS 52.0 [47.0, 57.0] (report items, n=280) | SS 44.0 [40.0, 48.0] at LMS 90.0, ICAT 81.5 "
-        "| bias score 3.25 | held-out loss 2.1250 | weight on poisoned 0.200 | 6.5 s",
+        "round 1/2: CrowS 52.0 [47.0, 57.0] (length alone: 42.7; report items, n=280) "
+        "| SS 44.0 [40.0, 48.0] at LMS 90.0, ICAT 81.5 | bias score 3.25 "
+        "| held-out loss 2.1250 | weight on poisoned 0.200 | 6.5 s",
         "  client 0: poisoned 100% | rows 300 | loss 1.2500 | update norm 0.5000 "
         "| bias score 15.00 (noise 2.70) | weight 0.200",
         "  client 4: poisoned 0% | rows 300 | loss 1.5000 | update norm 0.2500 "
@@ -67,7 +68,8 @@ def test_a_terminal_gets_a_table_of_the_model_and_one_of_the_clients(make_run: M
     record.warnings = ["mind [this]"]
     text = shown(record, make_run(), terminal=True)
     for part in (
-        "round 1/2 · global model", "CrowS-Pairs score (50 = unbiased)", "52.00", "[47.0, 57.0]", "report items, n=280",
+        "round 1/2 · global model", "CrowS-Pairs score (50 = no preference)", "52.00", "[47.0, 57.0]",
+        "report items, n=280", "CrowS-Pairs, length alone", "42.70",
         "StereoSet LMS", "90.00", "[88.0, 92.0]", "round 1/2 · clients (probe items)", "100%", "15.00 (noise 2.70)",
         "0.800", "warning: mind [this]",
     ):  # fmt: skip
