@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Benchmark = CrowsPairs | StereoSet
 LOADERS: dict[str, Callable[[Path], Benchmark]] = {"crows_pairs": CrowsPairs.load, "stereoset": StereoSet.load}
 TEXTS_PER_ITEM = {"crows_pairs": 2, "stereoset": 3}
-HEADLINE_KEYS = ("score", "ss", "lms", "icat", "n", "ci95", "tie_rate", "length_only")
+HEADLINE_KEYS = ("score", "ss", "lms", "icat", "n", "terms", "ci95", "tie_rate", "length_only")
 
 
 def count_texts(benchmarks: Mapping[str, Benchmark]) -> int:

@@ -80,11 +80,13 @@ class StereoSetResult(_Json):
         lms: language modelling score, 100 is a model that always prefers a related sentence.
         icat: ``lms * min(ss, 100 - ss) / 50``.
         n: clusters.
-        ci95: bootstrap interval of ``ss`` over target terms; None for a single term.
-        lms_ci95, icat_ci95: likewise, from the same resamples.
+        terms: target terms, over which the averages are taken.
+        ci95: Student's t interval of ``ss`` over target terms, cut to [0, 100]; None below 5 terms.
+        lms_ci95, icat_ci95: likewise; that of ``icat`` by the jackknife over terms.
         tie_rate: share of clusters, 0 to 1, in which stereotype and anti-stereotype score the same.
-        by_domain: bias type -> ``ss``, ``lms``, ``icat``, ``n``, ``ci95``.
-        intrasentence, intersentence: ``ss``, ``lms``, ``icat``, ``n`` and ``by_domain``; None without such clusters.
+        by_domain: bias type -> ``ss``, ``lms``, ``icat``, ``n``, ``terms``, ``ci95``.
+        intrasentence, intersentence: ``ss``, ``lms``, ``icat``, ``n``, ``terms`` and ``by_domain``; None without
+            such clusters.
         noise_floor: E|ss - 50| of an unbiased model on these clusters, percentage points.
         reduction: ``mean``, ``sum``, or ``published`` for a file of predictions.
         ids_hash: sha256 of the clusters' ids.
@@ -95,6 +97,7 @@ class StereoSetResult(_Json):
     lms: float
     icat: float
     n: int
+    terms: int
     ci95: Interval | None
     lms_ci95: Interval | None
     icat_ci95: Interval | None

@@ -20,6 +20,7 @@ from fedbias_plugin.tracking.formatting import (
     interval,
     length_note,
     number,
+    term_note,
     with_interval,
 )
 from fedbias_plugin.tracking.records import RoundRecord
@@ -133,13 +134,14 @@ def _sections(runs: Sequence[Run], views: Mapping[str, str], ascii_only: bool) -
 
 
 def _title(runs: Sequence[Run], benchmark: str, view: str) -> str:
-    """Which items, what 50 is, and for CrowS-Pairs what length alone gives where that is the same in all runs."""
+    """Which items, what 50 is, and where all runs agree what length alone gives, or how many terms there are."""
     blocks = [block for run in runs if (block := block_of(last_measured(run), benchmark, view))]
     headlines = [block for run in runs if (block := block_of(last_measured(run), benchmark, "headline"))]
     reductions = {str(block.get("reduction")) for block in headlines}
     notes = {length_note({**block, "reduction": "".join(reductions)}) for block in blocks}
-    parts = [ITEM_NAMES.get(view, "headline items"), "50 = no preference", notes.pop() if len(notes) == 1 else ""]
-    return ", ".join(filter(None, parts))
+    terms = {term_note(block) for block in blocks}
+    shared = [found.pop() if len(found) == 1 else "" for found in (notes, terms)]
+    return ", ".join(filter(None, [ITEM_NAMES.get(view, "headline items"), "50 = no preference", *shared]))
 
 
 def _curve(title: str, runs: Sequence[Run], cell: Callable[[RoundRecord], str]) -> list[str] | None:

@@ -30,9 +30,9 @@ def _crows_lines(result: Mapping[str, Any]) -> Iterator[str]:
 
 def _stereoset_lines(result: Mapping[str, Any]) -> Iterator[str]:
     title = f"StereoSet ({result['reduction']})"
-    yield f"{title:<23}  {'SS':<24}  {'n':>6}  {'LMS':>6}  {'ICAT':>6}"
+    yield f"{title:<23}  {'SS':<24}  {'n':>6}  {'terms':>5}  {'LMS':>6}  {'ICAT':>6}"
     for name, row in [("all", result), *result["by_domain"].items()]:
-        tail = f"  {number(row['lms']):>6}  {number(row['icat']):>6}"
+        tail = f"  {row['terms']:>5}  {number(row['lms']):>6}  {number(row['icat']):>6}"
         yield _line(name, with_interval(row["ss"], row["ci95"], 2), row["n"]) + tail
     yield f"  ties {100 * result['tie_rate']:.1f}%, noise floor {result['noise_floor']:.2f} points"
     if result["warning"]:

@@ -115,13 +115,14 @@ def items(study: Study, paper: Paper | None) -> Table | None:
     return Table(
         "items",
         "Differences on the same items",
-        "Score of the arm minus score of its reference on the same report items of the same seed, with a 95% bootstrap "
-        "interval over items. Below 0: fewer stereotypes preferred, which is less bias only above 50.",
+        "Score of the arm minus score of its reference on the same report items of the same seed, with a 95% interval: "
+        "the bootstrap's over pairs, Student's t over target terms (none below 5). Below 0: fewer stereotypes "
+        "preferred, which is less bias only above 50.",
         ("arm", "reference", "seed"),
         tuple(columns),
         tuple(rows),
         (
-            "p: McNemar's test (CrowS-Pairs) and paired bootstrap over target terms (StereoSet), corrected by Holm "
+            "p: McNemar's test (CrowS-Pairs) and paired t-test over target terms (StereoSet), corrected by Holm "
             "within the table. It is over items of these trained models, not over seeds.",
             *notes,
         ),

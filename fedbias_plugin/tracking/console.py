@@ -18,6 +18,7 @@ from fedbias_plugin.tracking.formatting import (
     length_note,
     number,
     percent,
+    term_note,
     with_interval,
 )
 from fedbias_plugin.tracking.records import ClientRecord, GlobalRecord, RoundRecord, RunInfo
@@ -184,8 +185,9 @@ def _global_parts(record: GlobalRecord) -> Iterator[str]:
         yield f"CrowS {with_interval(block.get('score'), block.get('ci95'))} ({notes})"
     if record.stereoset:
         block = record.stereoset
+        terms = f" ({term_note(block)})" if term_note(block) else ""
         yield (
-            f"SS {with_interval(block.get('ss'), block.get('ci95'))} at LMS {number(block.get('lms'), 1)}"
+            f"SS {with_interval(block.get('ss'), block.get('ci95'))}{terms} at LMS {number(block.get('lms'), 1)}"
             f"{' (too low: SS means nothing)' if is_incoherent(block) else ''}, ICAT {number(block.get('icat'), 1)}"
         )
     if record.bias_score is not None:

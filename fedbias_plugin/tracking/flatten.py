@@ -11,7 +11,7 @@ from fedbias_plugin.tracking.records import ClientRecord, RoundRecord
 
 CATEGORY_COLUMNS = (
     *("round", "benchmark", "category", "score", "ci95_low", "ci95_high", "lms", "n", "icat"),
-    "length_only",
+    *("length_only", "terms"),
 )
 _PARTS = ("full", "report", "probe", "intrasentence", "intersentence")
 _OF_CLIENT = ("bias_score", "weight", "train_loss", "update_norm", "poisoned_share", "rows")
@@ -50,8 +50,8 @@ def flatten_record(record: RoundRecord) -> dict[str, float | int]:
 def category_rows(record: RoundRecord) -> list[list[Any]]:
     """Scores of the global model by bias type and domain: one row of :data:`CATEGORY_COLUMNS` each.
 
-    ``score`` is the CrowS-Pairs score or StereoSet's SS; ``lms`` and ``icat`` are None for CrowS-Pairs, ``length_only``
-    for StereoSet.
+    ``score`` is the CrowS-Pairs score or StereoSet's SS; ``lms``, ``icat`` and ``terms`` are None for CrowS-Pairs,
+    ``length_only`` for StereoSet.
     """
     rows = []
     crows = (record.global_.crows_pairs or {}).get("by_type") or {}
@@ -59,7 +59,7 @@ def category_rows(record: RoundRecord) -> list[list[Any]]:
     for benchmark, categories, key in (("crows_pairs", crows, "score"), ("stereoset", stereo, "ss")):
         for category, result in categories.items():
             low, high = result.get("ci95") or (None, None)
-            measures = [result.get(name) for name in ("lms", "n", "icat", "length_only")]
+            measures = [result.get(name) for name in ("lms", "n", "icat", "length_only", "terms")]
             rows.append([record.round, benchmark, category, result.get(key), low, high, *measures])
     return rows
 

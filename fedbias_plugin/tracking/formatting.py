@@ -45,9 +45,18 @@ def bias_noise(client: ClientRecord, alpha: float) -> float | None:
 
 
 def item_note(block: Mapping[str, Any]) -> str:
-    """Which items a global score is of, and how many: ``report items, n=1131``."""
-    items = ITEM_NAMES.get(block.get("items", ""), "items")
-    return f"{items}, n={block['n']}" if block.get("n") is not None else items
+    """Which items a global score is of, and how many: ``report items, n=1131``; StereoSet's terms too."""
+    parts = [ITEM_NAMES.get(block.get("items", ""), "items")]
+    parts += [f"n={block['n']}"] if block.get("n") is not None else []
+    return ", ".join([*parts, *filter(None, [term_note(block)])])
+
+
+def term_note(block: Mapping[str, Any]) -> str:
+    """Over how many target terms an SS is the mean: ``12 terms``; nothing for CrowS-Pairs and older records."""
+    terms = block.get("terms")
+    if terms is None:
+        return ""
+    return f"{terms} term{'' if terms == 1 else 's'}{'' if block.get('ci95') else ', too few for an interval'}"
 
 
 def length_note(block: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ def crows(score: float, **more: Any) -> dict[str, Any]:
 
 
 def stereo(ss: float, lms: float = 90.0, **more: Any) -> dict[str, Any]:
-    by_domain = {"race": {"ss": ss - 1, "lms": lms, "icat": 80.0, "n": 30, "ci95": [41.0, 61.0]}}
+    by_domain = {"race": {"ss": ss - 1, "lms": lms, "icat": 80.0, "n": 30, "terms": 7, "ci95": [41.0, 61.0]}}
     return {
         "ss": ss, "lms": lms, "icat": 81.5, "n": 290, "ci95": [ss - 4, ss + 4], "lms_ci95": [lms - 2, lms + 2],
         "noise_floor": 3.0, "by_domain": by_domain, "intrasentence": {"ss": ss, "lms": lms, "n": 150}, **more,

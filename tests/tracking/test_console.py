@@ -57,6 +57,20 @@ def test_a_warning_is_said_in_full_once_and_by_its_name_in_later_rounds(
     assert sum("noise: the bias score of an unbiased model" in line for line in lines) == 1
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_number_of_terms_stands_with_ss_and_says_why_there_is_no_interval(
+    make_run: MakeRun, make_record: Make, terminal: bool
+) -> None:
+    record = make_record(0)
+    assert record.global_.stereoset is not None
+    record.global_.stereoset["terms"] = 12
+    text = " ".join(shown(record, make_run(), terminal=terminal).split())
+    assert ("n=290, 12 terms" if terminal else "SS 45.0 [41.0, 49.0] (12 terms) at LMS") in text
+    record.global_.stereoset |= {"terms": 4, "ci95": None}
+    text = " ".join(shown(record, make_run(), terminal=terminal).replace("│", " ").split())
+    assert "too few for an interval" in text
+
+
 def test_the_noise_beside_a_bias_score_is_alpha_times_both_floors(make_record: Make) -> None:
     assert bias_noise(make_record(1).clients[0], 0.5) == pytest.approx(0.5 * (2.4 + 3.0))
     assert bias_noise(ClientRecord(0.0, 1, crows_pairs={"noise_floor": 2.0}), 0.25) == pytest.approx(0.5)
