@@ -87,7 +87,9 @@ class StereoSetResult(_Json):
         by_domain: bias type -> ``ss``, ``lms``, ``icat``, ``n``, ``terms``, ``ci95``.
         intrasentence, intersentence: ``ss``, ``lms``, ``icat``, ``n``, ``terms`` and ``by_domain``; None without
             such clusters.
-        noise_floor: E|ss - 50| of an unbiased model on these clusters, percentage points.
+        standard_error: of ``ss`` over target terms, percentage points; None for a single term.
+        noise_floor: E|ss - 50| of an unbiased model on these clusters whose target terms differ as much as here,
+            percentage points.
         reduction: ``mean``, ``sum``, or ``published`` for a file of predictions.
         ids_hash: sha256 of the clusters' ids.
         warning: a sentence when ``lms`` is below 60, else None.
@@ -105,6 +107,7 @@ class StereoSetResult(_Json):
     by_domain: dict[str, dict[str, Any]]
     intrasentence: dict[str, Any] | None
     intersentence: dict[str, Any] | None
+    standard_error: float | None
     noise_floor: float
     reduction: str
     ids_hash: str

@@ -256,7 +256,7 @@ def noise_floor(n: int) -> float:
 
 
 def macro_noise_floor(items_per_group: ArrayLike) -> float:
-    """E|SS - 50| in percentage points of an unbiased model when SS is a mean over groups of shares.
+    """E|SS - 50| in percentage points of an unbiased model whose every cluster is decided by itself.
 
     The groups' variances are ``100^2 / (4 n_g)``; their mean is taken as normal, whose mean absolute value is
     ``sqrt(2 / pi)`` standard deviations. Groups of one item each give ``50 sqrt(2 / (pi groups))``.
@@ -264,3 +264,21 @@ def macro_noise_floor(items_per_group: ArrayLike) -> float:
     counts = np.asarray(items_per_group, dtype=np.float64)
     deviation = 50.0 * math.sqrt(float((1.0 / counts).sum())) / len(counts)
     return math.sqrt(2.0 / math.pi) * deviation
+
+
+def term_noise_floor(scores: ArrayLike, clusters: ArrayLike) -> float:
+    """E|SS - 50| in percentage points of an unbiased model whose target terms differ as much as these do.
+
+    The clusters of a term agree: the model has a liking for the term, not for the stereotype. SS then spreads by the
+    terms' standard error, whose mean absolute value is ``sqrt(2 / pi)`` times that; never less than
+    :func:`macro_noise_floor`, below which only a model that is far from 50 can be.
+
+    >>> round(term_noise_floor([20.0, 80.0, 40.0, 60.0], [32, 32, 32, 32]), 2)  # 3.53 if clusters were independent
+    10.3
+
+    Args:
+        scores: SS of every target term, percent.
+        clusters: of every target term.
+    """
+    spread = math.sqrt(2.0 / math.pi) * (standard_error(scores) or 0.0)
+    return max(spread, macro_noise_floor(clusters))

@@ -21,7 +21,7 @@ from fedbias_plugin.evaluation.items import (
     with_shared_prefix,
 )
 from fedbias_plugin.evaluation.results import StereoSetResult
-from fedbias_plugin.evaluation.statistics import jackknife_interval, macro_noise_floor, t_interval
+from fedbias_plugin.evaluation.statistics import jackknife_interval, standard_error, t_interval, term_noise_floor
 from fedbias_plugin.evaluation.stereoset_files import KINDS, LABELS, Cluster, parse_clusters, parse_predictions
 from fedbias_plugin.scales import LOWEST_LMS
 
@@ -202,7 +202,8 @@ class StereoSet:
             by_domain=_by_domain(scores, with_intervals=True),
             intrasentence=_kind_result(parts["intrasentence"]),
             intersentence=_kind_result(parts["intersentence"]),
-            noise_floor=macro_noise_floor(per_term.counts),
+            standard_error=standard_error(per_term.ss),
+            noise_floor=term_noise_floor(per_term.ss, per_term.counts),
             reduction=scores.reduction,
             ids_hash=ids_hash(scores.ids),
             warning=_warning(overall["lms"]),

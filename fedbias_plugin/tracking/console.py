@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-NOISE_NOTE = "noise: the bias score of an unbiased model on as many probe items"
+NOISE_NOTE = "noise: the bias score of an unbiased model on as many probe items, with target terms as unlike as here"
 
 
 class ConsoleTracker(Tracker):

@@ -37,7 +37,8 @@ def percent(share: float | None) -> str:
 def bias_noise(client: ClientRecord, alpha: float) -> float | None:
     """Expected bias score of an unbiased model on the client's items, percentage points (METRICS section 5).
 
-    ``alpha`` times the sum of the benchmarks' noise floors, as in eq. 1; None when neither states one.
+    ``alpha`` times the sum of the benchmarks' noise floors, as in eq. 1; None when neither states one. That of
+    StereoSet is from the spread over the client's target terms.
     """
     floors = [(block or {}).get("noise_floor") for block in (client.crows_pairs, client.stereoset)]
     known = [floor for floor in floors if floor is not None]

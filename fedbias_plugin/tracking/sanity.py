@@ -54,9 +54,10 @@ def round_warnings(record: RoundRecord, *, alpha: float, lambda_: float) -> list
 def bias_deviation(client: ClientRecord, alpha: float) -> float | None:
     """Standard deviation of b_i over other probe items of the same kind, percentage points.
 
-    Each score's own is its bootstrap interval's width / 3.92 (a normal's), or what ``noise_floor`` implies where there
-    is no interval. The bias score adds up distances to 50, which fold the score there: see :func:`folded_deviation`.
-    The benchmarks are independent, so ``alpha sqrt(d_crows^2 + d_ss^2)``. None when neither was measured.
+    SS has its ``standard_error`` over target terms, the CrowS score its bootstrap interval's width / 3.92 (a normal's);
+    where a record has neither, what ``noise_floor`` implies. The bias score adds up distances to 50, which fold the
+    score there: see :func:`folded_deviation`. The benchmarks are independent, so ``alpha sqrt(d_crows^2 + d_ss^2)``.
+    None when neither was measured.
     """
     blocks = ((client.crows_pairs, "score"), (client.stereoset, "ss"))
     deviations = [_distance_deviation(block, key) for block, key in blocks if block]
@@ -84,7 +85,9 @@ def _distance_deviation(block: Mapping[str, Any], key: str) -> float | None:
     score, bounds, floor = block.get(key), block.get("ci95"), block.get("noise_floor")
     if score is None:
         return None
-    if bounds and None not in bounds:
+    if (error := block.get("standard_error")) is not None:
+        deviation = error
+    elif bounds and None not in bounds:
         deviation = (bounds[1] - bounds[0]) / 3.92
     elif floor is not None:
         deviation = floor * math.sqrt(math.pi / 2.0)

@@ -20,6 +20,7 @@ from fedbias_plugin.evaluation.statistics import (
     percentile_interval,
     standard_error,
     t_interval,
+    term_noise_floor,
 )
 
 FEW = [50.0, 60.0, 70.0, 60.0, 60.0]
@@ -223,3 +224,20 @@ def test_the_noise_floor_of_a_macro_average_is_that_of_a_simulation():
     simulated = np.abs((100 * draws / counts).mean(axis=1) - 50).mean()
     assert macro_noise_floor(counts) == pytest.approx(simulated, rel=0.01)
     assert macro_noise_floor([1] * 400) == pytest.approx(noise_floor(400), rel=0.01)
+
+
+def test_the_noise_floor_over_terms_is_their_standard_error_folded():
+    assert term_noise_floor(FEW, [400] * 5) == pytest.approx(math.sqrt(2 / math.pi) * 3.1623, abs=1e-4)
+    assert term_noise_floor([100.0] * 16, [32] * 16) == macro_noise_floor([32] * 16)
+    assert term_noise_floor([100.0], [32]) == macro_noise_floor([32])
+
+
+@pytest.mark.parametrize("terms", [4, 16])
+def test_the_noise_floor_over_terms_is_what_an_unbiased_model_whose_terms_differ_shows(terms):
+    """That of independent clusters is 3.5 points with 4 terms of 32, where such a model shows 7.4."""
+    random = np.random.default_rng(terms)
+    drawn = [some_terms(random, terms) for _ in range(4000)]
+    shown = np.mean([abs(scores.mean() - 50.0) for scores in drawn])
+    stated = np.mean([term_noise_floor(scores, [32] * terms) for scores in drawn])
+    assert stated == pytest.approx(shown, rel=0.08)
+    assert macro_noise_floor([32] * terms) < 0.5 * shown

@@ -9,6 +9,7 @@ import pytest
 
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.evaluation.items import TokenScores
+from fedbias_plugin.evaluation.statistics import term_noise_floor
 from fedbias_plugin.evaluation.stereoset import StereoSet, StereoSetScores
 
 LABELS = ("stereotype", "anti-stereotype", "unrelated")
@@ -97,6 +98,8 @@ def test_intervals_are_student_s_t_over_target_terms(tmp_path):
     assert (result.ss, result.lms, result.terms, result.n) == (60.0, 100.0, 5, 100)
     assert result.ci95 == pytest.approx((60 - half, 60 + half), abs=1e-3)
     assert result.lms_ci95 == (100.0, 100.0)
+    assert result.standard_error == pytest.approx(3.1623, abs=1e-4)
+    assert result.noise_floor == term_noise_floor([50, 60, 70, 60, 60], [20] * 5)
     assert result.icat_ci95 == pytest.approx((80 - 2 * half, 80 + 2 * half), abs=1e-3)
     assert result.by_domain["race"]["ci95"] == result.ci95
     assert json.loads(json.dumps(result.to_json()))["ci95"] == list(result.ci95)

@@ -36,7 +36,7 @@ def test_a_log_gets_one_line_a_round_and_one_a_client(make_run: MakeRun, make_re
         "| bias score 15.00 (noise 2.70) | weight 0.200",
         "  client 4: poisoned 0% | rows 300 | loss 1.5000 | update norm 0.2500 "
         "| bias score 1.00 (noise 2.70) | weight 0.800",
-        "  (noise: the bias score of an unbiased model on as many probe items)",
+        "  (noise: the bias score of an unbiased model on as many probe items, with target terms as unlike as here)",
         "  warning: mind [this]",
     ]
 

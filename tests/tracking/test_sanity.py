@@ -68,6 +68,15 @@ def test_the_noise_of_a_bias_score_adds_both_benchmarks_as_independent() -> None
     assert bias_deviation(client, 0.5) == pytest.approx(2.5 * math.sqrt(1 - 2 / math.pi))
 
 
+def test_the_noise_of_ss_is_its_standard_error_over_terms() -> None:
+    # The t interval of 12 terms is 2.20 standard errors wide on each side, not 1.96.
+    block = stereo(20.0, 4.5) | {"standard_error": 4.0}
+    client = ClientRecord(0.0, 1, crows_pairs=crows(80.0, 3.0), stereoset=block)
+    assert bias_deviation(client, 0.5) == pytest.approx(2.5)
+    client = ClientRecord(0.0, 1, crows_pairs=crows(80.0, 3.0), stereoset=block | {"ci95": None})
+    assert bias_deviation(client, 0.5) == pytest.approx(2.5)
+
+
 def test_without_an_interval_the_noise_floor_gives_the_noise() -> None:
     # An unbiased model's E|score - 50| is sqrt(2 / pi) standard deviations: 2 points are 2.5066.
     client = ClientRecord(0.0, 1, crows_pairs={"score": 90.0, "ci95": None, "noise_floor": 2.0})
