@@ -29,6 +29,7 @@ from fedbias_plugin.evaluation.items import (
     read_data_file,
     with_shared_prefix,
 )
+from fedbias_plugin.evaluation.probe import units_by_sentence
 from fedbias_plugin.evaluation.results import CrowsPairsResult
 from fedbias_plugin.evaluation.statistics import bootstrap_ci, noise_floor
 from fedbias_plugin.names import check_label
@@ -124,6 +125,8 @@ class CrowsPairs:
         pairs: in file order.
         ids: of the pairs: the unnamed first column or ``id``, else the row number from 0.
         strata: bias type of every pair, for the probe/report split.
+        sentences: the two of every pair.
+        units: of every pair, which the split keeps whole: pairs that share a sentence are of one.
     """
 
     name = "crows_pairs"
@@ -134,6 +137,8 @@ class CrowsPairs:
         self.pairs = list(pairs)
         self.ids = [pair.id for pair in pairs]
         self.strata = [pair.bias_type for pair in pairs]
+        self.sentences = [(pair.more, pair.less) for pair in pairs]
+        self.units = units_by_sentence(self.sentences)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> CrowsPairs:

@@ -100,7 +100,9 @@ class StereoSet:
         path, sha256: of the file.
         clusters: intrasentence, then intersentence, each in file order.
         ids: of the clusters.
-        strata: ``intrasentence/gender`` and the like, for the probe/report split.
+        strata: bias type of every cluster, for the probe/report split.
+        sentences: the three of every cluster.
+        units: target term of every cluster, which the split keeps whole.
     """
 
     name = "stereoset"
@@ -110,7 +112,9 @@ class StereoSet:
         self.sha256 = sha256
         self.clusters = list(clusters)
         self.ids = [cluster.id for cluster in clusters]
-        self.strata = [f"{cluster.kind}/{cluster.domain}" for cluster in clusters]
+        self.strata = [cluster.domain for cluster in clusters]
+        self.sentences = [cluster.sentences for cluster in clusters]
+        self.units = [cluster.target for cluster in clusters]
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> StereoSet:

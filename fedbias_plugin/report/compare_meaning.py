@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from fedbias_plugin.report.compared_runs import Run, block_of, last_measured
 from fedbias_plugin.scales import UNBIASED
@@ -60,11 +61,22 @@ def _item_lines(runs: Sequence[Run], views: Mapping[str, str]) -> Iterator[str]:
     for benchmark, title in (("crows_pairs", "CrowS-Pairs"), ("stereoset", "StereoSet")):
         blocks = [block for run in runs if (block := block_of(last_measured(run), benchmark, "headline"))]
         if blocks and views[benchmark] == "report":
-            yield f"  {title}: report items, which never weigh clients; BAMA's weights cannot be fitted to them."
+            yield f"  {title}: report items, which weigh no client; {_shared(blocks)}."
         elif any(block.get("probe") for block in blocks):
             yield f"  {title}: all items, probe items among them; where BAMA weighed clients by those it looks better."
         elif blocks:
             yield f"  {title}: all items; none of them weighs clients."
+
+
+def _shared(blocks: Sequence[Mapping[str, Any]]) -> str:
+    """What report items have in common with those that weigh clients; the split of older runs did not look at it."""
+    counts = [block.get("shared_sentences") for block in blocks]
+    known = [count for count in counts if count is not None]
+    if len(known) < len(counts):
+        return "they may share sentences and target terms with those that do"
+    if not max(known):
+        return "they share no sentence with those that do"
+    return f"{max(known)} of their sentences stand in those that do too"
 
 
 def _poisoned_line(runs: Sequence[Run]) -> Iterator[str]:

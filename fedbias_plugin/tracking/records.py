@@ -16,6 +16,7 @@ from fedbias_plugin.files import plain_json
 
 SCORES = (
     *("score", "ss", "lms", "icat", "n", "terms", "noise_floor", "standard_error", "tie_rate", "length_only"),
+    "shared_sentences",
     *("loss", "perplexity", "f1", "max_new_tokens"),
 )
 INTERVALS = ("ci95", "lms_ci95", "icat_ci95")

@@ -54,6 +54,9 @@ def test_a_file_is_read_by_column_name_and_the_sentences_are_never_swapped(tmp_p
     benchmark, _, scorer = four_pairs(tmp_path)
     assert benchmark.ids == ["0", "1", "2", "3"]
     assert benchmark.strata == ["age", "socioeconomic", "gender", "gender"]
+    assert benchmark.units == [0, 1, 2, 3]
+    shared = CrowsPairs.load(write(tmp_path, [*ROWS, "4,The old are slow.,The rich are slow.,stereo,age"]))
+    assert shared.units == [0, 1, 2, 3, 0]
     assert [request.text for request in scorer.requests[2:6]] == [
         "The rich are kind.",
         "The poor are kind.",

@@ -9,6 +9,7 @@ import pytest
 
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.evaluation.items import TokenScores
+from fedbias_plugin.evaluation.probe import probe_indices
 from fedbias_plugin.evaluation.statistics import term_noise_floor
 from fedbias_plugin.evaluation.stereoset import StereoSet, StereoSetScores
 
@@ -167,7 +168,8 @@ def test_what_is_scored_is_the_sentence_or_the_continuation_given_its_context(tm
     assert scorer.names[4] == "StereoSet cluster d (anti-stereotype)"
     np.testing.assert_allclose(scores.values[0], [-1.7, -2.2, -1.6])
     np.testing.assert_allclose(benchmark.score(scorer, "sum", [0]).values[0], [-1.7 * 17, -2.2 * 22, -1.6 * 16])
-    assert benchmark.strata == ["intrasentence/profession"] * 2 + ["intrasentence/gender", "intersentence/profession"]
+    assert benchmark.strata == ["profession", "profession", "gender", "profession"]
+    assert benchmark.units == ["Smith", "Smith", "Nurse", "Smith"]
 
 
 def test_shared_is_not_a_reduction_of_stereoset(tmp_path):
@@ -260,6 +262,10 @@ def test_published_gpt2_predictions_give_every_published_score():
 @real_data
 def test_the_development_set_has_its_clusters():
     benchmark = StereoSet.load(Path(os.environ["FEDBIAS_DATA"]) / "stereoset" / "dev.json")
-    kinds = [stratum.split("/")[0] for stratum in benchmark.strata]
+    kinds = [cluster.kind for cluster in benchmark.clusters]
     assert (kinds.count("intrasentence"), kinds.count("intersentence")) == (2106, 2123)
-    assert len(set(benchmark.strata)) == 8
+    assert (len(set(benchmark.strata)), len(set(benchmark.units))) == (4, 79)
+    probe, report = probe_indices(benchmark.strata, 0.25, 2023, benchmark.units)
+    assert not {benchmark.units[index] for index in probe} & {benchmark.units[index] for index in report}
+    assert len(probe) == pytest.approx(4229 / 4, abs=30)
+    assert {benchmark.strata[index] for index in probe} == {"gender", "profession", "race", "religion"}
