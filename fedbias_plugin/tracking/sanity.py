@@ -105,9 +105,16 @@ def _loss_warnings(record: RoundRecord) -> Iterator[str]:
         )
     if diverged := [client for client, loss in losses.items() if not math.isfinite(loss)]:
         yield f"training diverged: the training loss of {_named(diverged)} is not finite. Lower --learning_rate."
-    heldout = (record.global_.heldout_loss or {}).get("loss")
+    measured = record.global_.heldout_loss or {}
+    heldout, guessing = measured.get("loss"), measured.get("guessing_loss")
     if heldout is not None and not math.isfinite(heldout):
         yield "held-out loss not finite: the global model is broken, and so are its scores. Lower --learning_rate."
+    elif heldout is not None and guessing is not None and heldout > guessing:
+        yield (
+            f"worse than guessing: the held-out loss of the global model is {heldout:.2f} nats per token; "
+            f"{guessing:.2f} is that of a model to which all tokens are equally likely. Its scores say nothing about "
+            "bias. If the loss was lower in round 0, the training diverged: lower --learning_rate."
+        )
 
 
 def _lms_warning(record: RoundRecord) -> Iterator[str]:

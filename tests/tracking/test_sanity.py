@@ -102,6 +102,19 @@ def test_losses_that_are_not_finite_are_said(loss: float) -> None:
     assert "of client 1 is not finite" in warnings[0]
 
 
+@pytest.mark.parametrize(("loss", "warned"), [(354.2, True), (7.63, True), (7.62, False), (0.83, False)])
+def test_a_held_out_loss_above_that_of_guessing_is_said(loss: float, warned: bool) -> None:
+    # ln 2048 = 7.6246
+    measured = GlobalRecord(heldout_loss={"loss": loss, "n": 5, "guessing_loss": math.log(2048)})
+    found = warnings_of(RoundRecord(3, measured))
+    assert [warning_head(warning) for warning in found] == (["worse than guessing"] if warned else [])
+    assert not warned or f"is {loss:.2f} nats per token; 7.62 is that of a model" in found[0]
+
+
+def test_a_record_of_an_older_version_does_not_say_what_guessing_gives() -> None:
+    assert warnings_of(RoundRecord(3, GlobalRecord(heldout_loss={"loss": 354.2, "n": 5}))) == []
+
+
 def test_a_low_lms_of_model_and_clients_is_one_line() -> None:
     record = weighed([2.0, 3.0, 4.0], 0.2)
     record.clients[1].stereoset = stereo(53.0, lms=50.2)
