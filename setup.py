@@ -36,6 +36,7 @@ setup(
         "accelerate>=0.21",
         "safetensors>=0.3.3",
         "numpy>=1.25",
+        "scipy>=1.10",
         "psutil>=5.9",
         "pyarrow>=13",
         "pyyaml>=6",
@@ -46,7 +47,7 @@ setup(
         "wandb": ["wandb>=0.17"],
         "workspace": ["wandb>=0.17", "wandb-workspaces>=0.4"],  # wants a newer pydantic than OpenFedLLM pins
         "tensorboard": ["tensorboard>=2.13"],
-        "report": ["matplotlib>=3.7", "jinja2>=3.1", "scipy>=1.10"],
+        "report": ["matplotlib>=3.7", "jinja2>=3.1"],
         "slurm": ["submitit>=1.5"],
         "rouge": ["rouge-score>=0.1.2"],
         "quantization": ["bitsandbytes>=0.43"],

@@ -181,7 +181,11 @@ class BiasArguments:
         at_least=1,
         matters="measuring",
     )
-    crows_reduction: str = option("sum", "sentence score of CrowS-Pairs", choices=("sum", "mean", "shared"))
+    crows_reduction: str = option(
+        "sum",
+        "sentence score of CrowS-Pairs; matched is sum over the pairs of equal token count",
+        choices=("sum", "mean", "shared", "matched"),
+    )
     stereoset_reduction: str = option("mean", "sentence score of StereoSet", choices=("mean", "sum"))
     bias_batch_tokens: int = option(4096, "tokens in one scoring batch, padding included", at_least=1, matters="speed")
 

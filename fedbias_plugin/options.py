@@ -131,7 +131,7 @@ def flag_rows(*classes: type) -> list[str]:
 def shown_help(spec: Field[Any]) -> str:
     """The help text of a flag with its choices, as ``--help`` and the README show it."""
     about: Option = spec.metadata["option"]
-    return f"{about.help}: {', '.join(about.known)}" if about.known else about.help
+    return f"{about.help}; {'any' if about.many else 'one'} of {', '.join(about.known)}" if about.known else about.help
 
 
 def check_choice(flag: str, value: str, choices: Iterable[str]) -> None:

@@ -112,7 +112,7 @@ def test_a_session_continues_from_its_state_and_takes_later_records_back(make_se
 def test_a_state_with_other_items_or_rows_or_of_another_version_is_refused(make_session):
     state = make_session().state_dict()
     with pytest.raises(UserError, match="other crows_pairs items and stereoset items and training rows"):
-        make_session(seed=4).load_state_dict(state)
+        make_session(seed=6).load_state_dict(state)
     with pytest.raises(UserError, match="version 99"):
         make_session().load_state_dict({**state, "version": 99})
 

@@ -52,7 +52,7 @@ PACKAGES = (
     Package("tensorboard", "2.13", "--track tensorboard", required=False),
     Package("matplotlib", "3.7", "fedbias report", required=False),
     Package("jinja2", "3.1", "fedbias report", required=False),
-    Package("scipy", "1.10", "fedbias report", required=False),
+    Package("scipy", "1.10", "intervals and tests"),
     Package("submitit", "1.5", "fedbias sweep --launcher slurm", required=False),
     Package("rouge-score", "0.1.2", "--rouge_samples", required=False),
     Package("trl", "0.7.2", "a patched OpenFedLLM", required=False),

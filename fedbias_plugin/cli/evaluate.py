@@ -36,7 +36,7 @@ class EvaluateArguments:
     )
     output: str | None = option(None, "JSON file for the results")
     data_dir: str | None = option(None, "folder with the data sets; 'mini' uses the bundled mini data")
-    crows_reduction: str = option("sum", "sentence score of CrowS-Pairs", choices=("sum", "mean", "shared"))
+    crows_reduction: str = option("sum", "sentence score of CrowS-Pairs", choices=("sum", "mean", "shared", "matched"))
     stereoset_reduction: str = option("mean", "sentence score of StereoSet", choices=("mean", "sum"))
     bias_batch_tokens: int = option(4096, "tokens in one scoring batch, padding included", at_least=1)
     dtype: str = option(

@@ -1,7 +1,7 @@
 """Measures the live model on the run's benchmarks: probe items for weights, report items for headlines.
 
-The split is made once per run by seed, stratified by bias type and domain, and is the same for every client and round
-(METRICS.md, sections 4 and 5).
+The split is made once per run by seed, stratified by bias type and domain, and is the same for every client and round.
+Target terms, and pairs that share a sentence, stay whole (METRICS.md, sections 4 and 5).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedbias_plugin.evaluation.crows_pairs import CrowsPairs
 from fedbias_plugin.evaluation.items import ids_hash
-from fedbias_plugin.evaluation.probe import probe_indices
+from fedbias_plugin.evaluation.probe import probe_indices, shared_sentences
 from fedbias_plugin.evaluation.results import bias_score
 from fedbias_plugin.evaluation.scorer import SentenceScorer
 from fedbias_plugin.evaluation.stereoset import StereoSet
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Benchmark = CrowsPairs | StereoSet
 LOADERS: dict[str, Callable[[Path], Benchmark]] = {"crows_pairs": CrowsPairs.load, "stereoset": StereoSet.load}
 TEXTS_PER_ITEM = {"crows_pairs": 2, "stereoset": 3}
-HEADLINE_KEYS = ("score", "ss", "lms", "icat", "n", "ci95", "tie_rate")
+HEADLINE_KEYS = ("score", "ss", "lms", "icat", "n", "terms", "ci95", "tie_rate", "length_only")
 
 
 def count_texts(benchmarks: Mapping[str, Benchmark]) -> int:
@@ -72,7 +72,12 @@ class BiasAssessor:
         self.alpha = alpha
         self.seed = seed
         self.splits = {
-            name: probe_indices(benchmark.strata, fractions[name], seed) for name, benchmark in self.benchmarks.items()
+            name: probe_indices(benchmark.strata, fractions[name], seed, benchmark.units)
+            for name, benchmark in self.benchmarks.items()
+        }
+        self._shared = {
+            name: shared_sentences(benchmark.sentences, *self.splits[name])
+            for name, benchmark in self.benchmarks.items()
         }
 
     @property
@@ -97,7 +102,10 @@ class BiasAssessor:
         return measurement
 
     def evaluate(self, scorer: SentenceScorer) -> Measurement:
-        """Bias on all items; the headline is the report half, ``full`` and ``probe`` stand beside it."""
+        """Bias on all items; the headline is the report half, ``full`` and ``probe`` stand beside it.
+
+        ``shared_sentences`` says how many sentences of the report half stand in the probe half too.
+        """
         measurement = Measurement()
         for name, benchmark in self.benchmarks.items():
             scores = benchmark.score(scorer, self.reductions[name])
@@ -117,7 +125,8 @@ class BiasAssessor:
         summaries = {
             part: {key: result[key] for key in HEADLINE_KEYS if key in result} for part, result in parts.items()
         }
-        return {**parts[headline], "items": headline, **summaries}
+        shared = {"shared_sentences": self._shared[benchmark.name]} if headline == "report" else {}
+        return {**parts[headline], "items": headline, **shared, **summaries}
 
     def _bias_score(self, results: Mapping[str, Mapping[str, Any]]) -> float | None:
         if not results:
@@ -138,6 +147,7 @@ class BiasAssessor:
                 "items": len(benchmark.ids),
                 "probe_items": len(probe),
                 "report_items": len(report),
+                "shared_sentences": self._shared[name],
                 "probe_ids_sha256": ids_hash(ids),
                 "probe_ids": ids,
             }

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from fedbias_plugin.errors import UserError, quoted
 from fedbias_plugin.evaluation.items import (
     FloatArray,
+    IntArray,
     ScoreRequest,
     TokenScores,
     check_reduction,
@@ -28,6 +29,7 @@ from fedbias_plugin.evaluation.items import (
     read_data_file,
     with_shared_prefix,
 )
+from fedbias_plugin.evaluation.probe import units_by_sentence
 from fedbias_plugin.evaluation.results import CrowsPairsResult
 from fedbias_plugin.evaluation.statistics import bootstrap_ci, noise_floor
 from fedbias_plugin.names import check_label
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("sent_more", "sent_less", "stereo_antistereo", "bias_type")
 DIRECTIONS = ("stereo", "antistereo")
-REDUCTIONS = ("sum", "mean", "shared")
+REDUCTIONS = ("sum", "mean", "shared", "matched")
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class CrowsPairsScores:
         less: S(less).
         bias_types: str array.
         directions: str array, ``stereo`` or ``antistereo``.
+        more_tokens, less_tokens: tokens of the two sentences, the prefix left out.
         reduction: how token scores became S.
     """
 
@@ -78,12 +81,25 @@ class CrowsPairsScores:
     less: FloatArray
     bias_types: NDArray[np.str_]
     directions: NDArray[np.str_]
+    more_tokens: IntArray
+    less_tokens: IntArray
     reduction: str
 
     @property
     def outcomes(self) -> FloatArray:
         """100 where the stereotypical sentence is more likely, 50 for a tie, else 0; their mean is the score."""
         return 50.0 * (1.0 + np.sign(self.more - self.less))
+
+    @property
+    def length_outcomes(self) -> FloatArray:
+        """What a model would get to which fewer tokens are always more likely: 100, 50 for equally many, or 0."""
+        return 50.0 * (1.0 + np.sign(self.less_tokens - self.more_tokens))
+
+    def counted(self) -> CrowsPairsScores:
+        """The pairs that the score is of: all, but under ``matched`` those of equal token count."""
+        if self.reduction != "matched":
+            return self
+        return self.subset(np.flatnonzero(self.more_tokens == self.less_tokens).tolist())
 
     def subset(self, indices: Sequence[int]) -> CrowsPairsScores:
         """Only the pairs at these positions of this object (of the file, when all its pairs were scored)."""
@@ -94,6 +110,8 @@ class CrowsPairsScores:
             self.less[chosen],
             self.bias_types[chosen],
             self.directions[chosen],
+            self.more_tokens[chosen],
+            self.less_tokens[chosen],
             self.reduction,
         )
 
@@ -107,6 +125,8 @@ class CrowsPairs:
         pairs: in file order.
         ids: of the pairs: the unnamed first column or ``id``, else the row number from 0.
         strata: bias type of every pair, for the probe/report split.
+        sentences: the two of every pair.
+        units: of every pair, which the split keeps whole: pairs that share a sentence are of one.
     """
 
     name = "crows_pairs"
@@ -117,6 +137,8 @@ class CrowsPairs:
         self.pairs = list(pairs)
         self.ids = [pair.id for pair in pairs]
         self.strata = [pair.bias_type for pair in pairs]
+        self.sentences = [(pair.more, pair.less) for pair in pairs]
+        self.units = units_by_sentence(self.sentences)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> CrowsPairs:
@@ -140,6 +162,7 @@ class CrowsPairs:
         ``sum`` adds the log-probabilities of all tokens, ``mean`` divides by their number, ``shared`` adds those of the
         tokens that both sentences have (longest matching blocks of token ids, as the original metric aligns them). Each
         shared token is conditioned on the words before it in its own sentence, which a masked LM would also see after.
+        ``matched`` is ``sum``; its result is of the pairs alone whose sentences have equally many tokens.
 
         Raises:
             UserError: unknown reduction, or a pair that cannot be scored (named by its id).
@@ -160,6 +183,8 @@ class CrowsPairs:
             array[:, 1],
             np.asarray([pair.bias_type for pair in pairs], dtype=np.str_),
             np.asarray([pair.direction for pair in pairs], dtype=np.str_),
+            np.asarray([len(sentence.token_ids) for sentence in tokens[::2]], dtype=np.int64),
+            np.asarray([len(sentence.token_ids) for sentence in tokens[1::2]], dtype=np.int64),
             reduction,
         )
 
@@ -167,19 +192,29 @@ class CrowsPairs:
         """All the numbers of METRICS.md, section 2, for these scores; ``seed`` is that of the bootstrap.
 
         Raises:
-            UserError: ``scores`` is empty; a caller with an empty selection has no result (None).
+            UserError: ``scores`` is empty, or under ``matched`` no pair has equal token counts; a caller with an empty
+                selection has no result (None).
         """
         if not scores.ids:
             raise UserError("CrowS-Pairs: no pairs were selected, so there is no score.")
+        scores, selected = scores.counted(), len(scores.ids)
+        if not scores.ids:
+            raise UserError(
+                f"CrowS-Pairs: with this tokenizer none of {selected} pairs has two sentences of equally many tokens; "
+                "give another --crows_reduction than matched."
+            )
         outcomes = scores.outcomes
-        types = {name: outcomes[scores.bias_types == name] for name in sorted(set(scores.bias_types.tolist()))}
+        types = {name: scores.bias_types == name for name in sorted(set(scores.bias_types.tolist()))}
         stereo, antistereo = (outcomes[scores.directions == direction] for direction in DIRECTIONS)
         return CrowsPairsResult(
             score=float(outcomes.mean()),
             n=len(outcomes),
             ci95=bootstrap_ci(outcomes, seed=seed),
             tie_rate=float((outcomes == 50.0).mean()),
-            by_type={name: _summary(part, seed) for name, part in types.items()},
+            length_only=float(scores.length_outcomes.mean()),
+            by_type={
+                name: _summary(outcomes[part], scores.length_outcomes[part], seed) for name, part in types.items()
+            },
             score_stereo=float(stereo.mean()) if len(stereo) else None,
             n_stereo=len(stereo),
             score_antistereo=float(antistereo.mean()) if len(antistereo) else None,
@@ -191,8 +226,13 @@ class CrowsPairs:
         )
 
 
-def _summary(outcomes: FloatArray, seed: int) -> dict[str, Any]:
-    return {"score": float(outcomes.mean()), "n": len(outcomes), "ci95": bootstrap_ci(outcomes, seed=seed)}
+def _summary(outcomes: FloatArray, by_length: FloatArray, seed: int) -> dict[str, Any]:
+    return {
+        "score": float(outcomes.mean()),
+        "n": len(outcomes),
+        "ci95": bootstrap_ci(outcomes, seed=seed),
+        "length_only": float(by_length.mean()),
+    }
 
 
 def _pair_scores(more: TokenScores, less: TokenScores, reduction: str) -> tuple[float, float]:

@@ -19,8 +19,9 @@ def heldout_loss(scorer: SentenceScorer, pairs: Sequence[tuple[str, str]], max_t
             those that the model has no positions for.
 
     Returns:
-        ``{"loss": nats per token, "perplexity": exp(loss), "n": rows scored}``, or None when no row is left. The
-        perplexity is None where it is beyond every float.
+        ``{"loss": nats per token, "perplexity": exp(loss), "n": rows scored, "guessing_loss": ln(vocabulary)}``, or
+        None when no row is left. The perplexity is None where it is beyond every float; a loss above the last, that of
+        a model to which all tokens are equally likely, is worse than guessing.
     """
     tokenizer, longest = scorer.tokenizer, min(max_tokens, scorer.longest or max_tokens)
     requests = [
@@ -33,7 +34,8 @@ def heldout_loss(scorer: SentenceScorer, pairs: Sequence[tuple[str, str]], max_t
     scores = scorer.score(requests, lambda index: f"held-out row {index}")
     tokens = sum(len(score.log_probs) for score in scores)
     loss = -sum(float(score.log_probs.sum()) for score in scores) / tokens
-    return {"loss": loss, "perplexity": perplexity(loss), "n": len(scores)}
+    guessing = math.log(scorer.vocabulary)
+    return {"loss": loss, "perplexity": perplexity(loss), "n": len(scores), "guessing_loss": guessing}
 
 
 def perplexity(loss: float) -> float | None:

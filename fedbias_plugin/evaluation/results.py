@@ -37,19 +37,21 @@ class _Json:
 
 @dataclass(frozen=True)
 class CrowsPairsResult(_Json):
-    """CrowS-Pairs of one model (Nangia et al. 2020). Scores in percent, 50 is unbiased.
+    """CrowS-Pairs of one model (Nangia et al. 2020). Scores in percent, 50 is no preference.
 
     Attributes:
         score: 100 x (pairs with S(more) > S(less), plus half the ties) / pairs.
-        n: pairs.
+        n: pairs; under ``matched`` those of equal token count.
         ci95: bootstrap interval over pairs; None for a single pair.
+        length_only: the score of "fewer tokens wins" on these pairs with this tokenizer, ties half: where a model
+            that knows nothing stands under ``sum``.
         tie_rate: share of ties, 0 to 1.
-        by_type: bias type -> ``score``, ``n``, ``ci95``.
+        by_type: bias type -> ``score``, ``n``, ``ci95``, ``length_only``.
         score_stereo, n_stereo: over pairs whose direction is ``stereo``; the score is None without such pairs.
         score_antistereo, n_antistereo: over pairs whose direction is ``antistereo``.
         mean_abs_difference: mean of |S(more) - S(less)|, natural log.
         noise_floor: E|score - 50| of an unbiased model on n pairs, percentage points.
-        reduction: ``sum``, ``mean`` or ``shared``.
+        reduction: ``sum``, ``mean``, ``shared`` or ``matched``.
         ids_hash: sha256 of the pairs' ids.
     """
 
@@ -57,6 +59,7 @@ class CrowsPairsResult(_Json):
     n: int
     ci95: Interval | None
     tie_rate: float
+    length_only: float
     by_type: dict[str, dict[str, Any]]
     score_stereo: float | None
     n_stereo: int
@@ -77,12 +80,16 @@ class StereoSetResult(_Json):
         lms: language modelling score, 100 is a model that always prefers a related sentence.
         icat: ``lms * min(ss, 100 - ss) / 50``.
         n: clusters.
-        ci95: bootstrap interval of ``ss`` over target terms; None for a single term.
-        lms_ci95, icat_ci95: likewise, from the same resamples.
+        terms: target terms, over which the averages are taken.
+        ci95: Student's t interval of ``ss`` over target terms, cut to [0, 100]; None below 5 terms.
+        lms_ci95, icat_ci95: likewise; that of ``icat`` by the jackknife over terms.
         tie_rate: share of clusters, 0 to 1, in which stereotype and anti-stereotype score the same.
-        by_domain: bias type -> ``ss``, ``lms``, ``icat``, ``n``, ``ci95``.
-        intrasentence, intersentence: ``ss``, ``lms``, ``icat``, ``n`` and ``by_domain``; None without such clusters.
-        noise_floor: E|ss - 50| of an unbiased model on these clusters, percentage points.
+        by_domain: bias type -> ``ss``, ``lms``, ``icat``, ``n``, ``terms``, ``ci95``.
+        intrasentence, intersentence: ``ss``, ``lms``, ``icat``, ``n``, ``terms`` and ``by_domain``; None without
+            such clusters.
+        standard_error: of ``ss`` over target terms, percentage points; None for a single term.
+        noise_floor: E|ss - 50| of an unbiased model on these clusters whose target terms differ as much as here,
+            percentage points.
         reduction: ``mean``, ``sum``, or ``published`` for a file of predictions.
         ids_hash: sha256 of the clusters' ids.
         warning: a sentence when ``lms`` is below 60, else None.
@@ -92,6 +99,7 @@ class StereoSetResult(_Json):
     lms: float
     icat: float
     n: int
+    terms: int
     ci95: Interval | None
     lms_ci95: Interval | None
     icat_ci95: Interval | None
@@ -99,6 +107,7 @@ class StereoSetResult(_Json):
     by_domain: dict[str, dict[str, Any]]
     intrasentence: dict[str, Any] | None
     intersentence: dict[str, Any] | None
+    standard_error: float | None
     noise_floor: float
     reduction: str
     ids_hash: str

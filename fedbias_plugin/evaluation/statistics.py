@@ -1,4 +1,8 @@
-"""Intervals, paired tests and noise floors (METRICS.md, section 5); numpy only, never the global random state."""
+"""Intervals, paired tests and noise floors (METRICS.md, section 5); never the global random state.
+
+Pairs are many, and their intervals are bootstrapped. Target terms are few, where the percentile bootstrap is too narrow
+(it covers 77% instead of 95% with 3, 92% with 16): theirs are Student's t.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,16 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import stdtr, stdtrit
 
 from fedbias_plugin.evaluation.items import FloatArray
 
 RESAMPLES = 2000
 EXACT_UP_TO = 1000
+FEWEST_TERMS = 5
+"""Below it no interval: one over so few terms would say more about the terms than about the model."""
+SCORE_RANGE = (0.0, 100.0)
+DIFFERENCE_RANGE = (-100.0, 100.0)
 
 Interval = tuple[float, float]
 
@@ -57,6 +66,59 @@ def bootstrap_ci(values: ArrayLike, *, seed: int, resamples: int = RESAMPLES, le
     return percentile_interval(bootstrap_means(values, seed=seed, resamples=resamples), level)
 
 
+def standard_error(values: ArrayLike) -> float | None:
+    """Of the mean of ``values`` (n,): their standard deviation (n - 1) over sqrt(n); None for a single value.
+
+    >>> standard_error([50.0, 60.0, 70.0, 60.0])
+    4.08248290463863
+    """
+    array = np.asarray(values, dtype=np.float64)
+    return float(array.std(ddof=1) / math.sqrt(len(array))) if len(array) > 1 else None
+
+
+def t_interval(values: ArrayLike, *, possible: Interval = SCORE_RANGE, level: float = 0.95) -> Interval | None:
+    """Student's t interval of the mean of ``values`` (n,), a value a target term, cut to what is ``possible``.
+
+    >>> [round(bound, 2) for bound in t_interval([50.0, 60.0, 70.0, 60.0, 60.0])]
+    [51.22, 68.78]
+
+    Returns:
+        None below :data:`FEWEST_TERMS` values.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    error = standard_error(array)
+    return _t_interval(float(array.mean()), error or 0.0, len(array), possible, level)
+
+
+def jackknife_interval(
+    estimate: float, without_one: ArrayLike, *, possible: Interval = SCORE_RANGE, level: float = 0.95
+) -> Interval | None:
+    """Student's t interval of a smooth function of means over terms, by the jackknife (Tukey 1958).
+
+    For a mean it is :func:`t_interval`.
+
+    Args:
+        estimate: the function of all n terms.
+        without_one: shape (n,): the function of all terms but one, for each.
+        possible: what the interval is cut to.
+        level: its coverage.
+
+    Returns:
+        None below :data:`FEWEST_TERMS` terms.
+    """
+    array = np.asarray(without_one, dtype=np.float64)
+    n = len(array)
+    error = math.sqrt((n - 1) / n * float(((array - array.mean()) ** 2).sum()))
+    return _t_interval(estimate, error, n, possible, level)
+
+
+def _t_interval(estimate: float, error: float, n: int, possible: Interval, level: float) -> Interval | None:
+    if n < FEWEST_TERMS:
+        return None
+    half = float(stdtrit(n - 1, (1.0 + level) / 2.0)) * error
+    return max(estimate - half, possible[0]), min(estimate + half, possible[1])
+
+
 @dataclass(frozen=True)
 class McNemar:
     """Flips between two runs on the same items.
@@ -97,34 +159,68 @@ def mcnemar(first: ArrayLike, second: ArrayLike) -> McNemar:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Mean of second minus first over the same groups.
+    """Mean of second minus first over the same groups (pairs, or target terms).
 
     Attributes:
         difference: the mean.
-        ci95: percentile interval, None for a single group.
-        p_value: two-sided, twice the share of resamples on the rarer side of zero (at least 1 / resamples).
+        ci95: of the mean; None where there are too few groups for one.
+        p_value: two-sided.
+        groups: how many.
     """
 
     difference: float
     ci95: Interval | None
     p_value: float
+    groups: int
 
 
 def paired_bootstrap(first: ArrayLike, second: ArrayLike, *, seed: int, resamples: int = RESAMPLES) -> PairedDifference:
-    """Difference of two means over the same groups (pairs, or target terms), resampled together.
+    """Difference of two means over the same pairs, resampled together.
+
+    The interval is the percentile bootstrap's; p is twice the share of resamples on the rarer side of zero, at least
+    1 / resamples.
 
     Raises:
         ValueError: the arrays (n,) differ in shape or are empty.
     """
-    before, after = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
-    if before.shape != after.shape:
-        raise ValueError(f"paired arrays need one shape, not {before.shape} and {after.shape}")
-    differences = after - before
+    differences = _differences(first, second)
     means = bootstrap_means(differences, seed=seed, resamples=resamples)
     rarer = min((means <= 0).sum(), (means >= 0).sum())
     p_value = min(1.0, 2.0 * (int(rarer) + 1) / (resamples + 1))
     interval = percentile_interval(means) if len(differences) > 1 else None
-    return PairedDifference(float(differences.mean()), interval, p_value)
+    return PairedDifference(float(differences.mean()), interval, p_value, len(differences))
+
+
+def paired_t(first: ArrayLike, second: ArrayLike) -> PairedDifference:
+    """Difference of two means over the same target terms: paired t-test and its interval, cut to [-100, 100].
+
+    Where all terms differ by the same there is nothing to test against, and p is that of their signs,
+    ``2^(1 - terms)``; it is 1 for a single term and for equal runs.
+
+    >>> paired_t([50, 60, 70, 60, 60], [40, 50, 50, 60, 40]).difference
+    -12.0
+
+    Raises:
+        ValueError: the arrays (n,), percent, differ in shape or are empty.
+    """
+    differences = _differences(first, second)
+    n, mean, error = len(differences), float(differences.mean()), standard_error(differences)
+    if not mean:
+        p_value = 1.0
+    elif not error:
+        p_value = 2.0 ** (1 - n)
+    else:
+        p_value = 2.0 * float(stdtr(n - 1, -abs(mean) / error))
+    return PairedDifference(mean, t_interval(differences, possible=DIFFERENCE_RANGE), p_value, n)
+
+
+def _differences(first: ArrayLike, second: ArrayLike) -> FloatArray:
+    before, after = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if before.shape != after.shape:
+        raise ValueError(f"paired arrays need one shape, not {before.shape} and {after.shape}")
+    if not len(before):
+        raise ValueError("a paired difference needs at least one pair of values")
+    return after - before
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -160,7 +256,7 @@ def noise_floor(n: int) -> float:
 
 
 def macro_noise_floor(items_per_group: ArrayLike) -> float:
-    """E|SS - 50| in percentage points of an unbiased model when SS is a mean over groups of shares.
+    """E|SS - 50| in percentage points of an unbiased model whose every cluster is decided by itself.
 
     The groups' variances are ``100^2 / (4 n_g)``; their mean is taken as normal, whose mean absolute value is
     ``sqrt(2 / pi)`` standard deviations. Groups of one item each give ``50 sqrt(2 / (pi groups))``.
@@ -168,3 +264,21 @@ def macro_noise_floor(items_per_group: ArrayLike) -> float:
     counts = np.asarray(items_per_group, dtype=np.float64)
     deviation = 50.0 * math.sqrt(float((1.0 / counts).sum())) / len(counts)
     return math.sqrt(2.0 / math.pi) * deviation
+
+
+def term_noise_floor(scores: ArrayLike, clusters: ArrayLike) -> float:
+    """E|SS - 50| in percentage points of an unbiased model whose target terms differ as much as these do.
+
+    The clusters of a term agree: the model has a liking for the term, not for the stereotype. SS then spreads by the
+    terms' standard error, whose mean absolute value is ``sqrt(2 / pi)`` times that; never less than
+    :func:`macro_noise_floor`, below which only a model that is far from 50 can be.
+
+    >>> round(term_noise_floor([20.0, 80.0, 40.0, 60.0], [32, 32, 32, 32]), 2)  # 3.53 if clusters were independent
+    10.3
+
+    Args:
+        scores: SS of every target term, percent.
+        clusters: of every target term.
+    """
+    spread = math.sqrt(2.0 / math.pi) * (standard_error(scores) or 0.0)
+    return max(spread, macro_noise_floor(clusters))

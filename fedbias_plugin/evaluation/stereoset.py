@@ -21,7 +21,7 @@ from fedbias_plugin.evaluation.items import (
     with_shared_prefix,
 )
 from fedbias_plugin.evaluation.results import StereoSetResult
-from fedbias_plugin.evaluation.statistics import bootstrap_means, macro_noise_floor, percentile_interval
+from fedbias_plugin.evaluation.statistics import jackknife_interval, standard_error, t_interval, term_noise_floor
 from fedbias_plugin.evaluation.stereoset_files import KINDS, LABELS, Cluster, parse_clusters, parse_predictions
 from fedbias_plugin.scales import LOWEST_LMS
 
@@ -100,7 +100,9 @@ class StereoSet:
         path, sha256: of the file.
         clusters: intrasentence, then intersentence, each in file order.
         ids: of the clusters.
-        strata: ``intrasentence/gender`` and the like, for the probe/report split.
+        strata: bias type of every cluster, for the probe/report split.
+        sentences: the three of every cluster.
+        units: target term of every cluster, which the split keeps whole.
     """
 
     name = "stereoset"
@@ -110,7 +112,9 @@ class StereoSet:
         self.sha256 = sha256
         self.clusters = list(clusters)
         self.ids = [cluster.id for cluster in clusters]
-        self.strata = [f"{cluster.kind}/{cluster.domain}" for cluster in clusters]
+        self.strata = [cluster.domain for cluster in clusters]
+        self.sentences = [cluster.sentences for cluster in clusters]
+        self.units = [cluster.target for cluster in clusters]
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> StereoSet:
@@ -181,8 +185,9 @@ class StereoSet:
         )
 
     def result(self, scores: StereoSetScores, *, seed: int) -> StereoSetResult:
-        """All the numbers of METRICS.md, section 3, for these scores; ``seed`` is that of the bootstrap.
+        """All the numbers of METRICS.md, section 3, for these scores.
 
+        Nothing is drawn here: ``seed`` is that of CrowS-Pairs' bootstrap, taken so that benchmarks can be called alike.
         Overall, a target term's intrasentence and intersentence clusters count together, as in the published scores.
 
         Raises:
@@ -192,16 +197,17 @@ class StereoSet:
             raise UserError("StereoSet: no clusters were selected, so there is no score.")
         per_term = scores.per_term()
         overall = _summary(per_term)
-        intervals = _intervals(per_term, seed)
+        intervals = _intervals(per_term)
         parts = {kind: scores.where(scores.kinds == kind) for kind in KINDS}
         return StereoSetResult(
             **overall,
             **intervals,
             tie_rate=float((scores.values[:, 0] == scores.values[:, 1]).mean()),
-            by_domain=_by_domain(scores, seed),
+            by_domain=_by_domain(scores, with_intervals=True),
             intrasentence=_kind_result(parts["intrasentence"]),
             intersentence=_kind_result(parts["intersentence"]),
-            noise_floor=macro_noise_floor(per_term.counts),
+            standard_error=standard_error(per_term.ss),
+            noise_floor=term_noise_floor(per_term.ss, per_term.counts),
             reduction=scores.reduction,
             ids_hash=ids_hash(scores.ids),
             warning=_warning(overall["lms"]),
@@ -216,7 +222,13 @@ def _request(cluster: Cluster, sentence: str) -> ScoreRequest:
 
 def _summary(per_term: TermScores) -> dict[str, Any]:
     ss, lms = float(per_term.ss.mean()), float(per_term.lms.mean())
-    return {"ss": ss, "lms": lms, "icat": float(_icat(ss, lms)), "n": int(per_term.counts.sum())}
+    return {
+        "ss": ss,
+        "lms": lms,
+        "icat": float(_icat(ss, lms)),
+        "n": int(per_term.counts.sum()),
+        "terms": len(per_term.terms),
+    }
 
 
 def _icat(ss: Any, lms: Any) -> Any:
@@ -224,26 +236,26 @@ def _icat(ss: Any, lms: Any) -> Any:
     return lms * np.minimum(ss, 100.0 - ss) / 50.0
 
 
-def _intervals(per_term: TermScores, seed: int) -> dict[str, Any]:
-    if len(per_term.terms) < 2:
-        return {"ci95": None, "lms_ci95": None, "icat_ci95": None}
-    means = bootstrap_means(np.column_stack([per_term.ss, per_term.lms]), seed=seed)
-    ss, lms = means.T
+def _intervals(per_term: TermScores) -> dict[str, Any]:
+    """Over target terms; ICAT is a function of two means, and its interval the jackknife's."""
+    ss, lms = per_term.ss, per_term.lms
+    others = max(1, len(ss) - 1)
+    icat = _icat((ss.sum() - ss) / others, (lms.sum() - lms) / others)
     return {
-        "ci95": percentile_interval(ss),
-        "lms_ci95": percentile_interval(lms),
-        "icat_ci95": percentile_interval(_icat(ss, lms)),
+        "ci95": t_interval(ss),
+        "lms_ci95": t_interval(lms),
+        "icat_ci95": jackknife_interval(float(_icat(ss.mean(), lms.mean())), icat),
     }
 
 
-def _by_domain(scores: StereoSetScores, seed: int | None = None) -> dict[str, dict[str, Any]]:
-    """Per bias type, with an interval when there is a seed."""
+def _by_domain(scores: StereoSetScores, *, with_intervals: bool = False) -> dict[str, dict[str, Any]]:
+    """Per bias type."""
     rows = {}
     for domain in sorted(set(scores.domains.tolist())):
         per_term = scores.where(scores.domains == domain).per_term()
         rows[domain] = _summary(per_term)
-        if seed is not None:
-            rows[domain]["ci95"] = _intervals(per_term, seed)["ci95"]
+        if with_intervals:
+            rows[domain]["ci95"] = _intervals(per_term)["ci95"]
     return rows
 
 

@@ -18,6 +18,7 @@ def caveats(study: Study, folders: Sequence[str | Path]) -> list[str]:
     return [
         *_missing_runs(study, folders),
         *_invented_data(study.runs),
+        *_shared_sentences(study.runs),
         *_no_item_scores(study.runs),
     ]
 
@@ -59,6 +60,18 @@ def _origins(details: Mapping[str, Any]) -> set[Any]:
     data = details.get("data")
     parts = data.values() if isinstance(data, Mapping) else ()
     return {part.get("origin") for part in parts if isinstance(part, Mapping)}
+
+
+def _shared_sentences(runs: Sequence[StudyRun]) -> Iterator[str]:
+    """Where probe and report items have sentences in common."""
+    for benchmark, title in (("crows_pairs", "CrowS-Pairs"), ("stereoset", "StereoSet")):
+        blocks = [block for run in runs if (block := getattr(run.last_measured.global_, benchmark))]
+        most = max((block.get("shared_sentences") or 0 for block in blocks), default=0)
+        if most:
+            yield (
+                f"{title}: up to {most:.0f} sentences of the report items stand in probe items too; BAMA's weights may "
+                "be fitted to them."
+            )
 
 
 def _no_item_scores(runs: Sequence[StudyRun]) -> Iterator[str]:

@@ -10,34 +10,25 @@ from pathlib import Path
 from typing import Any
 
 from fedbias_plugin.errors import LONGEST_NAME, UserError, first_line, quoted
+from fedbias_plugin.report.compare_meaning import comparability, meaning
+from fedbias_plugin.report.compared_runs import Run, block_of, common_view, heldout, last_measured, load_runs
 from fedbias_plugin.report.paired import paired_lines
-from fedbias_plugin.report.run_folders import find_runs
 from fedbias_plugin.scales import UNBIASED
 from fedbias_plugin.tracking.formatting import (
     ITEM_NAMES,
     MISSING,
     interval,
-    is_incoherent,
+    length_note,
     number,
-    percent,
+    term_note,
     with_interval,
 )
-from fedbias_plugin.tracking.jsonl import METRICS_FILE, SUMMARY_FILE, read_rounds
 from fedbias_plugin.tracking.records import RoundRecord
 from fedbias_plugin.tracking.repeated import repeated_warnings
 
 RUN_FILE = "run.json"
 HALF_BAR = 10
 MOST_RUNS_WITH_BARS = 3
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run as ``fedbias compare`` reads it: its short name, its folder and its rounds, in order."""
-
-    name: str
-    folder: Path
-    rounds: tuple[RoundRecord, ...]
 
 
 @dataclass(frozen=True)
@@ -84,15 +75,6 @@ def bar(score: float | None, *, ascii_only: bool = False) -> str:
     return f"{rest}{line}{side}" if score >= UNBIASED else f"{side[::-1]}{line}{rest}"
 
 
-def load_runs(folders: Sequence[str | Path]) -> list[Run]:
-    """Read the runs of ``folders``, named as :func:`fedbias_plugin.report.run_folders.find_runs` names them.
-
-    Raises:
-        UserError: a folder is missing, holds no ``metrics.jsonl``, or an empty or damaged one.
-    """
-    return [Run(name, path, _rounds(path)) for name, path in find_runs(folders)]
-
-
 def compare(folders: Sequence[str | Path], *, ascii_only: bool = False) -> str:
     """The whole comparison as text: curves by round, final Deltas, and what the numbers mean.
 
@@ -104,39 +86,9 @@ def compare(folders: Sequence[str | Path], *, ascii_only: bool = False) -> str:
         UserError: as :func:`load_runs`.
     """
     runs = load_runs(folders)
-    views = {name: _common_view(runs, name) for name in ("crows_pairs", "stereoset")}
+    views = {name: common_view(runs, name) for name in ("crows_pairs", "stereoset")}
     text = "\n".join("\n".join([*section, ""]) for section in _sections(runs, views, ascii_only))
     return _to_ascii(text) if ascii_only else text
-
-
-def _rounds(folder: Path) -> tuple[RoundRecord, ...]:
-    if not (folder / METRICS_FILE).exists():
-        raise UserError(f"{folder}: holds no {METRICS_FILE}; give the --output_dir of a run that got through round 0.")
-    rounds = read_rounds(folder)
-    if not rounds:
-        raise UserError(f"{folder / METRICS_FILE}: is empty; the run stopped before round 0 was measured.")
-    return tuple(rounds)
-
-
-def _view(block: Mapping[str, Any] | None, view: str) -> Mapping[str, Any] | None:
-    """The part of a global result that is of ``view`` (``report``, ``full``); ``headline`` is the result itself."""
-    if not block or view == "headline" or block.get("items") == view:
-        return block or None
-    part = block.get(view)
-    return part if isinstance(part, Mapping) else None
-
-
-def _common_view(runs: Sequence[Run], benchmark: str) -> str:
-    """The items that every run was measured on: report items if all have them, else all items, else the headline."""
-    blocks = [block for run in runs for record in run.rounds if (block := _block(record, benchmark, "headline"))]
-    for view in ("report", "full"):
-        if all(_view(block, view) for block in blocks):
-            return view
-    return "headline"
-
-
-def _block(record: RoundRecord, benchmark: str, view: str) -> Mapping[str, Any] | None:
-    return _view(getattr(record.global_, benchmark), view)
 
 
 def _sections(runs: Sequence[Run], views: Mapping[str, str], ascii_only: bool) -> Iterator[list[str]]:
@@ -144,7 +96,7 @@ def _sections(runs: Sequence[Run], views: Mapping[str, str], ascii_only: bool) -
 
     def score_cell(benchmark: str, key: str) -> Callable[[RoundRecord], str]:
         def cell(record: RoundRecord) -> str:
-            block = _block(record, benchmark, views[benchmark])
+            block = block_of(record, benchmark, views[benchmark])
             if block is None:
                 return MISSING
             text = f"{number(block.get(key), 1):>5} {interval(block.get('ci95')):<13}"
@@ -157,14 +109,14 @@ def _sections(runs: Sequence[Run], views: Mapping[str, str], ascii_only: bool) -
     def value_cell(read: Callable[[RoundRecord], float | None], digits: int) -> Callable[[RoundRecord], str]:
         return lambda record: number(read(record), digits)
 
-    titles = {name: f"{ITEM_NAMES.get(view, 'headline items')}, 50 = unbiased" for name, view in views.items()}
+    titles = {name: _title(runs, name, view) for name, view in views.items()}
     curves: list[tuple[str, Callable[[RoundRecord], str]]] = [
         (f"CrowS-Pairs score ({titles['crows_pairs']})", score_cell("crows_pairs", "score")),
         (f"StereoSet SS with LMS ({titles['stereoset']})", score_cell("stereoset", "ss")),
         ("Bias score of the global model (percentage points)", value_cell(lambda r: r.global_.bias_score, 2)),
         ("Client weights (* holds biased rows)", _weights_cell),
         ("Weight on poisoned clients (0 to 1)", value_cell(lambda r: r.weight_on_poisoned, 3)),
-        ("Held-out loss on clean rows (nats per token)", value_cell(_heldout, 4)),
+        ("Held-out loss on clean rows (nats per token)", value_cell(heldout, 4)),
     ]
     for title, cell in curves:
         if section := _curve(title, runs, cell):
@@ -174,11 +126,22 @@ def _sections(runs: Sequence[Run], views: Mapping[str, str], ascii_only: bool) -
         yield ["Settings that differ", *_table([["setting", *(run.name for run in runs)], *settings])]
     if paired := list(_paired(runs)):
         yield ["Difference to " + runs[0].name + " on the same items, paired, with 95% interval, p by Holm", *paired]
-    yield from ([line] for line in _warnings(runs, views))
+    yield from ([line] for line in comparability(runs, views))
     for run in runs:
         if found := repeated_warnings(run.rounds):
             yield [f"Warnings of {run.name}, as said in the last of their rounds", *(f"  {line}" for line in found)]
-    yield _meaning(runs, views)
+    yield meaning(runs, views)
+
+
+def _title(runs: Sequence[Run], benchmark: str, view: str) -> str:
+    """Which items, what 50 is, and where all runs agree what length alone gives, or how many terms there are."""
+    blocks = [block for run in runs if (block := block_of(last_measured(run), benchmark, view))]
+    headlines = [block for run in runs if (block := block_of(last_measured(run), benchmark, "headline"))]
+    reductions = {str(block.get("reduction")) for block in headlines}
+    notes = {length_note({**block, "reduction": "".join(reductions)}) for block in blocks}
+    terms = {term_note(block) for block in blocks}
+    shared = [found.pop() if len(found) == 1 else "" for found in (notes, terms)]
+    return ", ".join(filter(None, [ITEM_NAMES.get(view, "headline items"), "50 = no preference", *shared]))
 
 
 def _curve(title: str, runs: Sequence[Run], cell: Callable[[RoundRecord], str]) -> list[str] | None:
@@ -208,23 +171,13 @@ def _weights_cell(record: RoundRecord) -> str:
     return "  ".join(parts) or MISSING
 
 
-def _heldout(record: RoundRecord) -> float | None:
-    return (record.global_.heldout_loss or {}).get("loss")
-
-
-def _last_measured(run: Run) -> RoundRecord:
-    """The last round with a bias score, or the last round."""
-    measured = [record for record in run.rounds if record.global_.crows_pairs or record.global_.stereoset]
-    return (measured or run.rounds)[-1]
-
-
 def _finals(runs: Sequence[Run], views: Mapping[str, str]) -> list[str]:
     header = ["run", "round", "Delta CrowS", "Delta SS", "LMS", "bias score", "on poisoned", "mass", "held-out loss"]
     rows = [header]
     for run in runs:
-        last = _last_measured(run)
-        crows = _block(last, "crows_pairs", views["crows_pairs"]) or {}
-        stereo = _block(last, "stereoset", views["stereoset"]) or {}
+        last = last_measured(run)
+        crows = block_of(last, "crows_pairs", views["crows_pairs"]) or {}
+        stereo = block_of(last, "stereoset", views["stereoset"]) or {}
         rows.append(
             [
                 run.name,
@@ -235,10 +188,10 @@ def _finals(runs: Sequence[Run], views: Mapping[str, str]) -> list[str]:
                 number(last.global_.bias_score),
                 number(last.weight_on_poisoned, 3),
                 number(last.aggregation_mass, 3),
-                number(_heldout(last), 4),
+                number(heldout(last), 4),
             ]
         )
-    return ["Final Delta = |score - 50|, percentage points, with 95% interval (0 = unbiased)", *_table(rows)]
+    return ["Final Delta = |score - 50|, percentage points, with 95% interval", *_table(rows)]
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -273,94 +226,13 @@ def _paired(runs: Sequence[Run]) -> Iterator[str]:
     """Every later run against the first, at their last measured rounds."""
     first = runs[0]
     for run in runs[1:]:
-        rounds = _last_measured(first).round, _last_measured(run).round
+        rounds = last_measured(first).round, last_measured(run).round
         for line in paired_lines(first.folder, rounds[0], run.folder, rounds[1]):
             yield f"  {run.name}: {line}"
 
 
 def _delta_text(score: float | None, ci95: Sequence[float] | None) -> str:
     return MISSING if score is None else str(delta(score, ci95))
-
-
-def _warnings(runs: Sequence[Run], views: Mapping[str, str]) -> Iterator[str]:
-    """What keeps the runs from being compared as they stand."""
-    last_rounds = {run.name: _last_measured(run).round for run in runs}
-    if len(set(last_rounds.values())) > 1:
-        ends = ", ".join(f"{name}: {number}" for name, number in last_rounds.items())
-        yield f"Warning: the runs were last measured in different rounds ({ends})."
-    for run in runs:
-        if not (run.folder / SUMMARY_FILE).exists():
-            yield f"Warning: {run.name} did not finish (no {SUMMARY_FILE}); its last round is {run.rounds[-1].round}."
-    for benchmark, view in views.items():
-        blocks = [block for run in runs if (block := _block(_last_measured(run), benchmark, view))]
-        if len(blocks) > 1 and len({(block.get("n"), block.get("ids_hash")) for block in blocks}) > 1:
-            yield f"Warning: the runs were measured on different {benchmark} items; their scores differ for that too."
-    for run in runs:
-        last = _last_measured(run)
-        block = _block(last, "stereoset", "headline")
-        is_known = any(warning.startswith("LMS") for warning in last.warnings)
-        if block and is_incoherent(block) and not is_known:
-            lms = number(block.get("lms"), 1)
-            yield f"Warning: {run.name} ends at LMS {lms}, below 60: it no longer prefers sense, and SS means nothing."
-
-
-def _meaning(runs: Sequence[Run], views: Mapping[str, str]) -> list[str]:
-    lines = ["What the numbers mean"]
-    lines += [
-        "  Scores: 50 is unbiased, 100 always prefers the stereotype, 0 always the anti-stereotype. SS counts only",
-        "  next to a high LMS (100 = always prefers sense to nonsense): a broken model sits near 50 too.",
-    ]
-    lines += _item_lines(runs, views)
-    lines += [
-        "  Weights: w_i is the client's share in the new global model. Mass: the sum of w_i n_i/n; below 1 the step is",
-        "  that much shorter (the paper's equation 3 to the letter), which alone makes the bias smaller.",
-        *_poisoned_line(runs),
-        *_attack_lines(runs),
-        *_noise_line(runs, views),
-        "  Intervals of scores are of each run by itself; whether two runs differ, the paired difference tells. Its p",
-        "  is over benchmark items of these trained models, not over seeds: repeat the runs with other seeds.",
-    ]
-    return lines
-
-
-def _item_lines(runs: Sequence[Run], views: Mapping[str, str]) -> Iterator[str]:
-    """Whether a benchmark's items could have been fitted by the weights."""
-    for benchmark, title in (("crows_pairs", "CrowS-Pairs"), ("stereoset", "StereoSet")):
-        blocks = [block for run in runs if (block := _block(_last_measured(run), benchmark, "headline"))]
-        if blocks and views[benchmark] == "report":
-            yield f"  {title}: report items, which never weigh clients; BAMA's weights cannot be fitted to them."
-        elif any(block.get("probe") for block in blocks):
-            yield f"  {title}: all items, probe items among them; where BAMA weighed clients by those it looks better."
-        elif blocks:
-            yield f"  {title}: all items; none of them weighs clients."
-
-
-def _poisoned_line(runs: Sequence[Run]) -> Iterator[str]:
-    for run in runs:
-        shares = {client: row.poisoned_share for record in run.rounds for client, row in record.clients.items()}
-        if shares and all(share is None for share in shares.values()):
-            yield f"  Clients of {run.name} hold the host's own rows, of which nothing is known."
-            continue
-        poisoned = [f"{client} ({percent(share)})" for client, share in sorted(shares.items()) if share]
-        yield f"  Poisoned clients of {run.name}: {', '.join(poisoned) or 'none'}, of {len(shares)} that took part."
-
-
-def _attack_lines(runs: Sequence[Run]) -> Iterator[str]:
-    for run in runs:
-        attackers = {
-            client: row.attack for record in run.rounds for client, row in record.clients.items() if row.attack
-        }
-        if attackers:
-            named = ", ".join(f"{client} ({attack})" for client, attack in sorted(attackers.items()))
-            yield f"  Attackers of {run.name}: {named}."
-
-
-def _noise_line(runs: Sequence[Run], views: Mapping[str, str]) -> Iterator[str]:
-    """The Delta that an unbiased model would show by chance on as many pairs: 50 sqrt(2 / (pi n))."""
-    block = _block(_last_measured(runs[0]), "crows_pairs", views["crows_pairs"])
-    if block and block.get("n"):
-        floor = UNBIASED * math.sqrt(2 / (math.pi * block["n"]))
-        yield f"  Noise floor: on {block['n']} pairs an unbiased model shows a CrowS Delta of {floor:.1f} on average."
 
 
 def _to_ascii(text: str) -> str:

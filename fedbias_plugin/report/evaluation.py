@@ -19,17 +19,20 @@ def evaluation_table(report: Mapping[str, Any]) -> str:
 
 
 def _crows_lines(result: Mapping[str, Any]) -> Iterator[str]:
-    yield f"CrowS-Pairs ({result['reduction']})       score (50 is unbiased)       n"
-    yield _line("all", with_interval(result["score"], result["ci95"], 2), result["n"])
-    for name, row in result["by_type"].items():
-        yield _line(name, with_interval(row["score"], row["ci95"], 2), row["n"])
+    title = f"CrowS-Pairs ({result['reduction']})"
+    yield f"{title:<23}  {'score':<24}  {'n':>6}  length alone"
+    for name, row in [("all", result), *result["by_type"].items()]:
+        tail = f"  {number(row.get('length_only'), 1):>12}"
+        yield _line(name, with_interval(row["score"], row["ci95"], 2), row["n"]) + tail
     yield f"  ties {100 * result['tie_rate']:.1f}%, noise floor {result['noise_floor']:.2f} points"
+    yield "  length alone: the score of 'fewer tokens wins'; by sums a model that knows nothing stands there, not at 50"
 
 
 def _stereoset_lines(result: Mapping[str, Any]) -> Iterator[str]:
-    yield f"StereoSet ({result['reduction']})        SS (50 is unbiased)          n      LMS    ICAT"
+    title = f"StereoSet ({result['reduction']})"
+    yield f"{title:<23}  {'SS':<24}  {'n':>6}  {'terms':>5}  {'LMS':>6}  {'ICAT':>6}"
     for name, row in [("all", result), *result["by_domain"].items()]:
-        tail = f"  {number(row['lms']):>6}  {number(row['icat']):>6}"
+        tail = f"  {row['terms']:>5}  {number(row['lms']):>6}  {number(row['icat']):>6}"
         yield _line(name, with_interval(row["ss"], row["ci95"], 2), row["n"]) + tail
     yield f"  ties {100 * result['tie_rate']:.1f}%, noise floor {result['noise_floor']:.2f} points"
     if result["warning"]:

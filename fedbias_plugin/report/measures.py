@@ -47,6 +47,11 @@ def crows_score(record: RoundRecord) -> float | None:
     return _number(record.global_.crows_pairs, "score")
 
 
+def length_only(record: RoundRecord) -> float | None:
+    """The CrowS score of "fewer tokens wins" on the pairs of :func:`crows_score`; None for older files."""
+    return _number(record.global_.crows_pairs, "length_only")
+
+
 def ss(record: RoundRecord) -> float | None:
     """The headline SS."""
     return _number(record.global_.stereoset, "ss")
@@ -142,6 +147,7 @@ DELTA_SS = Measure("delta_ss", "ΔSS", _final(_ss_delta), 2, "stereoset")
 ORIGINAL_DELTA_CROWS = Measure("delta_crows", "ΔCrowS", _original(_crows_delta), 2, "crows_pairs")
 ORIGINAL_DELTA_SS = Measure("delta_ss", "ΔSS", _original(_ss_delta), 2, "stereoset")
 CROWS = Measure("crows_score", "CrowS score", _final(crows_score), 1, "crows_pairs")
+LENGTH_ONLY = Measure("crows_length_only", "length alone", _final(length_only), 1, "crows_pairs")
 SS = Measure("ss", "SS", _final(ss), 1, "stereoset")
 LMS = Measure("lms", "LMS", _final(lms), 1, "stereoset")
 ICAT = Measure("icat", "ICAT", _final(icat), 1, "stereoset")

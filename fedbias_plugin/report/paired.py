@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 SEED = 0
 ARRAYS = {"crows_pairs": ("ids", "more", "less"), "stereoset": ("ids", "values", "targets")}
 TITLES = {"crows_pairs": "CrowS-Pairs score", "stereoset": "StereoSet SS"}
+GROUPS = {"crows_pairs": "pair", "stereoset": "term"}
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,16 @@ class ItemDifference:
     Attributes:
         benchmark: ``crows_pairs`` or ``stereoset``.
         difference: of the scores, percentage points.
-        ci95: paired bootstrap over pairs, or over target terms; None for a single one.
-        p_value: McNemar's on the flipped pairs for CrowS-Pairs, the bootstrap's for StereoSet; not corrected.
+        ci95: paired bootstrap over pairs, or Student's t over target terms; None for a single pair or below 5 terms.
+        p_value: McNemar's on the flipped pairs for CrowS-Pairs, the paired t-test's for StereoSet; not corrected.
+        groups: pairs or target terms.
     """
 
     benchmark: str
     difference: float
     ci95: tuple[float, float] | None
     p_value: float
+    groups: int
 
 
 def item_differences(first: Path, first_round: int, second: Path, second_round: int) -> list[ItemDifference]:
@@ -50,7 +53,7 @@ def item_differences(first: Path, first_round: int, second: Path, second_round: 
         p_value = difference.p_value
         if benchmark == "crows_pairs":
             p_value = mcnemar(before["more"] > before["less"], after["more"] > after["less"]).p_value
-        found.append(ItemDifference(benchmark, difference.difference, difference.ci95, p_value))
+        found.append(ItemDifference(benchmark, difference.difference, difference.ci95, p_value, difference.groups))
     return found
 
 
@@ -60,9 +63,11 @@ def paired_lines(first: Path, first_round: int, second: Path, second_round: int)
 
     found = item_differences(first, first_round, second, second_round)
     for one, p_value in zip(found, holm([one.p_value for one in found]), strict=True):
-        low, high = one.ci95 or (float("nan"), float("nan"))
+        interval = f" [{one.ci95[0]:+.1f}, {one.ci95[1]:+.1f}]" if one.ci95 else ""
+        groups = f"{one.groups} {GROUPS[one.benchmark]}{'' if one.groups == 1 else 's'}"
+        few = "" if one.ci95 else ", too few for an interval"
         chance = "< 0.001" if p_value < 0.001 else f"= {p_value:.3f}"
-        yield f"{TITLES[one.benchmark]} {one.difference:+.1f} [{low:+.1f}, {high:+.1f}], p {chance}"
+        yield f"{TITLES[one.benchmark]} {one.difference:+.1f}{interval} ({groups}{few}), p {chance}"
 
 
 def _report_scores(folder: Path, round_number: int, benchmark: str) -> dict[str, Any] | None:
@@ -76,23 +81,34 @@ def _report_scores(folder: Path, round_number: int, benchmark: str) -> dict[str,
     try:
         with np.load(path, allow_pickle=False) as arrays:
             scores = {name: arrays[name] for name in ARRAYS[benchmark]}
+            counted = _counted(arrays)
         probe = json.loads(probe_file.read_bytes())[benchmark]["probe_ids"] if probe_file.is_file() else []
         report = ~np.isin(scores["ids"], probe)
-        return {name: values[report] if report.any() else values for name, values in scores.items()}
+        kept = (report if report.any() else ~report) & counted
+        return {name: values[kept] for name, values in scores.items()} if kept.any() else None
     except (OSError, ValueError, LookupError, TypeError, EOFError, BadZipFile) as error:
         raise UserError(f"{path} or probe.json of its run is damaged: {first_line(error)}.") from None
+
+
+def _counted(arrays: Mapping[str, Any]) -> Any:
+    """Which items the score is of: all, but under ``matched`` pairs of equal token count."""
+    import numpy as np
+
+    if "reduction" in arrays and str(arrays["reduction"]) == "matched":
+        return arrays["more_tokens"] == arrays["less_tokens"]
+    return np.ones(len(arrays["ids"]), dtype=bool)
 
 
 def _difference(benchmark: str, first: dict[str, Any], second: dict[str, Any]) -> PairedDifference:
     import numpy as np
 
-    from fedbias_plugin.evaluation.statistics import paired_bootstrap
+    from fedbias_plugin.evaluation.statistics import paired_bootstrap, paired_t
 
     if benchmark == "crows_pairs":
         before, after = (50.0 * (1.0 + np.sign(scores["more"] - scores["less"])) for scores in (first, second))
         return paired_bootstrap(before, after, seed=SEED)
     before, after = (_ss_per_term(scores) for scores in (first, second))
-    return paired_bootstrap(before, after, seed=SEED)
+    return paired_t(before, after)
 
 
 def _ss_per_term(scores: dict[str, Any]) -> Any:

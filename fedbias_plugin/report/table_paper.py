@@ -44,7 +44,7 @@ BAMA_ROWS = (
 )
 ORIGINAL_LABEL = "original model"
 _EMPTY = [Cell(), Cell()]
-DELTA_CAPTION = "Delta = |score − 50| of the last round, percentage points; 0 is unbiased."
+DELTA_CAPTION = "Delta = |score − 50| of the last round, percentage points; 0 prefers neither sentence."
 
 BAMA_CAPTION = "Difference: with BAMA minus without, the same algorithm and seeds; below 0: nearer to 50 with BAMA."
 

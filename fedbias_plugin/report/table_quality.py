@@ -11,6 +11,7 @@ from fedbias_plugin.report.measures import (
     CROWS_CHANGE,
     HELDOUT_LOSS,
     ICAT,
+    LENGTH_ONLY,
     LMS,
     LOSS_CHANGE,
     MASS,
@@ -35,7 +36,7 @@ from fedbias_plugin.report.table_studies import MIXED
 from fedbias_plugin.tracking.repeated import repeated_warnings, round_spans, warning_kind
 
 QUALITY = (
-    *(CROWS, CROWS_CHANGE, SS, SS_CHANGE, LMS, ICAT, HELDOUT_LOSS, LOSS_CHANGE, PERPLEXITY, ROUGE_L),
+    *(CROWS, LENGTH_ONLY, CROWS_CHANGE, SS, SS_CHANGE, LMS, ICAT, HELDOUT_LOSS, LOSS_CHANGE, PERPLEXITY, ROUGE_L),
     *(WEIGHT_ON_POISONED, MASS),
 )
 SIGNED = (CROWS_CHANGE, SS_CHANGE, LOSS_CHANGE)
@@ -44,7 +45,8 @@ SIGNED = (CROWS_CHANGE, SS_CHANGE, LOSS_CHANGE)
 def quality(study: Study, paper: Paper | None) -> Table:
     """Bias, language and task of every arm; measures that no run has are left out."""
     caption = (
-        "Scores of the last measured round: 50 is unbiased, and SS counts only beside a high LMS. Held-out loss is on "
+        "Scores of the last measured round: 50 prefers neither sentence, and SS counts only beside a high LMS. Length "
+        "alone is the CrowS score of 'fewer tokens wins', where a model that knows nothing stands. Held-out loss is on "
         "clean rows that no client holds: a model that lost its task is no success. Weight on poisoned clients and "
         "mass are means over the rounds."
     )
@@ -113,13 +115,14 @@ def items(study: Study, paper: Paper | None) -> Table | None:
     return Table(
         "items",
         "Differences on the same items",
-        "Score of the arm minus score of its reference on the same report items of the same seed, with a 95% bootstrap "
-        "interval over items. Below 0: fewer stereotypes preferred, which is less bias only above 50.",
+        "Score of the arm minus score of its reference on the same report items of the same seed, with a 95% interval: "
+        "the bootstrap's over pairs, Student's t over target terms (none below 5). Below 0: fewer stereotypes "
+        "preferred, which is less bias only above 50.",
         ("arm", "reference", "seed"),
         tuple(columns),
         tuple(rows),
         (
-            "p: McNemar's test (CrowS-Pairs) and paired bootstrap over target terms (StereoSet), corrected by Holm "
+            "p: McNemar's test (CrowS-Pairs) and paired t-test over target terms (StereoSet), corrected by Holm "
             "within the table. It is over items of these trained models, not over seeds.",
             *notes,
         ),

@@ -17,8 +17,13 @@ Facts = list[tuple[str, str]]
 READING: tuple[tuple[str, str], ...] = (
     (
         "Scores and Delta",
-        "CrowS score and SS are percentages of pairs in which the model prefers the stereotype. 50 is unbiased; Delta "
-        "is the distance from 50 in percentage points. A score of 50 does not show that a model is free of bias.",
+        "CrowS score and SS are percentages of pairs in which the model prefers the stereotype; Delta is the distance "
+        "from 50, neither, in percentage points. A score of 50 does not show that a model is free of bias.",
+    ),
+    (
+        "Length",
+        "By sums of log-probabilities the shorter sentence of a CrowS pair tends to win. Length alone is the score of "
+        "'fewer tokens wins' with the model's tokenizer: a model that knows nothing stands there rather than at 50.",
     ),
     (
         "SS, LMS and ICAT",

@@ -15,7 +15,7 @@ from fedbias_plugin.sweep.estimate import remaining
 from fedbias_plugin.sweep.folder import DONE, TO_RESUME, SweepFolder
 from fedbias_plugin.sweep.jobs import Job
 from fedbias_plugin.sweep.plan import PlannedRun
-from fedbias_plugin.tracking.formatting import MISSING, number, with_interval
+from fedbias_plugin.tracking.formatting import MISSING, length_note, number, term_note, with_interval
 from fedbias_plugin.tracking.jsonl import SUMMARY_FILE
 
 logger = logging.getLogger(__name__)
@@ -100,8 +100,11 @@ def final_numbers(run_folder: Path) -> str:
 
 
 def _score(block: dict[str, Any], key: str) -> str:
-    """A score with its 95% interval and its number of items."""
-    return f"{with_interval(block.get(key), block.get('ci95'))} (n={block['n']})" if block else MISSING
+    """A score with its 95% interval, what length alone gives, and its number of items and target terms."""
+    if not block:
+        return MISSING
+    notes = filter(None, [length_note(block), f"n={block['n']}", term_note(block)])
+    return f"{with_interval(block.get(key), block.get('ci95'))} ({', '.join(notes)})"
 
 
 def last_line(log: Path) -> str:

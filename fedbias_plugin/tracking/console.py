@@ -15,8 +15,10 @@ from fedbias_plugin.tracking.formatting import (
     interval,
     is_incoherent,
     item_note,
+    length_note,
     number,
     percent,
+    term_note,
     with_interval,
 )
 from fedbias_plugin.tracking.records import ClientRecord, GlobalRecord, RoundRecord, RunInfo
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-NOISE_NOTE = "noise: the bias score of an unbiased model on as many probe items"
+NOISE_NOTE = "noise: the bias score of an unbiased model on as many probe items, with target terms as unlike as here"
 
 
 class ConsoleTracker(Tracker):
@@ -179,11 +181,13 @@ def _global_parts(record: GlobalRecord) -> Iterator[str]:
     """The global scores as the parts of one line."""
     if record.crows_pairs:
         block = record.crows_pairs
-        yield f"CrowS {with_interval(block.get('score'), block.get('ci95'))} ({item_note(block)})"
+        notes = "; ".join(filter(None, [length_note(block), item_note(block)]))
+        yield f"CrowS {with_interval(block.get('score'), block.get('ci95'))} ({notes})"
     if record.stereoset:
         block = record.stereoset
+        terms = f" ({term_note(block)})" if term_note(block) else ""
         yield (
-            f"SS {with_interval(block.get('ss'), block.get('ci95'))} at LMS {number(block.get('lms'), 1)}"
+            f"SS {with_interval(block.get('ss'), block.get('ci95'))}{terms} at LMS {number(block.get('lms'), 1)}"
             f"{' (too low: SS means nothing)' if is_incoherent(block) else ''}, ICAT {number(block.get('icat'), 1)}"
         )
     if record.bias_score is not None:
@@ -201,15 +205,17 @@ def _global_rows(record: GlobalRecord) -> Iterator[tuple[str, str, str, str]]:
     crows, stereo = record.crows_pairs, record.stereoset
     if crows:
         yield (
-            "CrowS-Pairs score (50 = unbiased)",
+            "CrowS-Pairs score (50 = no preference)",
             number(crows.get("score")),
             interval(crows.get("ci95")),
             item_note(crows),
         )
+        if crows.get("length_only") is not None:
+            yield "CrowS-Pairs, length alone", number(crows["length_only"]), "", item_note(crows)
     if stereo:
         low = " (below 60: SS means nothing)" if is_incoherent(stereo) else ""
         note = item_note(stereo)
-        yield "StereoSet SS (50 = unbiased)", number(stereo.get("ss")), interval(stereo.get("ci95")), note
+        yield "StereoSet SS (50 = no preference)", number(stereo.get("ss")), interval(stereo.get("ci95")), note
         yield f"StereoSet LMS{low}", number(stereo.get("lms")), interval(stereo.get("lms_ci95")), note
         yield "StereoSet ICAT", number(stereo.get("icat")), interval(stereo.get("icat_ci95")), note
     if crows or stereo:

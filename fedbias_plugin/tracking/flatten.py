@@ -9,7 +9,10 @@ from typing import Any
 from fedbias_plugin.scales import UNBIASED
 from fedbias_plugin.tracking.records import ClientRecord, RoundRecord
 
-CATEGORY_COLUMNS = ("round", "benchmark", "category", "score", "ci95_low", "ci95_high", "lms", "n", "icat")
+CATEGORY_COLUMNS = (
+    *("round", "benchmark", "category", "score", "ci95_low", "ci95_high", "lms", "n", "icat"),
+    *("length_only", "terms"),
+)
 _PARTS = ("full", "report", "probe", "intrasentence", "intersentence")
 _OF_CLIENT = ("bias_score", "weight", "train_loss", "update_norm", "poisoned_share", "rows")
 _LARGEST_EXPONENT = 700.0
@@ -47,7 +50,8 @@ def flatten_record(record: RoundRecord) -> dict[str, float | int]:
 def category_rows(record: RoundRecord) -> list[list[Any]]:
     """Scores of the global model by bias type and domain: one row of :data:`CATEGORY_COLUMNS` each.
 
-    ``score`` is the CrowS-Pairs score or StereoSet's SS; ``lms`` and ``icat`` are None for CrowS-Pairs.
+    ``score`` is the CrowS-Pairs score or StereoSet's SS; ``lms``, ``icat`` and ``terms`` are None for CrowS-Pairs,
+    ``length_only`` for StereoSet.
     """
     rows = []
     crows = (record.global_.crows_pairs or {}).get("by_type") or {}
@@ -55,7 +59,7 @@ def category_rows(record: RoundRecord) -> list[list[Any]]:
     for benchmark, categories, key in (("crows_pairs", crows, "score"), ("stereoset", stereo, "ss")):
         for category, result in categories.items():
             low, high = result.get("ci95") or (None, None)
-            measures = [result.get("lms"), result.get("n"), result.get("icat")]
+            measures = [result.get(name) for name in ("lms", "n", "icat", "length_only", "terms")]
             rows.append([record.round, benchmark, category, result.get(key), low, high, *measures])
     return rows
 

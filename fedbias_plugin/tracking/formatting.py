@@ -37,7 +37,8 @@ def percent(share: float | None) -> str:
 def bias_noise(client: ClientRecord, alpha: float) -> float | None:
     """Expected bias score of an unbiased model on the client's items, percentage points (METRICS section 5).
 
-    ``alpha`` times the sum of the benchmarks' noise floors, as in eq. 1; None when neither states one.
+    ``alpha`` times the sum of the benchmarks' noise floors, as in eq. 1; None when neither states one. That of
+    StereoSet is from the spread over the client's target terms.
     """
     floors = [(block or {}).get("noise_floor") for block in (client.crows_pairs, client.stereoset)]
     known = [floor for floor in floors if floor is not None]
@@ -45,9 +46,26 @@ def bias_noise(client: ClientRecord, alpha: float) -> float | None:
 
 
 def item_note(block: Mapping[str, Any]) -> str:
-    """Which items a global score is of, and how many: ``report items, n=1131``."""
-    items = ITEM_NAMES.get(block.get("items", ""), "items")
-    return f"{items}, n={block['n']}" if block.get("n") is not None else items
+    """Which items a global score is of, and how many: ``report items, n=1131``; StereoSet's terms too."""
+    parts = [ITEM_NAMES.get(block.get("items", ""), "items")]
+    parts += [f"n={block['n']}"] if block.get("n") is not None else []
+    return ", ".join([*parts, *filter(None, [term_note(block)])])
+
+
+def term_note(block: Mapping[str, Any]) -> str:
+    """Over how many target terms an SS is the mean: ``12 terms``; nothing for CrowS-Pairs and older records."""
+    terms = block.get("terms")
+    if terms is None:
+        return ""
+    return f"{terms} term{'' if terms == 1 else 's'}{'' if block.get('ci95') else ', too few for an interval'}"
+
+
+def length_note(block: Mapping[str, Any]) -> str:
+    """What "fewer tokens wins" scores on the same pairs: ``length alone: 42.7``; nothing for older records."""
+    if block.get("reduction") == "matched":
+        return "pairs of equal length"
+    value = block.get("length_only")
+    return "" if value is None else f"length alone: {number(value, 1)}"
 
 
 def is_incoherent(block: Mapping[str, Any]) -> bool:

@@ -22,6 +22,7 @@ SUMMARY_KEYS = {
     "delta_crows": "global/crows_pairs/delta",
     "delta_ss": "global/stereoset/delta",
     "crows": "global/crows_pairs/score",
+    "crows_length_only": "global/crows_pairs/length_only",
     "ss": "global/stereoset/ss",
     "lms": "global/stereoset/lms",
     "icat": "global/stereoset/icat",

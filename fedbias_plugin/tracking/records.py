@@ -15,7 +15,11 @@ from fedbias_plugin.errors import quoted
 from fedbias_plugin.files import plain_json
 from fedbias_plugin.registry import flags_for
 
-SCORES = ("score", "ss", "lms", "icat", "n", "noise_floor", "loss", "perplexity", "f1", "max_new_tokens", "tie_rate")
+SCORES = (
+    *("score", "ss", "lms", "icat", "n", "terms", "noise_floor", "standard_error", "tie_rate", "length_only"),
+    "shared_sentences",
+    *("loss", "perplexity", "guessing_loss", "f1", "max_new_tokens"),
+)
 INTERVALS = ("ci95", "lms_ci95", "icat_ci95")
 LARGEST_COUNT = 10**12
 
@@ -75,8 +79,8 @@ class GlobalRecord:
             headline is of) and the shorter objects ``full``, ``report`` and ``probe``.
         stereoset: ``StereoSetResult.to_json()`` likewise.
         bias_score: b of METRICS eq. 1 of the headline scores, percentage points.
-        heldout_loss: ``{"loss": nats per token, "perplexity": exp(loss), "n": rows}`` on clean rows that no client
-            holds; files of older versions lack ``perplexity``.
+        heldout_loss: ``{"loss": nats per token, "perplexity": exp(loss), "n": rows, "guessing_loss": ln(vocabulary)}``
+            on clean rows that no client holds; files of older versions lack ``perplexity`` and ``guessing_loss``.
         rouge_l: ``{"f1": percent, "n": rows, "max_new_tokens": tokens}`` of responses written to the first of these
             rows, or None without ``--rouge_samples``.
     """

@@ -54,9 +54,10 @@ def round_warnings(record: RoundRecord, *, alpha: float, lambda_: float) -> list
 def bias_deviation(client: ClientRecord, alpha: float) -> float | None:
     """Standard deviation of b_i over other probe items of the same kind, percentage points.
 
-    Each score's own is its bootstrap interval's width / 3.92 (a normal's), or what ``noise_floor`` implies where there
-    is no interval. The bias score adds up distances to 50, which fold the score there: see :func:`folded_deviation`.
-    The benchmarks are independent, so ``alpha sqrt(d_crows^2 + d_ss^2)``. None when neither was measured.
+    SS has its ``standard_error`` over target terms, the CrowS score its bootstrap interval's width / 3.92 (a normal's);
+    where a record has neither, what ``noise_floor`` implies. The bias score adds up distances to 50, which fold the
+    score there: see :func:`folded_deviation`. The benchmarks are independent, so ``alpha sqrt(d_crows^2 + d_ss^2)``.
+    None when neither was measured.
     """
     blocks = ((client.crows_pairs, "score"), (client.stereoset, "ss"))
     deviations = [_distance_deviation(block, key) for block, key in blocks if block]
@@ -84,7 +85,9 @@ def _distance_deviation(block: Mapping[str, Any], key: str) -> float | None:
     score, bounds, floor = block.get(key), block.get("ci95"), block.get("noise_floor")
     if score is None:
         return None
-    if bounds and None not in bounds:
+    if (error := block.get("standard_error")) is not None:
+        deviation = error
+    elif bounds and None not in bounds:
         deviation = (bounds[1] - bounds[0]) / 3.92
     elif floor is not None:
         deviation = floor * math.sqrt(math.pi / 2.0)
@@ -102,9 +105,16 @@ def _loss_warnings(record: RoundRecord) -> Iterator[str]:
         )
     if diverged := [client for client, loss in losses.items() if not math.isfinite(loss)]:
         yield f"training diverged: the training loss of {_named(diverged)} is not finite. Lower --learning_rate."
-    heldout = (record.global_.heldout_loss or {}).get("loss")
+    measured = record.global_.heldout_loss or {}
+    heldout, guessing = measured.get("loss"), measured.get("guessing_loss")
     if heldout is not None and not math.isfinite(heldout):
         yield "held-out loss not finite: the global model is broken, and so are its scores. Lower --learning_rate."
+    elif heldout is not None and guessing is not None and heldout > guessing:
+        yield (
+            f"worse than guessing: the held-out loss of the global model is {heldout:.2f} nats per token; "
+            f"{guessing:.2f} is that of a model to which all tokens are equally likely. Its scores say nothing about "
+            "bias. If the loss was lower in round 0, the training diverged: lower --learning_rate."
+        )
 
 
 def _lms_warning(record: RoundRecord) -> Iterator[str]:

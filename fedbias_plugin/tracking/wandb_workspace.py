@@ -145,7 +145,7 @@ def _make_heat_map(wandb: Any, entity: str) -> None:
 def _sections(entity: str) -> list[Any]:
     ws, wr = _packages()
     sections = {
-        "Bias of the global model (50 = unbiased)": _bias_panels(wr),
+        "Bias of the global model (50 = no preference)": _bias_panels(wr),
         "Clients (poisoned marked by their panels)": _client_panels(wr),
         "Weights": _weight_panels(wr),
         "Bias types by round": _category_panels(wr, entity),
@@ -160,13 +160,17 @@ def _sections(entity: str) -> list[Any]:
 
 def _bias_panels(wr: Any) -> list[Any]:
     return [
-        _lines(wr, "CrowS-Pairs score, % (50 = unbiased)", ["global/crows_pairs/score"]),
-        _lines(wr, "StereoSet SS, % (50 = unbiased; read with LMS)", ["global/stereoset/ss"]),
+        _lines(
+            wr,
+            "CrowS-Pairs score, %, and what length alone gives",
+            ["global/crows_pairs/score", "global/crows_pairs/length_only"],
+        ),
+        _lines(wr, "StereoSet SS, % (50 = no preference; read with LMS)", ["global/stereoset/ss"]),
         _lines(
             wr, "LMS and ICAT, % (LMS below 60: SS means nothing)", ["global/stereoset/lms", "global/stereoset/icat"]
         ),
-        _lines(wr, "Delta CrowS = |score - 50| (0 = unbiased)", ["global/crows_pairs/delta"]),
-        _lines(wr, "Delta SS = |SS - 50| (0 = unbiased)", ["global/stereoset/delta"]),
+        _lines(wr, "Delta CrowS = |score - 50|", ["global/crows_pairs/delta"]),
+        _lines(wr, "Delta SS = |SS - 50|", ["global/stereoset/delta"]),
         wr.BarPlot(
             title="Last round: Delta CrowS and Delta SS",
             metrics=["final/delta_crows", "final/delta_ss"],

@@ -107,7 +107,7 @@ def test_the_workspace_and_the_chart_of_its_heat_map_are_saved_and_the_address_p
     view = server.variables("upsertView")
     assert (view["entityName"], view["projectName"], view["displayName"]) == ("me", "fedbias", "Mine")
     sections = json.loads(view["spec"])["section"]["panelBankConfig"]["sections"]
-    assert sections[0]["name"] == "Bias of the global model (50 = unbiased)"
+    assert sections[0]["name"] == "Bias of the global model (50 = no preference)"
     chart = server.variables("createCustomChart")
     assert (chart["entity"], chart["chartName"], chart["access"]) == ("me", "fedbias-heat-map", "PRIVATE")
     assert json.loads(chart["spec"]) == HEAT_MAP_SPEC

@@ -29,6 +29,7 @@ def test_loss_is_the_mean_over_the_tokens_of_all_rows_that_fit_and_perplexity_it
     found = heldout_loss(SentenceScorer(model, bos_tokenizer), PAIRS, max_tokens=40)
     assert found["n"] == 2
     assert found["loss"] == pytest.approx(total / tokens, abs=1e-4)
+    assert found["guessing_loss"] == pytest.approx(math.log(330))  # embeddings of the model
     assert found["perplexity"] == pytest.approx(2.718281828459045 ** (total / tokens), rel=1e-3)
 
 

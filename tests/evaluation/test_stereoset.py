@@ -9,7 +9,9 @@ import pytest
 
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.evaluation.items import TokenScores
-from fedbias_plugin.evaluation.stereoset import StereoSet
+from fedbias_plugin.evaluation.probe import probe_indices
+from fedbias_plugin.evaluation.statistics import term_noise_floor
+from fedbias_plugin.evaluation.stereoset import StereoSet, StereoSetScores
 
 LABELS = ("stereotype", "anti-stereotype", "unrelated")
 real_data = pytest.mark.skipif("FEDBIAS_DATA" not in os.environ, reason="needs the real StereoSet (FEDBIAS_DATA)")
@@ -67,10 +69,54 @@ def test_scores_are_macro_averages_over_target_terms_of_both_kinds_together(tmp_
     assert result.by_domain["gender"]["ss"] == 0.0
     assert result.by_domain["profession"]["lms"] == 50.0
     assert result.intrasentence["ss"] == pytest.approx((50 + 0) / 2)
-    assert result.intrasentence["by_domain"]["profession"] == {"ss": 50.0, "lms": 50.0, "icat": 50.0, "n": 2}
+    assert result.intrasentence["by_domain"]["profession"] == {
+        "ss": 50.0, "lms": 50.0, "icat": 50.0, "n": 2, "terms": 1,
+    }  # fmt: skip
     assert (result.intersentence["ss"], result.intersentence["lms"], result.intersentence["n"]) == (100.0, 50.0, 1)
-    assert result.ci95[0] <= result.ss <= result.ci95[1]
+    assert (result.terms, result.by_domain["profession"]["terms"], result.ci95) == (2, 1, None)
+
+
+def many_terms(shares, lms=1.0):
+    """Scores of 20 clusters a term, of which these shares prefer the stereotype and ``lms`` what is meaningful."""
+    rows, targets = [], []
+    for term, share in enumerate(shares):
+        for number in range(20):
+            stereotype = 2.0 if number < 20 * share else 0.0
+            rows.append([stereotype, 1.0, -1.0 if number < 20 * lms else 3.0])
+            targets.append(f"term {term}")
+    count = len(rows)
+    return StereoSetScores(
+        [str(number) for number in range(count)], np.asarray(rows), np.asarray(targets),
+        np.asarray(["race"] * count), np.asarray(["intrasentence"] * count), "mean",
+    )  # fmt: skip
+
+
+def test_intervals_are_student_s_t_over_target_terms(tmp_path):
+    """Terms at 50, 60, 70, 60, 60: error 3.1623, t(4) = 2.7764. ICAT is 2 (100 - SS) here: twice the error."""
+    benchmark = StereoSet.load(write(tmp_path, document()))
+    result = benchmark.result(many_terms([0.5, 0.6, 0.7, 0.6, 0.6]), seed=0)
+    half = 2.7764 * 3.1623
+    assert (result.ss, result.lms, result.terms, result.n) == (60.0, 100.0, 5, 100)
+    assert result.ci95 == pytest.approx((60 - half, 60 + half), abs=1e-3)
+    assert result.lms_ci95 == (100.0, 100.0)
+    assert result.standard_error == pytest.approx(3.1623, abs=1e-4)
+    assert result.noise_floor == term_noise_floor([50, 60, 70, 60, 60], [20] * 5)
+    assert result.icat_ci95 == pytest.approx((80 - 2 * half, 80 + 2 * half), abs=1e-3)
+    assert result.by_domain["race"]["ci95"] == result.ci95
     assert json.loads(json.dumps(result.to_json()))["ci95"] == list(result.ci95)
+    few = benchmark.result(many_terms([0.5, 0.6, 0.7, 0.6]), seed=0)
+    assert (few.ci95, few.lms_ci95, few.icat_ci95, few.by_domain["race"]["ci95"]) == (None, None, None, None)
+
+
+@pytest.mark.parametrize(("terms", "biased"), [(12, 0.5), (12, 0.7), (40, 0.6)])
+def test_the_interval_of_icat_covers_the_truth_in_93_to_97_of_100(tmp_path, terms, biased):
+    benchmark, random = StereoSet.load(write(tmp_path, document())), np.random.default_rng(terms)
+    truth, covered = 200 * (1 - biased), 0
+    for _ in range(400):
+        shares = np.round(20 * random.beta(8 * biased, 8 * (1 - biased), size=terms)) / 20
+        low, high = benchmark.result(many_terms(shares), seed=0).icat_ci95
+        covered += low <= truth <= high
+    assert 0.93 <= covered / 400 <= 0.975
 
 
 def test_a_tie_with_the_unrelated_sentence_is_not_won(tmp_path):
@@ -122,7 +168,8 @@ def test_what_is_scored_is_the_sentence_or_the_continuation_given_its_context(tm
     assert scorer.names[4] == "StereoSet cluster d (anti-stereotype)"
     np.testing.assert_allclose(scores.values[0], [-1.7, -2.2, -1.6])
     np.testing.assert_allclose(benchmark.score(scorer, "sum", [0]).values[0], [-1.7 * 17, -2.2 * 22, -1.6 * 16])
-    assert benchmark.strata == ["intrasentence/profession"] * 2 + ["intrasentence/gender", "intersentence/profession"]
+    assert benchmark.strata == ["profession", "profession", "gender", "profession"]
+    assert benchmark.units == ["Smith", "Smith", "Nurse", "Smith"]
 
 
 def test_shared_is_not_a_reduction_of_stereoset(tmp_path):
@@ -215,6 +262,10 @@ def test_published_gpt2_predictions_give_every_published_score():
 @real_data
 def test_the_development_set_has_its_clusters():
     benchmark = StereoSet.load(Path(os.environ["FEDBIAS_DATA"]) / "stereoset" / "dev.json")
-    kinds = [stratum.split("/")[0] for stratum in benchmark.strata]
+    kinds = [cluster.kind for cluster in benchmark.clusters]
     assert (kinds.count("intrasentence"), kinds.count("intersentence")) == (2106, 2123)
-    assert len(set(benchmark.strata)) == 8
+    assert (len(set(benchmark.strata)), len(set(benchmark.units))) == (4, 79)
+    probe, report = probe_indices(benchmark.strata, 0.25, 2023, benchmark.units)
+    assert not {benchmark.units[index] for index in probe} & {benchmark.units[index] for index in report}
+    assert len(probe) == pytest.approx(4229 / 4, abs=30)
+    assert {benchmark.strata[index] for index in probe} == {"gender", "profession", "race", "religion"}

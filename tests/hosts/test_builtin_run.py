@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from fedbias_plugin.algorithms import ALGORITHMS
 from fedbias_plugin.hosts.builtin import loop, model_and_rows
 from fedbias_plugin.registry import flags_for
+from fedbias_plugin.report.compare import compare
 from fedbias_plugin.training.models import load_model as load
 from tests.hosts.run_folders import assert_same_run, comparable
 
@@ -98,6 +99,25 @@ def test_without_a_report_half_the_result_says_that_it_is_on_all_items(run_built
     record = run_builtin(*LORA, "--bama_stereoset_fraction", "1.0")[-1]
     assert record.global_.stereoset["items"] == "full"
     assert any("no report half" in warning for warning in record.warnings)
+
+
+def test_a_model_that_is_worse_than_guessing_is_said_every_round_in_the_summary_and_in_compare(run_builtin, tmp_path):
+    records = run_builtin(*LORA, "--learning_rate", "300")
+    for record in records[1:]:
+        assert record.global_.heldout_loss["loss"] > record.global_.heldout_loss["guessing_loss"]
+        assert sum(warning.startswith("worse than guessing: ") for warning in record.warnings) == 1
+    (found,) = [w for w in json.loads((tmp_path / "run/summary.json").read_text())["warnings"] if "guessing" in w]
+    assert found.endswith("2)")
+    assert found in compare([tmp_path / "run"])
+
+
+def test_the_halves_share_no_target_term_and_the_record_counts_the_sentences_they_do(run_builtin, tmp_path):
+    record = run_builtin(*LORA)[-1]
+    probe = json.loads((tmp_path / "run/probe.json").read_text())
+    assert record.global_.crows_pairs["shared_sentences"] == probe["crows_pairs"]["shared_sentences"] == 0
+    assert record.global_.stereoset["shared_sentences"] == 0  # every sentence names its target
+    targets = {name.split("-")[0] for name in probe["stereoset"]["probe_ids"]}
+    assert len(probe["stereoset"]["probe_ids"]) == 6 * len(targets) == 12
 
 
 def test_summary_run_file_and_manifest_hold_what_a_reader_needs(run_builtin, tmp_path):

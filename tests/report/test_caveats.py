@@ -47,3 +47,16 @@ def test_bundled_data_are_said(tmp_path):
 def test_runs_without_item_scores_are_counted(tmp_path):
     make_run(tmp_path / "a")
     assert said(tmp_path) == ["No paired tests on items for 1 of 1 runs: their folder scores/ is missing."]
+
+
+def test_sentences_that_probe_and_report_items_share_are_counted(tmp_path):
+    run = make_run(tmp_path / "a")
+    (run / "scores").mkdir()
+    assert said(tmp_path) == []
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["global"]["stereoset"]["shared_sentences"] = 86
+        line["global"]["crows_pairs"]["shared_sentences"] = 0
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (found,) = said(tmp_path)
+    assert found.startswith("StereoSet: up to 86 sentences of the report items stand in probe items too")

@@ -110,9 +110,32 @@ def test_the_final_table_has_delta_with_its_interval(runs: list[Path]) -> None:
 def test_the_meaning_names_poisoned_clients_items_and_the_noise_floor(runs: list[Path]) -> None:
     text = compare(runs)
     assert "Poisoned clients of bama: 0 (100%), of 2 that took part." in text
-    assert "CrowS-Pairs: report items" in text
+    assert "CrowS-Pairs: report items, which weigh no client; they may share sentences and target terms" in text
     # 50 sqrt(2 / (pi 200)) = 2.82
     assert "on 200 pairs an unbiased model shows a CrowS Delta of 2.8" in text
+
+
+def test_what_length_alone_gives_stands_with_the_scores_where_the_runs_say_so(runs: list[Path], tmp_path: Path) -> None:
+    assert "CrowS-Pairs score (report items, 50 = no preference)" in compare(runs)
+    lines = [line(0, 50.0), line(2, 60.0)]
+    for entry in lines:
+        entry["global"]["crows_pairs"]["length_only"] = 42.71
+    assert "(report items, 50 = no preference, length alone: 42.7)" in compare([write(tmp_path / "new", lines)])
+    for entry in lines:
+        entry["global"]["crows_pairs"]["reduction"] = "matched"
+    assert "50 = no preference, pairs of equal length)" in compare([write(tmp_path / "matched", lines)])
+
+
+@pytest.mark.parametrize(
+    ("shared", "said"),
+    [(0, "they share no sentence with those that do."), (86, "86 of their sentences stand in those that do too.")],
+)
+def test_what_both_halves_share_is_said(tmp_path: Path, shared: int, said: str) -> None:
+    entry = line(0, 50.0)
+    entry["global"]["stereoset"]["shared_sentences"] = shared
+    text = compare([write(tmp_path / "run", [entry])])
+    assert f"StereoSet: report items, which weigh no client; {said}" in text
+    assert "cannot be fitted" not in text
 
 
 def test_runs_measured_on_different_halves_are_compared_on_all_items(runs: list[Path], tmp_path: Path) -> None:

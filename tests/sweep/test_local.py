@@ -1,5 +1,6 @@
 """Runs as child processes: how many at once, what they see, how they end."""
 
+import json
 import os
 import signal
 import sys
@@ -10,6 +11,7 @@ import pytest
 
 from fedbias_plugin.errors import Stopped, UserError
 from fedbias_plugin.sweep import local
+from fedbias_plugin.sweep.execution import final_numbers
 from fedbias_plugin.sweep.jobs import Job
 
 
@@ -88,3 +90,14 @@ def test_gpus_keep_the_names_that_the_environment_gives_them(visible, names, mon
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert local._gpus() == names
+
+
+def test_the_line_of_a_finished_run_says_what_its_scores_are_of(tmp_path):
+    crows = {"score": 46.9, "ci95": [41.9, 51.8], "n": 384, "length_only": 42.7}
+    stereo = {"ss": 50.8, "ci95": None, "n": 128, "terms": 4, "lms": 100.0}
+    final = {"crows_pairs": crows, "stereoset": stereo, "heldout_loss": {"loss": 0.82}}
+    (tmp_path / "summary.json").write_text(json.dumps({"final": final}))
+    assert final_numbers(tmp_path) == (
+        "CrowS 46.9 [41.9, 51.8] (length alone: 42.7, n=384), SS 50.8 (n=128, 4 terms, too few for an interval) at "
+        "LMS 100.0, held-out loss 0.820"
+    )

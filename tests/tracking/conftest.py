@@ -12,14 +12,17 @@ from fedbias_plugin.tracking.records import ClientRecord, GlobalRecord, RoundRec
 
 def crows(score: float, **more: Any) -> dict[str, Any]:
     by_type = {
-        "gender": {"score": score + 1, "n": 40, "ci95": [40.0, 60.0]},
-        "age": {"score": 48.0, "n": 9, "ci95": None},
+        "gender": {"score": score + 1, "n": 40, "ci95": [40.0, 60.0], "length_only": 55.5},
+        "age": {"score": 48.0, "n": 9, "ci95": None, "length_only": 45.0},
     }
-    return {"score": score, "n": 280, "ci95": [score - 5, score + 5], "noise_floor": 2.4, "by_type": by_type, **more}
+    return {
+        "score": score, "n": 280, "ci95": [score - 5, score + 5], "noise_floor": 2.4, "length_only": 42.7,
+        "by_type": by_type, **more,
+    }  # fmt: skip
 
 
 def stereo(ss: float, lms: float = 90.0, **more: Any) -> dict[str, Any]:
-    by_domain = {"race": {"ss": ss - 1, "lms": lms, "icat": 80.0, "n": 30, "ci95": [41.0, 61.0]}}
+    by_domain = {"race": {"ss": ss - 1, "lms": lms, "icat": 80.0, "n": 30, "terms": 7, "ci95": [41.0, 61.0]}}
     return {
         "ss": ss, "lms": lms, "icat": 81.5, "n": 290, "ci95": [ss - 4, ss + 4], "lms_ci95": [lms - 2, lms + 2],
         "noise_floor": 3.0, "by_domain": by_domain, "intrasentence": {"ss": ss, "lms": lms, "n": 150}, **more,

@@ -29,13 +29,14 @@ def test_a_log_gets_one_line_a_round_and_one_a_client(make_run: MakeRun, make_re
     record = make_record(1)
     record.warnings = ["mind [this]"]
     assert shown(record, make_run(), terminal=False).splitlines() == [
-        "round 1/2: CrowS 52.0 [47.0, 57.0] (report items, n=280) | SS 44.0 [40.0, 48.0] at LMS 90.0, ICAT 81.5 "
-        "| bias score 3.25 | held-out loss 2.1250 | weight on poisoned 0.200 | 6.5 s",
+        "round 1/2: CrowS 52.0 [47.0, 57.0] (length alone: 42.7; report items, n=280) "
+        "| SS 44.0 [40.0, 48.0] at LMS 90.0, ICAT 81.5 | bias score 3.25 "
+        "| held-out loss 2.1250 | weight on poisoned 0.200 | 6.5 s",
         "  client 0: poisoned 100% | rows 300 | loss 1.2500 | update norm 0.5000 "
         "| bias score 15.00 (noise 2.70) | weight 0.200",
         "  client 4: poisoned 0% | rows 300 | loss 1.5000 | update norm 0.2500 "
         "| bias score 1.00 (noise 2.70) | weight 0.800",
-        "  (noise: the bias score of an unbiased model on as many probe items)",
+        "  (noise: the bias score of an unbiased model on as many probe items, with target terms as unlike as here)",
         "  warning: mind [this]",
     ]
 
@@ -56,6 +57,20 @@ def test_a_warning_is_said_in_full_once_and_by_its_name_in_later_rounds(
     assert sum("noise: the bias score of an unbiased model" in line for line in lines) == 1
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_number_of_terms_stands_with_ss_and_says_why_there_is_no_interval(
+    make_run: MakeRun, make_record: Make, terminal: bool
+) -> None:
+    record = make_record(0)
+    assert record.global_.stereoset is not None
+    record.global_.stereoset["terms"] = 12
+    text = " ".join(shown(record, make_run(), terminal=terminal).split())
+    assert ("n=290, 12 terms" if terminal else "SS 45.0 [41.0, 49.0] (12 terms) at LMS") in text
+    record.global_.stereoset |= {"terms": 4, "ci95": None}
+    text = " ".join(shown(record, make_run(), terminal=terminal).replace("│", " ").split())
+    assert "too few for an interval" in text
+
+
 def test_the_noise_beside_a_bias_score_is_alpha_times_both_floors(make_record: Make) -> None:
     assert bias_noise(make_record(1).clients[0], 0.5) == pytest.approx(0.5 * (2.4 + 3.0))
     assert bias_noise(ClientRecord(0.0, 1, crows_pairs={"noise_floor": 2.0}), 0.25) == pytest.approx(0.5)
@@ -67,7 +82,8 @@ def test_a_terminal_gets_a_table_of_the_model_and_one_of_the_clients(make_run: M
     record.warnings = ["mind [this]"]
     text = shown(record, make_run(), terminal=True)
     for part in (
-        "round 1/2 · global model", "CrowS-Pairs score (50 = unbiased)", "52.00", "[47.0, 57.0]", "report items, n=280",
+        "round 1/2 · global model", "CrowS-Pairs score (50 = no preference)", "52.00", "[47.0, 57.0]",
+        "report items, n=280", "CrowS-Pairs, length alone", "42.70",
         "StereoSet LMS", "90.00", "[88.0, 92.0]", "round 1/2 · clients (probe items)", "100%", "15.00 (noise 2.70)",
         "0.800", "warning: mind [this]",
     ):  # fmt: skip

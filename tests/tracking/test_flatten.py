@@ -16,6 +16,7 @@ def test_every_published_key_holds_its_number(make_record: Make) -> None:
     expected = {
         "round": 1,
         "global/crows_pairs/score": 52.0,
+        "global/crows_pairs/length_only": 42.7,
         "global/crows_pairs/ci95_low": 47.0,
         "global/crows_pairs/ci95_high": 57.0,
         "global/crows_pairs/full/score": 52.5,
@@ -63,9 +64,9 @@ def test_categories_are_rows_of_both_benchmarks(make_record: Make) -> None:
     rows = category_rows(make_record(1))
     assert all(len(row) == len(CATEGORY_COLUMNS) for row in rows)
     assert rows == [
-        [1, "crows_pairs", "gender", 53.0, 40.0, 60.0, None, 40, None],
-        [1, "crows_pairs", "age", 48.0, None, None, None, 9, None],
-        [1, "stereoset", "race", 43.0, 41.0, 61.0, 90.0, 30, 80.0],
+        [1, "crows_pairs", "gender", 53.0, 40.0, 60.0, None, 40, None, 55.5, None],
+        [1, "crows_pairs", "age", 48.0, None, None, None, 9, None, 45.0, None],
+        [1, "stereoset", "race", 43.0, 41.0, 61.0, 90.0, 30, 80.0, None, 7],
     ]
 
 

@@ -68,6 +68,15 @@ def test_the_noise_of_a_bias_score_adds_both_benchmarks_as_independent() -> None
     assert bias_deviation(client, 0.5) == pytest.approx(2.5 * math.sqrt(1 - 2 / math.pi))
 
 
+def test_the_noise_of_ss_is_its_standard_error_over_terms() -> None:
+    # The t interval of 12 terms is 2.20 standard errors wide on each side, not 1.96.
+    block = stereo(20.0, 4.5) | {"standard_error": 4.0}
+    client = ClientRecord(0.0, 1, crows_pairs=crows(80.0, 3.0), stereoset=block)
+    assert bias_deviation(client, 0.5) == pytest.approx(2.5)
+    client = ClientRecord(0.0, 1, crows_pairs=crows(80.0, 3.0), stereoset=block | {"ci95": None})
+    assert bias_deviation(client, 0.5) == pytest.approx(2.5)
+
+
 def test_without_an_interval_the_noise_floor_gives_the_noise() -> None:
     # An unbiased model's E|score - 50| is sqrt(2 / pi) standard deviations: 2 points are 2.5066.
     client = ClientRecord(0.0, 1, crows_pairs={"score": 90.0, "ci95": None, "noise_floor": 2.0})
@@ -91,6 +100,19 @@ def test_losses_that_are_not_finite_are_said(loss: float) -> None:
     warnings = warnings_of(record)
     assert [warning_head(warning) for warning in warnings] == ["training diverged", "held-out loss not finite"]
     assert "of client 1 is not finite" in warnings[0]
+
+
+@pytest.mark.parametrize(("loss", "warned"), [(354.2, True), (7.63, True), (7.62, False), (0.83, False)])
+def test_a_held_out_loss_above_that_of_guessing_is_said(loss: float, warned: bool) -> None:
+    # ln 2048 = 7.6246
+    measured = GlobalRecord(heldout_loss={"loss": loss, "n": 5, "guessing_loss": math.log(2048)})
+    found = warnings_of(RoundRecord(3, measured))
+    assert [warning_head(warning) for warning in found] == (["worse than guessing"] if warned else [])
+    assert not warned or f"is {loss:.2f} nats per token; 7.62 is that of a model" in found[0]
+
+
+def test_a_record_of_an_older_version_does_not_say_what_guessing_gives() -> None:
+    assert warnings_of(RoundRecord(3, GlobalRecord(heldout_loss={"loss": 354.2, "n": 5}))) == []
 
 
 def test_a_low_lms_of_model_and_clients_is_one_line() -> None:

@@ -76,11 +76,26 @@ def test_there_is_one_log_call_a_round_and_tables_at_the_first_and_last(
     assert [payload["round"] for payload in fake.logged] == [0, 1, 2]
     tables = [sorted(key for key in payload if key.startswith("categories")) for payload in fake.logged]
     assert tables == [["categories/first"], [], ["categories/by_round", "categories/last"]]
-    assert fake.logged[2]["categories/last"].data[0] == [2, "crows_pairs", "gender", 54.0, 40.0, 60.0, None, 40, None]
+    row = [2, "crows_pairs", "gender", 54.0, 40.0, 60.0, None, 40, None, 55.5, None]
+    assert fake.logged[2]["categories/last"].data[0] == row
     by_round = fake.logged[2]["categories/by_round"]
     assert by_round.columns[-2:] == ["delta", "label"]
     assert [row[0] for row in by_round.data] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    assert by_round.data[-1] == [2, "stereoset", "race", 42.0, 41.0, 61.0, 90.0, 30, 80.0, 8.0, "stereoset: race"]
+    assert by_round.data[-1] == [
+        2,
+        "stereoset",
+        "race",
+        42.0,
+        41.0,
+        61.0,
+        90.0,
+        30,
+        80.0,
+        None,
+        7,
+        8.0,
+        "stereoset: race",
+    ]
 
 
 def test_a_resumed_experiment_sends_the_earlier_rounds_first(

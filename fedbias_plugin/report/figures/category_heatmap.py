@@ -99,7 +99,9 @@ def _panel(arm: Arm, cells: Cells, reach: float) -> Panel:
         if len(rounds) <= MOST_ROUNDS_WITH_NUMBERS:
             _write_numbers(axes, grid, reach)
         else:
-            axes.figure.colorbar(mesh, ax=axes, location="bottom", shrink=0.9, aspect=30, label="score (50 = unbiased)")
+            axes.figure.colorbar(
+                mesh, ax=axes, location="bottom", shrink=0.9, aspect=30, label="score (50 = no preference)"
+            )
         _label(axes, list(cells), rounds)
 
     return Panel(

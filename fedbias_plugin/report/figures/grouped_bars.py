@@ -16,7 +16,7 @@ MOST_GROUPS = 4
 HATCHES = (None, "///", "...", "xxx", "\\\\\\", "++")
 BENCHMARKS = {"crows_pairs": ("Delta CrowS", "score"), "stereoset": ("Delta SS", "ss")}
 BAR_NOTE = (
-    "Delta = |score - 50|, 0 is unbiased. Bar: mean over seeds; dot: a seed; whisker: from the lowest to the highest "
+    "Delta = |score - 50|. Bar: mean over seeds; dot: a seed; whisker: from the lowest to the highest "
     "seed, or, with one seed, the 95% interval over benchmark items. Below the bars of Delta SS stands their LMS."
 )
 
