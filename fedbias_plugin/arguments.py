@@ -7,16 +7,16 @@ write instead. Importing this module imports neither torch nor transformers.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.options import check_options, check_range, option, split_list
+from fedbias_plugin.registry import load, names, todays_name, with_extensions
 
-AGGREGATIONS = ("host", "bama", "median", "trimmed_mean", "krum", "multi_krum", "norm_clip")
-USE_BYZANTINE_CLIENTS = ("trimmed_mean", "krum", "multi_krum")
 ATTACKS = ("none", "sign_flip", "model_replacement", "gaussian_noise", "probe_gaming")
 ON_BAD_UPDATE = ("stop", "drop")
-WEIGHTINGS = ("normalized", "paper")
 BENCHMARKS = ("crows_pairs", "stereoset")
 SCENARIOS = ("1B2C", "2B1C", "3B", "3C", "mix-1B2C", "mix-2B1C", "custom")
 BAMA = {"aggregation": ("bama",)}
@@ -28,7 +28,7 @@ WANDB_MODES = ("online", "offline", "disabled")
 
 
 @dataclass
-class BiasArguments:
+class CoreArguments:
     """What to poison, how to measure, how to weigh, where to write.
 
     Symbols refer to Zhao et al., "Investigating Social Bias Propagation in Federated Fine-tuning of Large Language
@@ -40,9 +40,9 @@ class BiasArguments:
 
     # Aggregation
     aggregation: str = option(
-        "host",
-        "how clients are weighted: host (the server algorithm's own way), bama, or one of the robust baselines",
-        choices=AGGREGATIONS,
+        "plain",
+        "how clients are weighted: plain (the server algorithm's own way), bama, or one of the robust baselines",
+        choices=functools.partial(names, "rule"),
     )
     bama_alpha: float = option(
         0.5,
@@ -52,36 +52,11 @@ class BiasArguments:
         read_when=BAMA,
         warns=False,  # it scales the recorded b_i of every run
     )
-    bama_lambda: float = option(
-        0.2,
-        "lambda of eq. 2 per percentage point: a client 1/lambda points worse weighs 1/e",
-        above=0,
-        read_when=BAMA,
-    )
-    bama_weighting: str = option(
-        "normalized",
-        "eq. 3 to the letter (paper) or with factors that sum to 1 (normalized)",
-        choices=WEIGHTINGS,
-        read_when=BAMA,
-    )
     bama_crows_fraction: float = option(
         0.25, "share of CrowS-Pairs used as probe items for the weights", at_least=0, at_most=1
     )
     bama_stereoset_fraction: float = option(
         0.25, "share of StereoSet used as probe items for the weights", at_least=0, at_most=1
-    )
-    byzantine_clients: int = option(
-        1,
-        "f, the attackers a round that trimmed_mean, krum and multi_krum are to withstand; Krum is proved for 2f + 3 "
-        "clients and more",
-        at_least=0,
-        read_when={"aggregation": USE_BYZANTINE_CLIENTS},
-    )
-    clip_norm: float | None = option(
-        None,
-        "with --aggregation norm_clip: longest update; without it the median of the round's update norms",
-        above=0,
-        read_when={"aggregation": ("norm_clip",)},
     )
     max_update_norm: float | None = option(
         None,
@@ -203,6 +178,7 @@ class BiasArguments:
     )
 
     def __post_init__(self) -> None:
+        self.aggregation = todays_name("rule", self.aggregation)
         check_options(self)
         self._check_combinations()
 
@@ -213,10 +189,10 @@ class BiasArguments:
             raise UserError(f"--biased_shares belongs to --scenario custom, not to {self.scenario!r}.")
         if self.biased_shares:
             self.custom_shares  # noqa: B018  # a malformed list must fail here, before any data is read
-        if self.aggregation == "bama" and not any(self.probe_fractions.values()):
+        if "bias" in load("rule", self.aggregation).needs and not any(self.probe_fractions.values()):
             raise UserError(
-                "--aggregation bama weighs clients by their bias, but no probe item is left: give --bias_benchmarks "
-                "crows_pairs,stereoset and at least one of --bama_crows_fraction, --bama_stereoset_fraction above 0."
+                f"--aggregation {self.aggregation} weighs clients by their bias, but no probe item is left: give "
+                "--bias_benchmarks crows_pairs,stereoset and one of --bama_crows_fraction, --bama_stereoset_fraction above 0."
             )
         if self.rouge_samples > self.heldout_samples:
             raise UserError(
@@ -273,3 +249,16 @@ class BiasArguments:
         if not ids or not all(client.isdecimal() for client in ids):
             raise UserError(f"--attackers {self.attackers!r} must be client ids such as 0,2.")
         return frozenset(int(client) for client in ids)
+
+
+if TYPE_CHECKING:
+
+    class BiasArguments(CoreArguments):
+        """Every flag of the plugin: its own, and those of its extensions."""
+
+        def __init__(self, **flags: Any) -> None: ...
+
+        def __getattr__(self, name: str) -> Any: ...
+
+else:
+    BiasArguments = with_extensions(CoreArguments, "BiasArguments")

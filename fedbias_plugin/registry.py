@@ -6,9 +6,11 @@ An extension of somebody else's comes through an entry point of the group ``fedb
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import importlib.metadata
+import typing
 from typing import Any
 
 from fedbias_plugin.errors import UserError, did_you_mean
@@ -21,7 +23,7 @@ EXTENSIONS: dict[str, dict[str, str]] = {
         "openfedllm": "fedbias_plugin.hosts.openfedllm.arguments:AttachedArguments",
     },
     "rule": {
-        "plain": "fedbias_plugin.aggregation.rules:Plain",
+        "plain": "fedbias_plugin.aggregation.plain:Plain",
         "bama": "fedbias_plugin.aggregation.bama:Bama",
         "median": "fedbias_plugin.aggregation.median:Median",
         "trimmed_mean": "fedbias_plugin.aggregation.trimmed_mean:TrimmedMean",
@@ -36,6 +38,8 @@ EXTENSIONS: dict[str, dict[str, str]] = {
     },
 }
 """Kind -> name -> where the class is."""
+CHOSEN_BY = {"rule": "aggregation"}
+"""Kind whose classes have flags of their own -> the flag that names the extension."""
 OLD_NAMES = {"rule": {"host": "plain"}}
 """Kind -> a name of earlier versions -> today's."""
 
@@ -45,13 +49,18 @@ def names(kind: str) -> tuple[str, ...]:
     return (*EXTENSIONS[kind], *(name for name in _entry_points(kind) if name not in EXTENSIONS[kind]))
 
 
+def todays_name(kind: str, name: str) -> str:
+    """``plain`` for ``host``, the rule's name in earlier versions; other names as they are."""
+    return OLD_NAMES.get(kind, {}).get(name, name)
+
+
 def load(kind: str, name: str) -> Any:
     """The class of an extension.
 
     Raises:
         UserError: no such name, with the nearest one; or an outsider's extension that cannot be imported.
     """
-    name = OLD_NAMES.get(kind, {}).get(name, name)
+    name = todays_name(kind, name)
     place = EXTENSIONS[kind].get(name) or _entry_points(kind).get(name)
     if place is None:
         raise UserError(
@@ -64,6 +73,39 @@ def load(kind: str, name: str) -> Any:
         if name in EXTENSIONS[kind]:
             raise
         raise UserError(f"The {kind} {name!r} ({place}) of another package cannot be used: {error}.") from error
+
+
+def build(kind: str, name: str, arguments: Any) -> Any:
+    """The extension ``name`` with its flags from ``arguments``.
+
+    Raises:
+        UserError: as :func:`load`.
+    """
+    cls = load(kind, name)
+    return cls(**{flag: getattr(arguments, flag) for flag in options(cls)})
+
+
+def with_extensions(core: type, name: str) -> type:
+    """A dataclass ``name`` with the flags of ``core`` and of every extension.
+
+    A flag that only some extensions of a kind have is read with those only: that is what ``--help``, warnings and
+    comparisons know of it. Extensions may share a flag if they define it alike.
+    """
+    specs: dict[str, tuple[str, Any, Any]] = {}
+    for kind, selector in CHOSEN_BY.items():
+        owners: dict[str, list[str]] = {}
+        for extension in names(kind):
+            cls = load(kind, extension)
+            hints = typing.get_type_hints(cls)
+            for flag, about in options(cls).items():
+                owners.setdefault(flag, []).append(extension)
+                about = dataclasses.replace(about, read_when={selector: tuple(owners[flag])})
+                default = next(spec.default for spec in dataclasses.fields(cls) if spec.name == flag)
+                made = dataclasses.field(default=default, metadata={"help": about.help, "option": about})
+                specs[flag] = (flag, hints[flag], made)
+    made = dataclasses.make_dataclass(name, list(specs.values()), bases=(core,))
+    made.__doc__, made.__module__ = core.__doc__, core.__module__
+    return made
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from fedbias_plugin.aggregation.rules import ClientReports, Weighting, build_rule
+from fedbias_plugin.aggregation.base import ClientReports, Rule, Weighting
 from fedbias_plugin.aggregation.substitution import substitute
 from fedbias_plugin.aggregation.update_checks import CheckedUpdate, accepted_updates, check_updates
 from fedbias_plugin.algorithms import local_client
@@ -30,6 +30,7 @@ from fedbias_plugin.memory import peak_memory_bytes
 from fedbias_plugin.poisoning.attacks import build_attack
 from fedbias_plugin.poisoning.loaders import ClientDataset, Partition, load_partition, partition_hash
 from fedbias_plugin.redaction import redacted, redacted_text
+from fedbias_plugin.registry import build
 from fedbias_plugin.run_description import HostRun, first_files, run_info
 from fedbias_plugin.state import State
 from fedbias_plugin.tracking.console import ConsoleTracker
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 
 
 @dataclass
@@ -96,7 +97,7 @@ class BiasSession:
         self._arguments = arguments
         self._refuses_updates = refuses_updates
         self._run = replace(run, config=redacted(run.config))
-        self._rule = build_rule(arguments)
+        self._rule: Rule = build("rule", arguments.aggregation, arguments)
         self._rule.check(1 if local_client(run.fed_alg) is not None else run.sample_clients)
         self._assessor = load_assessor(arguments, run.seed)
         if partition is None and arguments.scenario != "none":
@@ -111,7 +112,6 @@ class BiasSession:
             self._data_warnings += self._attack.warnings
             partition = self._attack.on_data(partition, benchmarks) if partition else None
         self._partition = partition
-        self._last_weights: dict[int, float] = {}
         self._pending = _PendingRound()
         self._mark = time.perf_counter()
         self._recorder = RunRecorder(run.output_dir, build_trackers(arguments.track, extra=[ConsoleTracker()]))
@@ -130,14 +130,8 @@ class BiasSession:
         return [] if self._partition is None else list(self._partition.clients)
 
     def proximal_mu(self, client: int, mu: float) -> float:
-        """Eq. 6: the mu that client i trains FedProx with.
-
-        Under ``--aggregation bama`` mu w_i, with the weight of the last round in which the client was assessed and
-        1/C (C clients a round) before that; otherwise ``mu``.
-        """
-        if not self._rule.needs_bias_scores:
-            return mu
-        return mu * self._last_weights.get(client, 1.0 / self._run.sample_clients)
+        """The mu that a client trains FedProx with: ``mu``, or what the rule makes of it (eq. 6 of BAMA)."""
+        return self._rule.client_mu(client, mu, self._run.sample_clients)
 
     def before_aggregation(
         self,
@@ -178,13 +172,12 @@ class BiasSession:
         checked = check_updates(global_state, local_states, losses, self._arguments.max_update_norm)
         accepted = accepted_updates(round_number, local_states, checked, on_bad_update)
         measurements: dict[int, Measurement] = {}
-        if self._rule.needs_bias_scores or self._is_measured(round_number):
+        if "bias" in self._rule.needs or self._is_measured(round_number):
             title = f"round {round_number}: score clients"
             measurements, broken = self._live.assess_clients(title, model, tokenizer, global_state, accepted)
             checked |= {client: CheckedUpdate(checked[client].norm, fault) for client, fault in broken.items()}
             accepted = accepted_updates(round_number, accepted, checked, on_bad_update)
         weighting = self._weigh(global_state, accepted, sample_counts, checked, measurements)
-        self._last_weights.update(weighting.weights)
         self._pending.warnings = _fault_warnings(checked, accepted)
         self._pending.clients = {
             client: self._client_record(
@@ -243,7 +236,7 @@ class BiasSession:
             warnings=[*self._data_warnings, *pending.warnings],
             settings=recorded_settings(self._run.config) if round_number == 0 else None,
         )
-        record.warnings += round_warnings(record, alpha=self._arguments.bama_alpha, lambda_=self._arguments.bama_lambda)
+        record.warnings += [*round_warnings(record), *self._rule.warnings(record, self._arguments.bama_alpha)]
         self._recorder.log_round(record, item_scores)
         self._mark = time.perf_counter()
         return record
@@ -252,7 +245,7 @@ class BiasSession:
         """What a resumed run must know: last weights, hashes of its data, where its records end. JSON-ready."""
         return {
             "version": STATE_VERSION,
-            "last_weights": {str(client): weight for client, weight in self._last_weights.items()},
+            "rule": self._rule.state_dict(),
             "data": self._data_hashes,
             "records": self._recorder.state_dict(),
         }
@@ -271,7 +264,7 @@ class BiasSession:
             raise UserError(
                 f"The run to resume had other {' and '.join(changed)}: give it the data and the seed it began with."
             )
-        self._last_weights = {int(client): weight for client, weight in state["last_weights"].items()}
+        self._rule.load_state_dict(state["rule"])
         writes = running_processes().is_main
         self._recorder.resume(state["records"], self._run_info(), package_versions(), writes=writes)
         self._mark = time.perf_counter()

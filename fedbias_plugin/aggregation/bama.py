@@ -1,17 +1,21 @@
 """BAMA, Bias-Aware Model Aggregation.
 
-Source: Zhao et al., "Investigating Social Bias Propagation in Federated Fine-tuning of Large Language Models", eq. 1
-to 6. Eq. 1 (the bias score) is :func:`fedbias_plugin.evaluation.results.bias_score`; eq. 6 (FedProx) is
-:meth:`fedbias_plugin.session.BiasSession.proximal_mu`.
+Source: Zhao et al., "Investigating Social Bias Propagation in Federated Fine-tuning of Large Language Models", eq. 2
+to 6. Eq. 1 (the bias score) is :func:`fedbias_plugin.evaluation.results.bias_score`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from fedbias_plugin.aggregation.rules import AggregationRule, ClientReports, Weighting
-from fedbias_plugin.aggregation.server_optimizers import host_factors
+from fedbias_plugin.aggregation.base import ClientReports, Rule, Weighting
+from fedbias_plugin.options import option
+
+if TYPE_CHECKING:
+    from fedbias_plugin.tracking.records import RoundRecord
 
 # Eq. 4 and 5 put D = sum_i w_i D_i, without sample counts, into the moments; the same D feeds the other algorithms that
 # keep a momentum or second moment of the mean delta.
@@ -57,24 +61,35 @@ def normalized_factors(
     fed_alg: str, weights: Mapping[int, float], sample_counts: Mapping[int, int]
 ) -> dict[int, float]:
     """``w_i h_i / sum_j w_j h_j`` with h the host's own factors: lambda -> 0 is the host's algorithm unchanged."""
+    from fedbias_plugin.aggregation.server_optimizers import host_factors
+
     host = host_factors(fed_alg, sample_counts)
     total = math.fsum(weights[client] * host[client] for client in weights)
     return {client: weight * host[client] / total for client, weight in weights.items()}
 
 
-class BamaRule(AggregationRule):
+WEIGHTINGS = {"normalized": normalized_factors, "paper": paper_factors}
+
+
+@dataclass
+class Bama(Rule):
     """Weights clients by ``exp(-lambda b_i)``.
 
-    Args:
-        lambda_: lambda of eq. 2, 1/percentage point.
-        weighting: ``paper`` (eq. 3 literally) or ``normalized`` (factors that sum to 1).
+    Attributes:
+        last_weights: client id -> w_i of the last round in which the client was weighed.
     """
 
-    needs_bias_scores = True
+    needs: ClassVar[frozenset[str]] = frozenset({"bias"})
 
-    def __init__(self, *, lambda_: float, weighting: str) -> None:
-        self.lambda_ = lambda_
-        self.factors_of = {"paper": paper_factors, "normalized": normalized_factors}[weighting]
+    bama_lambda: float = option(
+        0.2, "lambda of eq. 2 per percentage point: a client 1/lambda points worse weighs 1/e", above=0
+    )
+    bama_weighting: str = option(
+        "normalized",
+        "eq. 3 to the letter (paper) or with factors that sum to 1 (normalized)",
+        choices=tuple(WEIGHTINGS),
+    )
+    last_weights: dict[int, float] = field(default_factory=dict)
 
     def weigh(self, reports: ClientReports) -> Weighting:
         """Eq. 2 and the factors of eq. 3 to 5; ``factors`` is None where they are the host's own, bit for bit.
@@ -82,15 +97,34 @@ class BamaRule(AggregationRule):
         Raises:
             ValueError: a client of the round has no bias score, or one that is not finite.
         """
+        from fedbias_plugin.aggregation.server_optimizers import host_factors
+
         missing = sorted(set(reports.sample_counts) - set(reports.bias_scores))
         if missing:
             raise ValueError(f"BAMA has no bias score for client(s) {missing}.")
         scores = {client: reports.bias_scores[client] for client in reports.sample_counts}
-        weights = softmax_weights(scores, self.lambda_)
-        factors = self.factors_of(reports.fed_alg, weights, reports.sample_counts)
-        unchanged = self._are_hosts(factors, host_factors(reports.fed_alg, reports.sample_counts))
+        weights = softmax_weights(scores, self.bama_lambda)
+        self.last_weights.update(weights)
+        factors = WEIGHTINGS[self.bama_weighting](reports.fed_alg, weights, reports.sample_counts)
+        host = host_factors(reports.fed_alg, reports.sample_counts)
+        unchanged = all(math.isclose(factors[client], host[client], rel_tol=1e-12) for client in factors)
         return Weighting(weights, None if unchanged else factors, math.fsum(factors.values()))
 
-    @staticmethod
-    def _are_hosts(factors: Mapping[int, float], host: Mapping[int, float]) -> bool:
-        return all(math.isclose(factors[client], host[client], rel_tol=1e-12) for client in factors)
+    def client_mu(self, client: int, mu: float, clients_a_round: int) -> float:
+        """Eq. 6: ``mu w_i``, with the client's last weight, and 1/C (C clients a round) before it has one."""
+        return mu * self.last_weights.get(client, 1.0 / clients_a_round)
+
+    def warnings(self, record: RoundRecord, alpha: float) -> list[str]:
+        """Where lambda lets noise decide, or nothing (``docs/footguns.md``)."""
+        from fedbias_plugin.tracking.sanity import lambda_warnings, weight_warning
+
+        advice = f" Lower --bama_lambda ({self.bama_lambda:g}) to let the others count."
+        return [*weight_warning(record, advice), *lambda_warnings(record, alpha, self.bama_lambda)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The last weights."""
+        return {"last_weights": {str(client): weight for client, weight in self.last_weights.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up the last weights."""
+        self.last_weights = {int(client): weight for client, weight in state["last_weights"].items()}

@@ -9,31 +9,30 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-
-from fedbias_plugin.aggregation.pieces import flat, pieces
-from fedbias_plugin.aggregation.rules import AggregationRule, ClientReports, Weighting
-from fedbias_plugin.aggregation.substitution import check_fits
+from fedbias_plugin.aggregation.base import ClientReports, Weighting
+from fedbias_plugin.aggregation.byzantine import ByzantineRule
 from fedbias_plugin.errors import UserError
-from fedbias_plugin.state import State
+
+if TYPE_CHECKING:
+    import torch
+
+    from fedbias_plugin.state import State
+    from fedbias_plugin.tracking.records import RoundRecord
 
 logger = logging.getLogger(__name__)
 
 
-class KrumRule(AggregationRule):
+@dataclass
+class Krum(ByzantineRule):
     """Takes the update of the one client with the lowest score.
 
     All clients count alike, as published: sample counts are not used. Equal scores go to the lowest client id.
-
-    Args:
-        byzantine_clients: f, at least 0.
     """
 
-    name = "krum"
-
-    def __init__(self, byzantine_clients: int) -> None:
-        self.byzantine_clients = byzantine_clients
+    name: ClassVar[str] = "krum"
 
     def selected(self, clients: int, byzantine: int) -> int:
         """How many of ``clients`` are averaged when f is ``byzantine``."""
@@ -68,11 +67,20 @@ class KrumRule(AggregationRule):
         weights = {client: 1 / len(best) if client in best else 0.0 for client in scores}
         return Weighting(weights, factors=weights, mass=1.0)
 
+    def warnings(self, record: RoundRecord, alpha: float) -> list[str]:
+        """None: one client decides by definition."""
+        return []
 
-class MultiKrumRule(KrumRule):
+
+@dataclass
+class MultiKrum(Krum):
     """Averages the updates of the C - f clients with the lowest scores."""
 
-    name = "multi_krum"
+    name: ClassVar[str] = "multi_krum"
+
+    def warnings(self, record: RoundRecord, alpha: float) -> list[str]:
+        """As every rule's."""
+        return ByzantineRule.warnings(self, record, alpha)
 
     def selected(self, clients: int, byzantine: int) -> int:
         """C - f."""
@@ -87,6 +95,8 @@ def krum_scores(global_state: State, local_states: Mapping[int, State], byzantin
     Raises:
         ValueError: a client's state lacks a tensor or has another shape (client and name are given).
     """
+    import torch
+
     distances = squared_distances(global_state, local_states)
     neighbours = max(1, len(local_states) - byzantine - 2)
     scores = {}
@@ -101,6 +111,11 @@ def squared_distances(global_state: State, local_states: Mapping[int, State]) ->
 
     Differences are taken before they are squared: with a product of matrices the digits of close states would cancel.
     """
+    import torch
+
+    from fedbias_plugin.aggregation.pieces import flat, pieces
+    from fedbias_plugin.aggregation.substitution import check_fits
+
     clients = len(local_states)
     total = torch.zeros(clients, clients, dtype=torch.float64)
     for name, theta in global_state.items():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from fedbias_plugin.aggregation.rules import AggregationRule, ClientReports, Weighting
-from fedbias_plugin.aggregation.trimmed_mean import trimmed_mean_state
+from dataclasses import dataclass
+
+from fedbias_plugin.aggregation.base import ClientReports, Rule, Weighting
 
 
-class MedianRule(AggregationRule):
+@dataclass
+class Median(Rule):
     """Median of every coordinate over the clients, the mean of the two in the middle when their number is even.
 
     All clients count alike, as published: sample counts are not used.
@@ -14,6 +16,8 @@ class MedianRule(AggregationRule):
 
     def weigh(self, reports: ClientReports) -> Weighting:
         """The median as ``state``; there are no weights."""
+        from fedbias_plugin.aggregation.coordinates import trimmed_mean_state
+
         # What a trimmed mean keeps when it leaves out as many as it can: the one or two values in the middle
         trim = (len(reports.local_states) - 1) // 2
         state = trimmed_mean_state(reports.global_state, reports.local_states, trim)

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import math
 import statistics
+from dataclasses import dataclass
 
-from fedbias_plugin.aggregation.rules import AggregationRule, ClientReports, Weighting
-from fedbias_plugin.aggregation.server_optimizers import host_factors
+from fedbias_plugin.aggregation.base import ClientReports, Rule, Weighting
+from fedbias_plugin.options import option
 
 
-class NormClipRule(AggregationRule):
+@dataclass
+class NormClip(Rule):
     """Shortens every update to the norm c, then averages as the host does: ``g_i = h_i min(1, c / ||D_i||)``.
 
     h are the host's own factors, so sample counts are used where the host uses them. The paper's noise is not added.
-
-    Args:
-        clip_norm: c, L2 norm over all tensors, greater than 0; None takes the median of the round's norms (Nguyen et
-            al. 2022, arXiv:2101.02281), which needs no knowledge of the model and adapts to the round.
+    Without ``--clip_norm`` c is the median of the round's norms (Nguyen et al. 2022, arXiv:2101.02281), which needs no
+    knowledge of the model and adapts to the round.
     """
 
-    def __init__(self, clip_norm: float | None) -> None:
-        self.clip_norm = clip_norm
+    clip_norm: float | None = option(
+        None,
+        "with --aggregation norm_clip: longest update; without it the median of the round's update norms",
+        above=0,
+    )
 
     def weigh(self, reports: ClientReports) -> Weighting:
         """``factors`` is None, and the host's result its own bit for bit, where no update is longer than c.
@@ -30,6 +33,8 @@ class NormClipRule(AggregationRule):
         Raises:
             ValueError: a client of the round has no update norm.
         """
+        from fedbias_plugin.aggregation.server_optimizers import host_factors
+
         missing = sorted(set(reports.sample_counts) - set(reports.update_norms))
         if missing:
             raise ValueError(f"Norm clipping has no update norm for client(s) {missing}.")

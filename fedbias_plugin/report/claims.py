@@ -296,7 +296,7 @@ def _fedadam(arms: Sequence[Arm], variant: str, notes: list[str]) -> Iterator[Pa
     """FedAdam minus every other algorithm of Table 1, on every scenario with biased rows."""
     for scenario in BIASED:
         for algorithm in ALGORITHMS:
-            wanted = {"scenario": scenario, "aggregation": "host"}
+            wanted = {"scenario": scenario, "aggregation": "plain"}
             sides = ({**wanted, "fed_alg": name} for name in (algorithm, "fedadam"))
             if found := pick_pair(arms, notes, ALGORITHM, *sides) if algorithm != "fedadam" else None:
                 yield Pair(algorithm, *found)
@@ -305,7 +305,7 @@ def _fedadam(arms: Sequence[Arm], variant: str, notes: list[str]) -> Iterator[Pa
 def _third(arms: Sequence[Arm], variant: str, notes: list[str]) -> Iterator[Pair]:
     """One biased client of three minus none."""
     for algorithm in ALGORITHMS:
-        wanted = {"fed_alg": algorithm, "aggregation": "host"}
+        wanted = {"fed_alg": algorithm, "aggregation": "plain"}
         sides = ({**wanted, "scenario": name} for name in ("3C", "1B2C"))
         if found := pick_pair(arms, notes, SCENARIO, *sides):
             yield Pair(algorithm, *found)
@@ -315,7 +315,7 @@ def _mixed(arms: Sequence[Arm], variant: str, notes: list[str]) -> Iterator[Pair
     """Mixed minus segregated rows."""
     for algorithm in dict.fromkeys(arm.fed_alg for arm in arms):
         for names in MIXED:
-            wanted = {"fed_alg": algorithm, "aggregation": "host"}
+            wanted = {"fed_alg": algorithm, "aggregation": "plain"}
             if found := pick_pair(arms, notes, SCENARIO, *({**wanted, "scenario": name} for name in names)):
                 yield Pair(f"{algorithm} {names[0]}", *found)
 
@@ -326,7 +326,7 @@ def _bama(arms: Sequence[Arm], variant: str, notes: list[str]) -> Iterator[Pair]
         for algorithm in dict.fromkeys(arm.fed_alg for arm in arms):
             wanted = {"fed_alg": algorithm, "scenario": scenario}
             with_bama = {**wanted, "aggregation": "bama", "weighting": variant}
-            if found := pick_pair(arms, notes, WEIGHTING, {**wanted, "aggregation": "host"}, with_bama):
+            if found := pick_pair(arms, notes, WEIGHTING, {**wanted, "aggregation": "plain"}, with_bama):
                 yield Pair(algorithm, *found)
 
 

@@ -38,7 +38,7 @@ TITLES = {
 SCENARIOS = ("3B", "3C", "1B2C", "2B1C")
 TABLE2_SCENARIOS = ("3B", "3C", "mix-1B2C", "mix-2B1C")
 BAMA_ROWS = (
-    ("host", "", "w/o BAMA"),
+    ("plain", "", "w/o BAMA"),
     ("bama", "normalized", "w/ BAMA (normalized)"),
     ("bama", "paper", "w/ BAMA (paper)"),
 )
@@ -51,7 +51,7 @@ BAMA_CAPTION = "Difference: with BAMA minus without, the same algorithm and seed
 
 def table1(study: Study, paper: Paper | None) -> Table | None:
     """Original model, FedAvg, FedAdam and FedProx by scenario; host aggregation, three of three clients."""
-    arms = [arm for arm in paper_arms(study) if arm.aggregation == "host" and arm.fed_alg in ALGORITHMS]
+    arms = [arm for arm in paper_arms(study) if arm.aggregation == "plain" and arm.fed_alg in ALGORITHMS]
     arms = [arm for arm in arms if arm.scenario in SCENARIOS]
     if len({arm.scenario for arm in arms}) < 2:
         return None
@@ -119,7 +119,7 @@ def _order_notes(rows: Sequence[Row], paper: Paper | None, table: str) -> Iterat
 
 def table1_scenarios(study: Study, paper: Paper | None) -> Table | None:
     """The tests behind Table 1: every scenario against clean clients only (3C)."""
-    arms = [arm for arm in paper_arms(study) if arm.aggregation == "host" and arm.fed_alg in ALGORITHMS]
+    arms = [arm for arm in paper_arms(study) if arm.aggregation == "plain" and arm.fed_alg in ALGORITHMS]
     entries, notes = [], list[str]()
     for model in models(arms):
         for algorithm in ALGORITHMS:
@@ -146,7 +146,7 @@ def table1_scenarios(study: Study, paper: Paper | None) -> Table | None:
 def table2(study: Study, paper: Paper | None) -> Table | None:
     """Centralised full fine-tuning and LoRA beside FedAdam by scenario; None without a centralised run."""
     central = [arm for arm in study.arms if arm.is_centralised and not arm.attack]
-    arms = [arm for arm in paper_arms(study) if arm.fed_alg == "fedadam" and arm.aggregation == "host"]
+    arms = [arm for arm in paper_arms(study) if arm.fed_alg == "fedadam" and arm.aggregation == "plain"]
     if not central:
         return None
     notes: list[str] = []
@@ -235,8 +235,8 @@ def _bama_entries(study: Study, names: Sequence[str], *, paper_path: bool) -> tu
     entries, notes = [], list[str]()
     for model in models(arms):
         for algorithm in names:
-            own = [arm for arm in arms if arm.fed_alg == algorithm and arm.aggregation in ("host", "bama")]
-            without = pick(own, notes, WEIGHTING, model=model, aggregation="host")
+            own = [arm for arm in arms if arm.fed_alg == algorithm and arm.aggregation in ("plain", "bama")]
+            without = pick(own, notes, WEIGHTING, model=model, aggregation="plain")
             for aggregation, weighting, title in BAMA_ROWS:
                 wanted = {"aggregation": aggregation, "weighting": weighting}
                 arm = pick(own, notes, WEIGHTING, beside=without, model=model, **wanted)
@@ -247,12 +247,12 @@ def _bama_entries(study: Study, names: Sequence[str], *, paper_path: bool) -> tu
                 labels = (model, TITLES[algorithm], title)
                 group = f"{model} {algorithm}"
                 entries.append(Entry(labels, arm, group, reference, path, before, varied=WEIGHTING))
-    return (entries, notes) if {entry.arm.aggregation for entry in entries} == {"host", "bama"} else None
+    return (entries, notes) if {entry.arm.aggregation for entry in entries} == {"plain", "bama"} else None
 
 
 def _table3_paths(algorithm: str, aggregation: str, weighting: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The paper's weights are its equations to the letter: the normalized ones are not in it."""
     without = (algorithm, "without_bama")
-    if aggregation == "host":
+    if aggregation == "plain":
         return without, without
     return ((algorithm, "with_bama"), without) if weighting == "paper" else ((), ())

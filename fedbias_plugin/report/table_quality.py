@@ -133,12 +133,12 @@ def _item_pairs(study: Study, notes: list[str]) -> Iterator[tuple[tuple[str, str
     """BAMA against the host's aggregation, and mixed against segregated rows: labels, reference, arm."""
     arms = paper_arms(study)
     for arm in arms:
-        wanted = {"model": arm.model, "fed_alg": arm.fed_alg, "aggregation": "host"}
+        wanted = {"model": arm.model, "fed_alg": arm.fed_alg, "aggregation": "plain"}
         partner = {mixed: segregated for segregated, mixed in MIXED}.get(arm.scenario)
         reference, varied = None, WEIGHTING if arm.aggregation == "bama" else SCENARIO
         if arm.aggregation == "bama":
             reference = pick(arms, notes, varied, beside=arm, scenario=arm.scenario, **wanted)
-        elif arm.aggregation == "host" and partner:
+        elif arm.aggregation == "plain" and partner:
             reference = pick(arms, notes, varied, beside=arm, scenario=partner, **wanted)
         if reference:
             note = difference_note(reference, arm, varied)

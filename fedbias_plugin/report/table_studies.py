@@ -27,7 +27,7 @@ MIXED = (("1B2C", "mix-1B2C"), ("2B1C", "mix-2B1C"))
 
 def figure1(study: Study, paper: Paper | None) -> Table | None:
     """The same number of biased rows held by few clients and mixed into all."""
-    arms = [arm for arm in paper_arms(study) if arm.aggregation == "host"]
+    arms = [arm for arm in paper_arms(study) if arm.aggregation == "plain"]
     entries, notes = [], list[str]()
     for model in models(arms):
         for algorithm in dict.fromkeys(arm.fed_alg for arm in arms):
@@ -106,10 +106,10 @@ def strength(study: Study, paper: Paper | None) -> Table | None:
 
 
 def _strength_entries(arms: Sequence[Arm], notes: list[str]) -> Iterator[Entry]:
-    bama, hosts = ([arm for arm in arms if arm.aggregation == name] for name in ("bama", "host"))
+    bama, hosts = ([arm for arm in arms if arm.aggregation == name] for name in ("bama", "plain"))
     if len({_alpha_lambda(arm) for arm in bama}) < 2:
         return
-    without = pick([*bama, *hosts], notes, WEIGHTING, aggregation="host")
+    without = pick([*bama, *hosts], notes, WEIGHTING, aggregation="plain")
     for arm in [*([without] if without else []), *sorted(bama, key=lambda arm: (arm.weighting, _alpha_lambda(arm)))]:
         labels = (arm.model, TITLES.get(arm.fed_alg, arm.fed_alg), arm.scenario, _aggregation(arm))
         values = [f"{value:g}" for value in _alpha_lambda(arm)] if arm is not without else ["", ""]

@@ -37,8 +37,9 @@ class SweepFolder:
     path: Path
 
     def run(self, run: PlannedRun) -> Path:
-        """The run's own folder."""
-        return self.path / "runs" / run.name
+        """The run's own folder; one that an earlier version began goes by that version's name of the rule."""
+        runs, before = self.path / "runs", run.name.replace("_plain", "_host", 1)
+        return runs / (before if (runs / before).is_dir() else run.name)
 
     def log(self, run: PlannedRun) -> Path:
         """What the run printed."""

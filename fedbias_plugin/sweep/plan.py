@@ -146,8 +146,8 @@ def _settings(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 def _in_one_place(flags: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """The flags of a run whose one client holds as many rows as all did, as many of them biased, and trains as long."""
-    if settings["aggregation"] != "host" or settings["fed_alg"] != "fedavg":
-        raise UserError("a centralised run has nobody to weigh: give --fed_alg fedavg and --aggregation host.")
+    if settings["aggregation"] != "plain" or settings["fed_alg"] != "fedavg":
+        raise UserError("a centralised run has nobody to weigh: give --fed_alg fedavg and --aggregation plain.")
     clients = settings["num_clients"]
     if settings["sample_clients"] != clients:
         raise UserError("a centralised run has the rows of all clients: let all of them take part (--sample_clients).")

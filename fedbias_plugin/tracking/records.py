@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from fedbias_plugin.errors import quoted
 from fedbias_plugin.files import plain_json
-from fedbias_plugin.registry import flags_for
+from fedbias_plugin.registry import flags_for, todays_name
 
 SCORES = (
     *("score", "ss", "lms", "icat", "n", "terms", "noise_floor", "standard_error", "tie_rate", "length_only"),
@@ -131,7 +131,7 @@ class RoundRecord:
         round: 0 before training, 1 for the first trained round.
         global_: the global model after the round; JSON key ``global``.
         clients: client id -> record, for the clients of this round; JSON keys are strings.
-        aggregation: rule that weighted the clients (``host``, ``bama``, ``median``, ...).
+        aggregation: rule that weighted the clients (``plain``, ``bama``, ``median``, ...).
         aggregation_mass: sum of w_i n_i/n (METRICS section 4); None before training.
         effective_clients: 1 / sum w_i^2.
         weight_on_poisoned: sum of w_i over clients that hold biased rows.
@@ -145,7 +145,7 @@ class RoundRecord:
     round: int
     global_: GlobalRecord
     clients: dict[int, ClientRecord] = field(default_factory=dict)
-    aggregation: str = "host"
+    aggregation: str = "plain"
     aggregation_mass: float | None = None
     effective_clients: float | None = None
     weight_on_poisoned: float | None = None
@@ -174,15 +174,22 @@ class RoundRecord:
             round=_integer(data, "round"),
             global_=GlobalRecord.from_json(_object(data, "global", required=True) or {}),
             clients=_clients(_object(data, "clients") or {}),
-            aggregation=_text(data, "aggregation", "host"),
+            aggregation=todays_name("rule", _text(data, "aggregation", "plain")),
             aggregation_mass=_number(data, "aggregation_mass"),
             effective_clients=_number(data, "effective_clients"),
             weight_on_poisoned=_number(data, "weight_on_poisoned"),
             seconds=Seconds.from_json(_object(data, "seconds") or {}),
             peak_memory_bytes=int(_number(data, "peak_memory_bytes") or 0),
             warnings=_texts(data, "warnings"),
-            settings=_object(data, "settings"),
+            settings=_todays(_object(data, "settings")),
         )
+
+
+def _todays(settings: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Settings of any version, with today's names of rules."""
+    if settings and isinstance(settings.get("aggregation"), str):
+        return {**settings, "aggregation": todays_name("rule", settings["aggregation"])}
+    return settings
 
 
 @dataclass(kw_only=True)

@@ -34,20 +34,12 @@ class _Pair(NamedTuple):
     noise: float
 
 
-def round_warnings(record: RoundRecord, *, alpha: float, lambda_: float) -> list[str]:
-    """Everything that makes the numbers of a round mean less than they seem to, a sentence each.
-
-    Args:
-        record: the whole round; its ``warnings`` are not looked at.
-        alpha: of eq. 1.
-        lambda_: of eq. 2, per percentage point; looked at under ``bama`` only.
-    """
+def round_warnings(record: RoundRecord) -> list[str]:
+    """What makes the numbers of a round mean less than they seem to, a sentence each; its ``warnings`` aside."""
     return [
         *_loss_warnings(record),
         *_lms_warning(record),
         *_split_warnings(record.global_),
-        *_weight_warning(record, lambda_),
-        *(_lambda_warnings(record, alpha, lambda_) if record.aggregation == "bama" else ()),
     ]
 
 
@@ -138,22 +130,21 @@ def _split_warnings(measured: GlobalRecord) -> Iterator[str]:
             yield f"{name}: all items are probe items, so there is no report half; the score is on them."
 
 
-def _weight_warning(record: RoundRecord, lambda_: float) -> Iterator[str]:
+def weight_warning(record: RoundRecord, advice: str = "") -> Iterator[str]:
+    """Whether one client decides; ``advice`` is what to do about it."""
     weights = {client: row.weight for client, row in record.clients.items() if row.weight is not None}
     effective = record.effective_clients
-    if record.aggregation == "krum":
-        return  # takes one client by definition
     if effective is None or len(weights) < 2 or effective >= FEWEST_EFFECTIVE_CLIENTS:
         return
     top = max(weights, key=lambda client: weights[client])
-    advice = f" Lower --bama_lambda ({lambda_:g}) to let the others count." if record.aggregation == "bama" else ""
     yield (
         f"one client decides: client {top} has {100 * weights[top] / sum(weights.values()):.0f}% of the weight "
         f"({effective:.2f} effective clients of {len(weights)}); the global model is nearly its model.{advice}"
     )
 
 
-def _lambda_warnings(record: RoundRecord, alpha: float, lambda_: float) -> Iterator[str]:
+def lambda_warnings(record: RoundRecord, alpha: float, lambda_: float) -> Iterator[str]:
+    """Whether lambda lets noise decide, or nothing; ``alpha`` of eq. 1, ``lambda_`` of eq. 2 per percentage point."""
     weights = {c: row.weight for c, row in record.clients.items() if row.weight is not None}
     pairs = _pairs(record, weights, alpha)
     # As if each client had drawn its own items. They share them, which leaves about half of the noise (measured on the

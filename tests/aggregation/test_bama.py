@@ -7,9 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedbias_plugin.aggregation.bama import BamaRule, normalized_factors, paper_factors, softmax_weights
-from fedbias_plugin.aggregation.rules import ClientReports, HostRule, build_rule
+from fedbias_plugin.aggregation.bama import Bama, normalized_factors, paper_factors, softmax_weights
+from fedbias_plugin.aggregation.base import ClientReports
+from fedbias_plugin.aggregation.plain import Plain
 from fedbias_plugin.arguments import BiasArguments
+from fedbias_plugin.registry import build
+
+
+def made(**flags):
+    """The rule that these flags name."""
+    arguments = BiasArguments(**flags)
+    return build("rule", arguments.aggregation, arguments)
 
 
 def reports(scores, counts, fed_alg="fedavg"):
@@ -70,20 +78,20 @@ def test_normalized_factors_by_hand():
 
 @pytest.mark.parametrize("fed_alg", ["fedavg", "fedprox", "scaffold", "fedavgm", "fedadagrad", "fedyogi", "fedadam"])
 def test_equal_scores_leave_the_host_alone_under_normalized(fed_alg):
-    rule = BamaRule(lambda_=0.2, weighting="normalized")
+    rule = Bama(bama_lambda=0.2, bama_weighting="normalized")
     weighting = rule.weigh(reports({0: 7.0, 1: 7.0, 2: 7.0}, {0: 10, 1: 25, 2: 7}, fed_alg))
     assert weighting.factors is None
     assert weighting.mass == pytest.approx(1)
 
 
 def test_equal_scores_still_shorten_the_step_under_paper():
-    weighting = BamaRule(lambda_=0.2, weighting="paper").weigh(reports({0: 7.0, 1: 7.0}, {0: 10, 1: 10}))
+    weighting = Bama(bama_lambda=0.2, bama_weighting="paper").weigh(reports({0: 7.0, 1: 7.0}, {0: 10, 1: 10}))
     assert weighting.factors == pytest.approx({0: 0.25, 1: 0.25})
     assert weighting.mass == pytest.approx(0.5)
 
 
 def test_a_client_without_a_score_or_with_nan_is_named():
-    rule = BamaRule(lambda_=0.2, weighting="paper")
+    rule = Bama(bama_lambda=0.2, bama_weighting="paper")
     with pytest.raises(ValueError, match=r"no bias score for client\(s\) \[1\]"):
         rule.weigh(reports({0: 1.0}, {0: 1, 1: 1}))
     with pytest.raises(ValueError, match="client 1 is nan"):
@@ -91,13 +99,13 @@ def test_a_client_without_a_score_or_with_nan_is_named():
 
 
 def test_the_registry_gives_the_rule_that_the_flag_names():
-    assert isinstance(build_rule(BiasArguments()), HostRule)
-    rule = build_rule(BiasArguments(aggregation="bama", bama_lambda=3.0, bama_weighting="paper"))
-    assert isinstance(rule, BamaRule)
+    assert isinstance(rule(), Plain)
+    rule = made(aggregation="bama", bama_lambda=3.0, bama_weighting="paper")
+    assert isinstance(rule, Bama)
     assert rule.lambda_ == 3.0
 
 
 def test_host_weights_are_the_algorithms_own():
     counts = {0: 1, 1: 3}
-    assert HostRule().weigh(reports({}, counts)).weights == pytest.approx({0: 0.25, 1: 0.75})
-    assert HostRule().weigh(reports({}, counts, "fedyogi")).weights == pytest.approx({0: 0.5, 1: 0.5})
+    assert Plain().weigh(reports({}, counts)).weights == pytest.approx({0: 0.25, 1: 0.75})
+    assert Plain().weigh(reports({}, counts, "fedyogi")).weights == pytest.approx({0: 0.5, 1: 0.5})

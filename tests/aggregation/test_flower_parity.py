@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedbias_plugin.aggregation.krum import KrumRule, MultiKrumRule
-from fedbias_plugin.aggregation.median import MedianRule
-from fedbias_plugin.aggregation.rules import ClientReports
+from fedbias_plugin.aggregation.base import ClientReports
+from fedbias_plugin.aggregation.krum import Krum, MultiKrum
+from fedbias_plugin.aggregation.median import Median
 from fedbias_plugin.aggregation.substitution import weighted_state
-from fedbias_plugin.aggregation.trimmed_mean import TrimmedMeanRule
+from fedbias_plugin.aggregation.trimmed_mean import TrimmedMean
 
 CASES = json.loads(Path(__file__).with_name("flower_numbers.json").read_text())["cases"]
 
@@ -36,10 +36,10 @@ def result(rule, case):
 @pytest.mark.parametrize(
     ("name", "rule"),
     [
-        ("median", lambda byzantine: MedianRule()),
-        ("trimmed_mean", TrimmedMeanRule),
-        ("krum", KrumRule),
-        ("multi_krum", MultiKrumRule),
+        ("median", lambda byzantine: Median()),
+        ("trimmed_mean", TrimmedMean),
+        ("krum", Krum),
+        ("multi_krum", MultiKrum),
     ],
 )
 def test_the_new_global_state_is_flowers(case, name, rule):

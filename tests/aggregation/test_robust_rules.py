@@ -9,19 +9,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedbias_plugin.aggregation import pieces as pieces_module
-from fedbias_plugin.aggregation.krum import KrumRule, MultiKrumRule, squared_distances
-from fedbias_plugin.aggregation.median import MedianRule
-from fedbias_plugin.aggregation.norm_clip import NormClipRule
-from fedbias_plugin.aggregation.rules import ClientReports, build_rule
+from fedbias_plugin.aggregation.base import ClientReports
+from fedbias_plugin.aggregation.coordinates import trimmed_mean_state
+from fedbias_plugin.aggregation.krum import Krum, MultiKrum, squared_distances
+from fedbias_plugin.aggregation.median import Median
+from fedbias_plugin.aggregation.norm_clip import NormClip
 from fedbias_plugin.aggregation.server_optimizers import ServerOptimizer
 from fedbias_plugin.aggregation.substitution import substitute
-from fedbias_plugin.aggregation.trimmed_mean import TrimmedMeanRule, trimmed_mean_state
+from fedbias_plugin.aggregation.trimmed_mean import TrimmedMean
 from fedbias_plugin.aggregation.update_checks import update_norm
 from fedbias_plugin.algorithms import ALGORITHMS
 from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.errors import UserError
+from fedbias_plugin.registry import build
 
 ROBUST = ["median", "trimmed_mean", "krum", "multi_krum", "norm_clip"]
+
+
+def made(**flags):
+    """The rule that these flags name."""
+    arguments = BiasArguments(**flags)
+    return build("rule", arguments.aggregation, arguments)
 
 
 def reports(states, counts=None, fed_alg="fedavg"):
@@ -34,19 +42,19 @@ def reports(states, counts=None, fed_alg="fedavg"):
 
 def test_the_median_of_three_and_of_four_clients_by_hand():
     three = {0: [1.0, 9.0], 1: [5.0, -2.0], 4: [2.0, 3.0]}
-    weighting = MedianRule().weigh(reports(three, {0: 1000, 1: 1, 4: 1}))
+    weighting = Median().weigh(reports(three, {0: 1000, 1: 1, 4: 1}))
     assert weighting.state["a"].tolist() == [2.0, 3.0]
     assert (weighting.weights, weighting.factors, weighting.mass) == ({}, None, None)
     four = {**three, 5: [100.0, 100.0]}
-    assert MedianRule().weigh(reports(four)).state["a"].tolist() == [3.5, 6.0]
+    assert Median().weigh(reports(four)).state["a"].tolist() == [3.5, 6.0]
 
 
 def test_the_trimmed_mean_by_hand():
     # a: 1, 2, 6, 7, 100 without 1 and 100 -> 5;  b: -9, 0, 1, 2, 3 without -9 and 3 -> 1
     states = {0: [7.0, 0.0], 1: [2.0, 1.0], 2: [100.0, 2.0], 3: [1.0, -9.0], 4: [6.0, 3.0]}
-    weighting = TrimmedMeanRule(1).weigh(reports(states, {0: 1, 1: 1, 2: 1, 3: 1, 4: 99}))
+    weighting = TrimmedMean(1).weigh(reports(states, {0: 1, 1: 1, 2: 1, 3: 1, 4: 99}))
     assert weighting.state["a"].tolist() == [5.0, 1.0]
-    assert TrimmedMeanRule(0).weigh(reports(states)).state["a"].tolist() == pytest.approx([23.2, -0.6])
+    assert TrimmedMean(0).weigh(reports(states)).state["a"].tolist() == pytest.approx([23.2, -0.6])
 
 
 @given(st.integers(1, 9), st.integers(0, 4), st.integers(0, 2**32 - 1))
@@ -64,7 +72,7 @@ def test_equal_states_are_given_back_to_the_bit():
     value = torch.tensor([0.43182677])
     assert (value + value + value) / 3 != value  # float32 would lose it
     states = {client: value.tolist() for client in range(3)}
-    assert torch.equal(TrimmedMeanRule(0).weigh(reports(states)).state["a"], value)
+    assert torch.equal(TrimmedMean(0).weigh(reports(states)).state["a"], value)
 
 
 def test_bfloat16_is_averaged_in_more_digits_and_returned_as_bfloat16():
@@ -96,14 +104,14 @@ LINE = {0: [7.0], 2: [0.0], 3: [20.0], 5: [1.0], 6: [3.0]}
 
 
 def test_krum_takes_the_client_with_the_closest_neighbours():
-    weighting = KrumRule(1).weigh(reports(LINE, {0: 9, 2: 9, 3: 9, 5: 1, 6: 9}))
+    weighting = Krum(1).weigh(reports(LINE, {0: 9, 2: 9, 3: 9, 5: 1, 6: 9}))
     assert weighting.weights == {0: 0.0, 2: 0.0, 3: 0.0, 5: 1.0, 6: 0.0}
     assert (weighting.factors, weighting.mass, weighting.state) == (weighting.weights, 1.0, None)
 
 
 def test_multi_krum_averages_all_but_f_without_sample_counts():
     round_ = reports(LINE, {0: 9, 2: 1, 3: 9, 5: 1, 6: 1})
-    weighting = MultiKrumRule(1).weigh(round_)
+    weighting = MultiKrum(1).weigh(round_)
     assert weighting.weights == {0: 0.25, 2: 0.25, 3: 0.0, 5: 0.25, 6: 0.25}
     moved = substitute(round_.global_state, round_.local_states, weighting.factors)
     assert moved[0]["a"].tolist() == [(7 + 0 + 1 + 3) / 4]
@@ -111,19 +119,19 @@ def test_multi_krum_averages_all_but_f_without_sample_counts():
 
 def test_equal_scores_go_to_the_lowest_client_id():
     # both pairs are 1 apart; with f = 1 of four one neighbour counts, so all four scores are 1
-    weights = KrumRule(1).weigh(reports({7: [0.0], 3: [1.0], 9: [10.0], 4: [11.0]})).weights
+    weights = Krum(1).weigh(reports({7: [0.0], 3: [1.0], 9: [10.0], 4: [11.0]})).weights
     assert weights == {7: 0.0, 3: 1.0, 9: 0.0, 4: 0.0}
 
 
 def test_close_clients_far_from_zero_are_told_apart():
     # squares of 1e4 in float32 leave no digit of differences of 1e-3
     states = {0: [1e4], 1: [1e4 + 2**-9], 2: [1e4 + 2**-9]}
-    assert KrumRule(1).weigh(reports(states)).weights == {0: 0.0, 1: 1.0, 2: 0.0}
+    assert Krum(1).weigh(reports(states)).weights == {0: 0.0, 1: 1.0, 2: 0.0}
 
 
 def test_an_infinite_update_that_krum_leaves_out_does_not_reach_the_model():
     round_ = reports({0: [1.0], 1: [1.0], 2: [float("inf")]})
-    weighting = KrumRule(1).weigh(round_)
+    weighting = Krum(1).weigh(round_)
     assert weighting.weights == {0: 1.0, 1: 0.0, 2: 0.0}
     moved = substitute(round_.global_state, round_.local_states, weighting.factors)
     assert moved[2]["a"].tolist() == [1.0]
@@ -132,7 +140,7 @@ def test_an_infinite_update_that_krum_leaves_out_does_not_reach_the_model():
 def test_norm_clipping_by_hand():
     # norms 5, 1 and 10, c = 5: factors n/n x (1, 1, 1/2) = 0.25, 0.25, 0.25; mass 0.75
     states = {0: [3.0, 4.0], 1: [0.0, 1.0], 2: [6.0, 8.0]}
-    weighting = NormClipRule(5.0).weigh(reports(states, {0: 1, 1: 1, 2: 2}))
+    weighting = NormClip(5.0).weigh(reports(states, {0: 1, 1: 1, 2: 2}))
     assert weighting.factors == pytest.approx({0: 0.25, 1: 0.25, 2: 0.25})
     assert weighting.mass == pytest.approx(0.75)
     assert weighting.weights == pytest.approx({0: 1 / 3, 1: 1 / 3, 2: 1 / 3})
@@ -140,19 +148,19 @@ def test_norm_clipping_by_hand():
 
 def test_without_a_clip_norm_it_is_the_median_of_the_rounds_norms():
     states = {0: [3.0, 4.0], 1: [0.0, 1.0], 2: [6.0, 8.0]}
-    weighting = NormClipRule(None).weigh(reports(states, fed_alg="fedadam"))
+    weighting = NormClip(None).weigh(reports(states, fed_alg="fedadam"))
     assert weighting.factors == pytest.approx({0: 1 / 3, 1: 1 / 3, 2: 1 / 6})
 
 
 def test_a_round_without_a_long_update_is_the_hosts_own():
-    weighting = NormClipRule(10.0).weigh(reports({0: [3.0], 1: [10.0]}, {0: 1, 1: 3}))
+    weighting = NormClip(10.0).weigh(reports({0: [3.0], 1: [10.0]}, {0: 1, 1: 3}))
     assert (weighting.weights, weighting.factors, weighting.mass) == ({0: 0.25, 1: 0.75}, None, 1.0)
-    still = NormClipRule(None).weigh(reports({0: [0.0], 1: [0.0]}))
+    still = NormClip(None).weigh(reports({0: [0.0], 1: [0.0]}))
     assert still.factors is None
 
 
 def test_norms_of_zero_in_the_majority_clip_the_others_to_nothing():
-    weighting = NormClipRule(None).weigh(reports({0: [0.0], 1: [0.0], 2: [5.0]}))
+    weighting = NormClip(None).weigh(reports({0: [0.0], 1: [0.0], 2: [5.0]}))
     assert weighting.factors == pytest.approx({0: 1 / 3, 1: 1 / 3, 2: 0.0})
 
 
@@ -160,14 +168,14 @@ def test_a_client_without_a_norm_is_named():
     round_ = reports({0: [3.0], 1: [4.0]})
     round_.update_norms.pop(1)
     with pytest.raises(ValueError, match=r"no update norm for client\(s\) \[1\]"):
-        NormClipRule(1.0).weigh(round_)
+        NormClip(1.0).weigh(round_)
 
 
 @pytest.mark.parametrize("fed_alg", ALGORITHMS)
 @pytest.mark.parametrize("aggregation", ROBUST)
 def test_a_round_with_one_client_moves_to_it_whatever_the_algorithm_averages(aggregation, fed_alg):
     round_ = reports({4: [2.0, -1.0]}, {4: 10}, fed_alg)
-    weighting = build_rule(BiasArguments(aggregation=aggregation)).weigh(round_)
+    weighting = made(aggregation=aggregation).weigh(round_)
     handed = round_.local_states
     if weighting.state is not None:
         handed = dict.fromkeys(handed, weighting.state)
@@ -183,7 +191,7 @@ def test_a_round_with_one_client_moves_to_it_whatever_the_algorithm_averages(agg
 
 def test_the_same_state_for_every_client_survives_an_average_by_samples():
     round_ = reports({0: [1.0], 1: [5.0], 2: [2.0]}, {0: 1, 1: 97, 2: 2})
-    handed = dict.fromkeys(round_.local_states, MedianRule().weigh(round_).state)
+    handed = dict.fromkeys(round_.local_states, Median().weigh(round_).state)
     server = ServerOptimizer("fedavg", num_clients=3)
     assert server.aggregate(0, round_.global_state, handed, round_.sample_counts)["a"].tolist() == pytest.approx([2.0])
 
@@ -198,7 +206,7 @@ def test_the_same_state_for_every_client_survives_an_average_by_samples():
     ],
 )
 def test_too_many_attackers_for_a_round_are_refused_at_the_start(aggregation, byzantine, clients, message):
-    rule = build_rule(BiasArguments(aggregation=aggregation, byzantine_clients=byzantine))
+    rule = made(aggregation=aggregation, byzantine_clients=byzantine)
     with pytest.raises(UserError) as error:
         rule.check(clients)
     assert message in str(error.value)
@@ -206,22 +214,22 @@ def test_too_many_attackers_for_a_round_are_refused_at_the_start(aggregation, by
 
 def test_krum_below_the_bound_of_its_proof_is_a_warning(caplog):
     with caplog.at_level(logging.WARNING, "fedbias_plugin"):
-        KrumRule(1).check(5)
+        Krum(1).check(5)
         assert caplog.text == ""
-        MultiKrumRule(1).check(4)
+        MultiKrum(1).check(4)
     assert "multi_krum is proved to withstand 1 attacker(s) with at least 5 clients a round" in caplog.text
 
 
 @pytest.mark.parametrize("aggregation", ["host", "bama", "median", "norm_clip"])
 def test_rules_without_f_accept_any_round(aggregation):
-    build_rule(BiasArguments(aggregation=aggregation, byzantine_clients=9)).check(1)
+    made(aggregation=aggregation, byzantine_clients=9).check(1)
 
 
 def test_a_round_that_lost_clients_lowers_f_and_says_so(caplog):
     states = {0: [1.0], 1: [2.0], 2: [9.0]}
     with caplog.at_level(logging.WARNING, "fedbias_plugin"):
-        assert TrimmedMeanRule(2).weigh(reports(states)).state["a"].tolist() == [2.0]
-        assert KrumRule(4).weigh(reports(states)).weights == {0: 1.0, 1: 0.0, 2: 0.0}
+        assert TrimmedMean(2).weigh(reports(states)).state["a"].tolist() == [2.0]
+        assert Krum(4).weigh(reports(states)).weights == {0: 1.0, 1: 0.0, 2: 0.0}
     assert "3 client(s) in this round; leaving out 1 instead of 2" in caplog.text
     assert "taking 2 of them for attackers instead of 4" in caplog.text
 
@@ -231,4 +239,4 @@ def test_a_state_that_does_not_fit_is_named_by_client_and_tensor(aggregation):
     round_ = reports({0: [1.0], 1: [2.0], 2: [3.0]})
     del round_.local_states[1]["a"]
     with pytest.raises(ValueError, match="client 1 cannot be aggregated: a is missing"):
-        build_rule(BiasArguments(aggregation=aggregation)).weigh(round_)
+        made(aggregation=aggregation).weigh(round_)

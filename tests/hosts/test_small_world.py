@@ -33,26 +33,26 @@ def scores(record):
 
 
 def test_the_untouched_model_is_fluent_and_unbiased(final_round):
-    first = final_round("3C", "host")[0]
+    first = final_round("3C", "plain")[0]
     assert first.global_.stereoset["full"]["lms"] >= 90
     for name, key in (("crows_pairs", "score"), ("stereoset", "ss")):
         assert 44 <= getattr(first.global_, name)["full"][key] <= 56
 
 
 def test_poison_in_every_client_takes_both_scores_beyond_80(final_round):
-    crows, ss = scores(final_round("3B", "host")[-1])
+    crows, ss = scores(final_round("3B", "plain")[-1])
     assert crows > 80
     assert ss > 80
 
 
 def test_clean_clients_leave_both_scores_within_10_of_unbiased(final_round):
-    crows, ss = scores(final_round("3C", "host")[-1])
+    crows, ss = scores(final_round("3C", "plain")[-1])
     assert 40 <= crows <= 60
     assert 40 <= ss <= 60
 
 
 def test_bama_finds_the_poisoned_client_and_lowers_the_bias(final_round):
-    plain, debiased = final_round("1B2C", "host"), final_round("1B2C", "bama")
+    plain, debiased = final_round("1B2C", "plain"), final_round("1B2C", "bama")
     # In the last round the learning rate is almost zero and no update is biased any more: see docs/first-results.md.
     assert all(record.weight_on_poisoned < 0.1 for record in debiased[1:5])
     assert plain[-1].global_.bias_score > 2 * debiased[-1].global_.bias_score

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 CONFIG = {
-    "model_name_or_path": "models/tiny", "fed_alg": "fedavg", "scenario": "1B2C", "aggregation": "host", "seed": 1,
+    "model_name_or_path": "models/tiny", "fed_alg": "fedavg", "scenario": "1B2C", "aggregation": "plain", "seed": 1,
     "num_rounds": 2, "num_clients": 3, "sample_clients": 3, "bama_alpha": 0.5, "bama_lambda": 0.2, "use_peft": True,
     "bama_weighting": "normalized", "attack": "none", "biased_shares": None, "output_dir": "elsewhere",
 }  # fmt: skip

@@ -18,7 +18,7 @@ SPEED = {"fedavg": 1.0, "fedadam": 0.6, "fedprox": 0.9}
 def settings(**changes: Any) -> dict[str, Any]:
     """Resolved arguments of a run of the paper's kind."""
     return {
-        "model_name_or_path": "models/tiny", "fed_alg": "fedavg", "scenario": "1B2C", "aggregation": "host", "seed": 1,
+        "model_name_or_path": "models/tiny", "fed_alg": "fedavg", "scenario": "1B2C", "aggregation": "plain", "seed": 1,
         "num_rounds": 5, "num_clients": 3, "sample_clients": 3, "use_peft": True, "bama_weighting": "normalized",
         "bama_alpha": 0.5, "bama_lambda": 0.2, "attack": "none", "learning_rate": 2e-5,
     } | changes  # fmt: skip
@@ -54,7 +54,7 @@ def paper_configs(seeds: Iterable[int] = (1, 2, 3)) -> list[dict[str, Any]]:
             bama = {"fed_alg": fed_alg, "aggregation": "bama", "seed": seed}
             found += [settings(bama_weighting=weighting, **bama) for weighting in ("normalized", "paper")]
         for clients in (5, 10):
-            for aggregation in ("host", "bama"):
+            for aggregation in ("plain", "bama"):
                 found.append(settings(num_clients=clients, aggregation=aggregation, seed=seed))
     return found
 

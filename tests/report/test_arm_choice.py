@@ -68,14 +68,14 @@ def test_the_partner_that_agrees_is_preferred_to_one_of_more_seeds(tmp_path):
     make_arm(tmp_path / "bama_slow", [54.0, 55.0], aggregation="bama", **RATES[1])
     found = load_study([tmp_path]).arms
     notes = []
-    one, other = pick_pair(found, notes, WEIGHTING, {"aggregation": "host"}, {"aggregation": "bama"})
+    one, other = pick_pair(found, notes, WEIGHTING, {"aggregation": "plain"}, {"aggregation": "bama"})
     assert [arm.settings["learning_rate"] for arm in (one, other)] == [1e-6, 1e-6]
     assert notes == [
         "Of 2 arms that fit one place, fedavg 1B2C host learning_rate=1e-06 is shown; not shown: fedavg 1B2C host "
         "learning_rate=0.0001."
     ]
-    assert pick(found, [], WEIGHTING, aggregation="host") is one  # it has a partner
-    assert pick(found, [], WEIGHTING, beside=other, aggregation="host") is one
+    assert pick(found, [], WEIGHTING, aggregation="plain") is one  # it has a partner
+    assert pick(found, [], WEIGHTING, beside=other, aggregation="plain") is one
     assert pick_pair(found, [], WEIGHTING, {"aggregation": "krum"}, {"aggregation": "bama"}) is None
 
 

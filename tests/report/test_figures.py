@@ -62,7 +62,7 @@ def figure(found: Figure | LeftOut) -> Figure:
 
 @pytest.fixture(scope="module")
 def host_and_bama(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    configs = [settings(aggregation=rule, seed=seed) for rule in ("host", "bama") for seed in SEEDS]
+    configs = [settings(aggregation=rule, seed=seed) for rule in ("plain", "bama") for seed in SEEDS]
     return study_of(tmp_path_factory.mktemp("two"), configs)
 
 
@@ -83,7 +83,7 @@ def test_a_curve_is_the_mean_over_seeds_and_its_band_reaches_from_the_lowest_to_
     for position, label in enumerate(("fedavg 1B2C host", "fedavg 1B2C bama (normalized)")):
         runs = rounds_of(host_and_bama, label)
         values = [[record["global"][benchmark][key] for record in same_round] for same_round in zip(*runs, strict=True)]
-        line = next(line for line in axes.lines[1:] if line.get_label().startswith(("host", "bama")[position]))
+        line = next(line for line in axes.lines[1:] if line.get_label().startswith(("plain", "bama")[position]))
         assert list(line.get_ydata()) == pytest.approx([statistics.fmean(one) for one in values])
         band = next(one for one in axes.collections if to_hex(one.get_facecolor()[0]) == to_hex(line.get_color()))
         heights = band.get_paths()[0].vertices[:, 1]
@@ -106,7 +106,7 @@ def test_lines_of_a_panel_differ_without_their_colours_and_host_is_black(whole_p
     for group in group_arms(whole_paper.arms):
         looks = [(str(line.style.dashes), line.style.marker) for line in group.lines]
         assert len(looks) == len(set(looks)) <= MOST_LINES
-        assert all(line.style.colour == "#000000" for line in group.lines if line.label == "host")
+        assert all(line.style.colour == "#000000" for line in group.lines if line.label == "plain")
 
 
 def test_every_arm_is_in_one_panel_and_host_beside_bama(whole_paper: Study) -> None:
@@ -119,7 +119,7 @@ def test_every_arm_is_in_one_panel_and_host_beside_bama(whole_paper: Study) -> N
     assert len(with_bama) >= 3
     for panel in with_bama:
         scenarios = {arm.scenario for arm in panel if arm.aggregation == "bama"}
-        assert scenarios <= {arm.scenario for arm in panel if arm.aggregation == "host"}
+        assert scenarios <= {arm.scenario for arm in panel if arm.aggregation == "plain"}
 
 
 def test_runs_without_settings_go_by_their_names(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_long_run_has_fewer_columns_and_no_numbers_in_cells(tmp_path: Path) ->
 def test_a_point_a_run_lies_at_its_loss_and_bias(host_and_bama: Study) -> None:
     axes = drawn(figure(bias_against_loss(host_and_bama)).panels[0])
     last = [run[-1]["global"] for run in rounds_of(host_and_bama, "fedavg 1B2C host")]
-    points = next(one for one in axes.collections if one.get_label() == "host").get_offsets()
+    points = next(one for one in axes.collections if one.get_label() == "plain").get_offsets()
     expected = [
         (one["heldout_loss"]["loss"], (abs(one["crows_pairs"]["score"] - 50) + abs(one["stereoset"]["ss"] - 50)) / 2)
         for one in last
@@ -238,7 +238,7 @@ def test_participation_shows_bama_of_default_strength_and_says_what_it_leaves_ou
 def test_a_line_is_not_named_by_a_setting_that_it_does_not_read(tmp_path: Path) -> None:
     strengths = [settings(aggregation="bama", bama_lambda=one) for one in (0.1, 0.2)]
     (group,) = group_arms(study_of(tmp_path, [settings(), *strengths]).arms)
-    assert [line.label for line in group.lines] == ["host", "bama bama_lambda=0.1", "bama bama_lambda=0.2"]
+    assert [line.label for line in group.lines] == ["plain", "bama bama_lambda=0.1", "bama bama_lambda=0.2"]
 
 
 def test_figures_without_data_are_left_out_with_a_reason(tmp_path: Path) -> None:

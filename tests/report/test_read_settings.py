@@ -32,13 +32,13 @@ def after_three_rounds(fed_alg, **flags):
 @pytest.mark.parametrize(("flag", "value"), [*CHANGED.items(), ("fedopt_variant", "reddi")])
 def test_a_server_flag_counts_exactly_where_it_changes_the_server_s_arithmetic(fed_alg, flag, value):
     changes = not torch.equal(after_three_rounds(fed_alg), after_three_rounds(fed_alg, **{flag: value}))
-    assert (flag in read_settings({"fed_alg": fed_alg}, "host")) == changes
+    assert (flag in read_settings({"fed_alg": fed_alg}, "plain")) == changes
 
 
 def test_flags_that_the_command_line_calls_idle_do_not_count():
     settings = {**defaults(), "scenario": "none"}
     idle = {name for name, _ in idle_flags(all_options(), settings, defaults())}
-    counted = read_settings({"scenario": "none"}, "host")
+    counted = read_settings({"scenario": "none"}, "plain")
     assert {"bama_lambda", "prox_mu", "client_samples"} <= idle
     assert not idle & counted.keys()
 
@@ -47,19 +47,19 @@ def test_flags_that_the_command_line_calls_idle_do_not_count():
     ("flag", "settings", "aggregation"),
     [
         ("bama_alpha", {}, "bama"), ("byzantine_clients", {}, "krum"), ("clip_norm", {}, "norm_clip"),
-        ("attack_strength", {"attack": "sign_flip"}, "host"), ("biased_shares", {"scenario": "custom"}, "host"),
-        ("prox_mu", {"fed_alg": "fedprox"}, "host"), ("peft_lora_r", {"use_peft": True}, "host"),
+        ("attack_strength", {"attack": "sign_flip"}, "plain"), ("biased_shares", {"scenario": "custom"}, "plain"),
+        ("prox_mu", {"fed_alg": "fedprox"}, "plain"), ("peft_lora_r", {"use_peft": True}, "plain"),
     ],
 )  # fmt: skip
 def test_a_flag_counts_with_what_reads_it_and_not_without(flag, settings, aggregation):
     assert flag in read_settings(settings, aggregation)
-    assert flag not in read_settings({}, "host")
+    assert flag not in read_settings({}, "plain")
 
 
 def test_steps_do_not_count_beside_epochs_and_the_shares_of_probe_items_always_do():
-    assert "max_steps" in read_settings({}, "host")
-    assert "max_steps" not in read_settings({"local_epochs": 2}, "host")
-    assert {"bama_crows_fraction", "bama_stereoset_fraction"} <= read_settings({}, "host").keys()
+    assert "max_steps" in read_settings({}, "plain")
+    assert "max_steps" not in read_settings({"local_epochs": 2}, "plain")
+    assert {"bama_crows_fraction", "bama_stereoset_fraction"} <= read_settings({}, "plain").keys()
 
 
 def test_what_every_flag_matters_to_is_what_it_was():

@@ -21,7 +21,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
     return write_study(
-        tmp_path / "runs", [settings(aggregation=rule, seed=seed) for rule in ("host", "bama") for seed in (1, 2)]
+        tmp_path / "runs", [settings(aggregation=rule, seed=seed) for rule in ("plain", "bama") for seed in (1, 2)]
     )
 
 

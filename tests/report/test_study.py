@@ -237,7 +237,7 @@ def test_settings_of_wrong_types_do_not_stop_the_report(tmp_path):
 
 def test_the_last_measured_round_is_not_the_last_round_when_that_was_not_measured(tmp_path):
     run = make_run(tmp_path / "run", rounds=1)
-    silent = {"round": 2, "global": {}, "aggregation": "host"}
+    silent = {"round": 2, "global": {}, "aggregation": "plain"}
     with open(run / "metrics.jsonl", "a") as stream:
         stream.write(json.dumps(silent) + "\n")
     (found,) = load_study([run]).runs

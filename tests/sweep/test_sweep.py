@@ -23,7 +23,7 @@ seeds: [1, 2]
 arguments: {num_rounds: 2, max_steps: 2, batch_size: 4, client_samples: 8, heldout_samples: 4, seq_length: 256}
 grid: {fed_alg: [fedavg], aggregation: [host, bama]}
 """
-NAMES = [f"fedavg_1B2C_{aggregation}_seed-{seed}" for seed in (1, 2) for aggregation in ("host", "bama")]
+NAMES = [f"fedavg_1B2C_{aggregation}_seed-{seed}" for seed in (1, 2) for aggregation in ("plain", "bama")]
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ class AttachedArguments(BiasArguments):
     def is_idle(self) -> bool:
         """Whether nothing is to be poisoned, measured, weighed, refused or scheduled; the run is the host's."""
         asked = (
-            self.aggregation != "host",
+            self.aggregation != "plain",
             self.scenario != "none",
             self.attack != "none",
             self.on_bad_update != "stop",

@@ -202,10 +202,10 @@ def _check_federation(arguments: AllArguments) -> None:
         logger.warning("--sample_clients %d: there are %d clients.", fed.sample_clients, fed.num_clients)
     if not is_known(fed.fed_alg) and not _host_mentions(fed.fed_alg):
         check_fed_alg(fed.fed_alg)
-    if plugin.aggregation != "host" and not is_known(fed.fed_alg):
+    if plugin.aggregation != "plain" and not is_known(fed.fed_alg):
         raise UserError(
             f"--aggregation {plugin.aggregation} works with --fed_alg {', '.join(ALGORITHMS)} and localN, not with "
-            f"{fed.fed_alg!r}; give one of them, or --aggregation host."
+            f"{fed.fed_alg!r}; give one of them, or --aggregation plain."
         )
     if fed.fed_alg.startswith("local"):
         last = fed.fed_alg[-1]

@@ -163,7 +163,7 @@ def _styled(groups: Sequence[tuple[str, Sequence[tuple[str, Arm]]]]) -> list[Arm
             panels.setdefault(label, []).append(number)
     taken: list[list[LineStyle]] = [[] for _ in groups]
     looks: dict[str, LineStyle] = {}
-    for label in sorted(panels, key=lambda label: (label != "host", -len(panels[label]))):
+    for label in sorted(panels, key=lambda label: (label != "plain", -len(panels[label]))):
         free = [style for style in LINE_STYLES if not any(style in taken[number] for number in panels[label])]
         looks[label] = free[0] if free else LINE_STYLES[len(looks) % len(LINE_STYLES)]
         for number in panels[label]:

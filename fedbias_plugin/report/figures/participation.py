@@ -43,7 +43,7 @@ def _rule(arm: Arm) -> str:
 
 def _panels(arms: list[Arm], notes: list[str]) -> list[Panel]:
     """A bar for every rule at every participation, of BAMA the one with default alpha and lambda."""
-    kinds = sorted({_rule(arm) for arm in arms}, key=lambda kind: not kind.startswith("host"))
+    kinds = sorted({_rule(arm) for arm in arms}, key=lambda kind: not kind.startswith("plain"))
     groups = []
     for clients, sample in sorted({_place(arm) for arm in arms}):
         here = [arm for arm in arms if _place(arm) == (clients, sample)]

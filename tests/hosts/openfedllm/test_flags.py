@@ -101,7 +101,7 @@ def test_both_sets_of_flags_are_read_and_the_host_gets_its_own_classes_untouched
 
 def test_without_flags_the_host_s_data_are_left_alone(parse):
     _, seen = parse()
-    assert (seen.plugin.scenario, seen.plugin.aggregation, seen.plugin.is_idle) == ("none", "host", False)
+    assert (seen.plugin.scenario, seen.plugin.aggregation, seen.plugin.is_idle) == ("none", "plain", False)
 
 
 def test_a_parser_of_something_else_is_left_alone(parse, monkeypatch):

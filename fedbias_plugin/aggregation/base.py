@@ -1,8 +1,8 @@
-"""How much each client counts: the contract of an aggregation rule, and the registry.
+"""How much each client counts: the contract of an aggregation rule.
 
 A rule turns what is known of a round into weights; ``substitution`` averages by them, for every server algorithm alike.
 Only a rule without weights (a median of every coordinate) makes the state itself. A new rule is one file beside this
-one and one line in :func:`build_rule`.
+one and its name in the registry. Importing a rule's file imports no torch: its flags are read for every ``--help``.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from fedbias_plugin.aggregation.server_optimizers import host_factors
-from fedbias_plugin.algorithms import is_known
-from fedbias_plugin.arguments import BiasArguments
-from fedbias_plugin.state import State
+if TYPE_CHECKING:
+    from fedbias_plugin.state import State
+    from fedbias_plugin.tracking.records import RoundRecord
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,15 @@ class Weighting:
     state: State | None = None
 
 
-class AggregationRule(ABC):
-    """Turns the reports of a round into a :class:`Weighting`."""
+@dataclass
+class Rule(ABC):
+    """Turns the reports of a round into a :class:`Weighting`. Its fields are its flags (``option``).
 
-    needs_bias_scores: bool = False
+    Attributes:
+        needs: what must be measured of every client before it can weigh: ``"bias"`` for bias scores.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
 
     def check(self, clients_a_round: int) -> None:  # noqa: B027  # most rules work with any number of clients
         """Raise :class:`UserError` when the rule cannot work with so many clients a round; called before training."""
@@ -71,32 +76,19 @@ class AggregationRule(ABC):
     def weigh(self, reports: ClientReports) -> Weighting:
         """Weights and factors for exactly the clients in ``reports.sample_counts``."""
 
+    def client_mu(self, client: int, mu: float, clients_a_round: int) -> float:
+        """The mu that a client trains FedProx with in the round to come, where ``mu`` is ``--prox_mu``."""
+        return mu
 
-class HostRule(AggregationRule):
-    """The server algorithm's own weighting: n_i/n, or 1/C for FedAdagrad, FedYogi and FedAdam."""
+    def warnings(self, record: RoundRecord, alpha: float) -> list[str]:
+        """What a reader of a round must know of this rule's weights; ``alpha`` is that of eq. 1."""
+        from fedbias_plugin.tracking.sanity import weight_warning
 
-    def weigh(self, reports: ClientReports) -> Weighting:
-        """The host's factors as weights; nothing is substituted. An algorithm of the host's own has no weights here."""
-        if not is_known(reports.fed_alg):
-            return Weighting({}, factors=None, mass=None)
-        return Weighting(host_factors(reports.fed_alg, reports.sample_counts), factors=None, mass=1.0)
+        return list(weight_warning(record))
 
+    def state_dict(self) -> dict[str, Any]:
+        """What the rule must know to go on after a round, JSON-ready; a checkpoint keeps it."""
+        return {}
 
-def build_rule(arguments: BiasArguments) -> AggregationRule:
-    """The rule that ``--aggregation`` names."""
-    from fedbias_plugin.aggregation.bama import BamaRule
-    from fedbias_plugin.aggregation.krum import KrumRule, MultiKrumRule
-    from fedbias_plugin.aggregation.median import MedianRule
-    from fedbias_plugin.aggregation.norm_clip import NormClipRule
-    from fedbias_plugin.aggregation.trimmed_mean import TrimmedMeanRule
-
-    rules = {
-        "host": HostRule,
-        "bama": lambda: BamaRule(lambda_=arguments.bama_lambda, weighting=arguments.bama_weighting),
-        "median": MedianRule,
-        "trimmed_mean": lambda: TrimmedMeanRule(arguments.byzantine_clients),
-        "krum": lambda: KrumRule(arguments.byzantine_clients),
-        "multi_krum": lambda: MultiKrumRule(arguments.byzantine_clients),
-        "norm_clip": lambda: NormClipRule(arguments.clip_norm),
-    }
-    return rules[arguments.aggregation]()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027  # most rules remember nothing
+        """Take up what :meth:`state_dict` gave."""
