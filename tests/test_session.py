@@ -92,7 +92,7 @@ def test_mu_is_the_hosts_without_bama_and_a_share_of_it_with_bama(make_session, 
     session = make_session(aggregation="bama")
     assert session.proximal_mu(0, 0.3) == pytest.approx(0.1)
     one_round(session, *model)
-    weights = {c: session.state_dict()["last_weights"][str(c)] for c in range(3)}
+    weights = {c: session.state_dict()["rule"]["last_weights"][str(c)] for c in range(3)}
     assert session.proximal_mu(1, 0.3) == pytest.approx(0.3 * weights[1])
 
 

@@ -12,7 +12,7 @@ from fedbias_plugin.errors import UserError, first_line, quoted
 from fedbias_plugin.files import write_json_atomic, write_text_atomic
 from fedbias_plugin.hosts.checkpoints import LOCK, CheckpointFolder
 from fedbias_plugin.redaction import redacted
-from fedbias_plugin.registry import flags_for, free_to_change
+from fedbias_plugin.registry import flags_for, free_to_change, todays_name
 from fedbias_plugin.sweep.configs import Experiment, ModelConfig
 from fedbias_plugin.sweep.plan import PlannedRun
 from fedbias_plugin.tracking.jsonl import METRICS_FILE, SUMMARY_FILE
@@ -144,8 +144,8 @@ class SweepFolder:
             return
         try:
             stored = dict(json.loads(path.read_bytes())["config"])
-            if "fed_alg" not in stored:
-                raise KeyError("fed_alg")
+            stored["aggregation"] = todays_name("rule", stored["aggregation"])
+            stored["fed_alg"]
         except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
             raise UserError(
                 f"{path} is damaged ({first_line(error)}); move {path.parent} away to run it again."

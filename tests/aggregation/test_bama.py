@@ -99,7 +99,7 @@ def test_a_client_without_a_score_or_with_nan_is_named():
 
 
 def test_the_registry_gives_the_rule_that_the_flag_names():
-    assert isinstance(rule(), Plain)
+    assert isinstance(made(), Plain)
     rule = made(aggregation="bama", bama_lambda=3.0, bama_weighting="paper")
     assert isinstance(rule, Bama)
     assert rule.lambda_ == 3.0

@@ -38,7 +38,7 @@ def test_arms_differ_in_what_both_read_beyond_what_may_vary(arms):
     assert differences(host, weighed, ()) == ["aggregation"]
     assert difference_note(host, weighed, WEIGHTING) is None
     assert difference_note(host, other, WEIGHTING) == (
-        "Not compared, other settings too: fedavg 1B2C host and fedavg 1B2C bama (normalized) client_samples=50, "
+        "Not compared, other settings too: fedavg 1B2C plain and fedavg 1B2C bama (normalized) client_samples=50, "
         "learning_rate=1e-06 differ in client_samples (300 and 50), learning_rate (2e-05 and 1e-06)."
     )
 
@@ -71,7 +71,7 @@ def test_the_partner_that_agrees_is_preferred_to_one_of_more_seeds(tmp_path):
     one, other = pick_pair(found, notes, WEIGHTING, {"aggregation": "plain"}, {"aggregation": "bama"})
     assert [arm.settings["learning_rate"] for arm in (one, other)] == [1e-6, 1e-6]
     assert notes == [
-        "Of 2 arms that fit one place, fedavg 1B2C host learning_rate=1e-06 is shown; not shown: fedavg 1B2C host "
+        "Of 2 arms that fit one place, fedavg 1B2C plain learning_rate=1e-06 is shown; not shown: fedavg 1B2C plain "
         "learning_rate=0.0001."
     ]
     assert pick(found, [], WEIGHTING, aggregation="plain") is one  # it has a partner

@@ -80,7 +80,7 @@ def test_a_curve_is_the_mean_over_seeds_and_its_band_reaches_from_the_lowest_to_
     (panel,) = figure(draw(host_and_bama)).panels
     axes = drawn(panel)
     assert list(axes.lines[0].get_ydata()) == [50, 50]
-    for position, label in enumerate(("fedavg 1B2C host", "fedavg 1B2C bama (normalized)")):
+    for position, label in enumerate(("fedavg 1B2C plain", "fedavg 1B2C bama (normalized)")):
         runs = rounds_of(host_and_bama, label)
         values = [[record["global"][benchmark][key] for record in same_round] for same_round in zip(*runs, strict=True)]
         line = next(line for line in axes.lines[1:] if line.get_label().startswith(("plain", "bama")[position]))
@@ -93,7 +93,7 @@ def test_a_curve_is_the_mean_over_seeds_and_its_band_reaches_from_the_lowest_to_
 
 def test_ss_is_never_named_without_its_lms(host_and_bama: Study) -> None:
     axes = drawn(figure(stereoset_curves(host_and_bama)).panels[0])
-    assert set(axes.get_legend_handles_labels()[1]) == {"host, LMS 83", "bama, LMS 83"}
+    assert set(axes.get_legend_handles_labels()[1]) == {"plain, LMS 83", "bama, LMS 83"}
 
 
 def test_one_seed_has_no_band_and_the_caption_says_so(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_a_long_run_has_fewer_columns_and_no_numbers_in_cells(tmp_path: Path) ->
 
 def test_a_point_a_run_lies_at_its_loss_and_bias(host_and_bama: Study) -> None:
     axes = drawn(figure(bias_against_loss(host_and_bama)).panels[0])
-    last = [run[-1]["global"] for run in rounds_of(host_and_bama, "fedavg 1B2C host")]
+    last = [run[-1]["global"] for run in rounds_of(host_and_bama, "fedavg 1B2C plain")]
     points = next(one for one in axes.collections if one.get_label() == "plain").get_offsets()
     expected = [
         (one["heldout_loss"]["loss"], (abs(one["crows_pairs"]["score"] - 50) + abs(one["stereoset"]["ss"] - 50)) / 2)
@@ -199,7 +199,9 @@ def test_segregated_bars_are_mean_deltas_with_the_spread_of_the_seeds(tmp_path: 
     study = study_of(tmp_path, configs)
     crows, _ = figure(segregated_against_mixed(study)).panels
     axes = drawn(crows)
-    for bar, whisker, label in zip(axes.patches, axes.lines, ("fedavg 1B2C host", "fedavg mix-1B2C host"), strict=True):
+    for bar, whisker, label in zip(
+        axes.patches, axes.lines, ("fedavg 1B2C plain", "fedavg mix-1B2C plain"), strict=True
+    ):
         deltas = [abs(run[-1]["global"]["crows_pairs"]["score"] - 50) for run in rounds_of(study, label)]
         assert bar.get_height() == pytest.approx(statistics.fmean(deltas))
         assert list(whisker.get_ydata()) == pytest.approx([min(deltas), max(deltas)])
@@ -208,14 +210,14 @@ def test_segregated_bars_are_mean_deltas_with_the_spread_of_the_seeds(tmp_path: 
 def test_the_whisker_of_one_seed_is_its_interval_over_items(tmp_path: Path) -> None:
     study = study_of(tmp_path, [settings(scenario=name) for name in ("1B2C", "mix-1B2C")])
     crows = drawn(figure(segregated_against_mixed(study)).panels[0])
-    delta = abs(rounds_of(study, "fedavg 1B2C host")[0][-1]["global"]["crows_pairs"]["score"] - 50)
+    delta = abs(rounds_of(study, "fedavg 1B2C plain")[0][-1]["global"]["crows_pairs"]["score"] - 50)
     assert list(crows.lines[0].get_ydata()) == pytest.approx([delta - 3, delta + 3])
 
 
 def test_participation_compares_arms_of_one_scenario_only(whole_paper: Study) -> None:
     panels = figure(participation(whole_paper)).panels
     assert [panel.title for panel in panels] == ["Delta CrowS · fedavg 1B2C", "Delta SS · fedavg 1B2C"]
-    for place in ("3/3, host", "3/5, host", "3/10, host", "3/10, bama (normalized)"):
+    for place in ("3/3, plain", "3/5, plain", "3/10, plain", "3/10, bama (normalized)"):
         assert place in panels[0].alt
 
 

@@ -192,7 +192,7 @@ def test_arms_that_differ_in_other_settings_decide_nothing(tmp_path):
     found = judged(tmp_path, "bama_reduces")
     assert (found.verdict, found.pairs) == ("agrees", 1)
     assert found.crows.difference.mean == pytest.approx((-3.0 - 3.0 - 2.9) / 3)
-    assert "not shown: fedavg 1B2C host" in found.notes[0]
+    assert "not shown: fedavg 1B2C plain" in found.notes[0]
 
 
 def test_one_seed_tells_nothing_and_contradicting_benchmarks_neither(tmp_path):

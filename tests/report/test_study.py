@@ -21,7 +21,7 @@ def test_runs_that_differ_in_the_seed_are_one_arm_in_the_order_of_seeds(tmp_path
     make_run(tmp_path / "c", seed=7, scenario="3C")
     study = load_study([tmp_path])
     assert [[run.name for run in arm.runs] for arm in study.arms] == [["b", "a"], ["c"]]
-    assert labels(study) == ["fedavg 1B2C host", "fedavg 3C host"]
+    assert labels(study) == ["fedavg 1B2C plain", "fedavg 3C plain"]
     assert study.warnings == ()
 
 
@@ -55,7 +55,7 @@ def test_labels_tell_arms_apart_by_what_differs(tmp_path):
         "fedavg 1B2C bama (paper)",
         "fedavg 1B2C bama (normalized) bama_lambda=0.05",
         "fedavg 1B2C bama (normalized) bama_lambda=0.4",
-        "fedavg 1B2C host 3/10 clients",
+        "fedavg 1B2C plain 3/10 clients",
         "centralised LoRA custom",
     ]
 
@@ -63,7 +63,7 @@ def test_labels_tell_arms_apart_by_what_differs(tmp_path):
 def test_several_models_are_named_in_labels(tmp_path):
     make_run(tmp_path / "1", model_name_or_path="google/gemma-2-2b")
     make_run(tmp_path / "2", model_name_or_path="/models/other/")
-    assert labels(load_study([tmp_path])) == ["gemma-2-2b fedavg 1B2C host", "other fedavg 1B2C host"]
+    assert labels(load_study([tmp_path])) == ["gemma-2-2b fedavg 1B2C plain", "other fedavg 1B2C plain"]
 
 
 def test_models_of_one_last_name_are_two_and_show_as_little_of_their_paths_as_tells_them_apart(tmp_path):
@@ -72,7 +72,7 @@ def test_models_of_one_last_name_are_two_and_show_as_little_of_their_paths_as_te
     make_run(tmp_path / "3", model_name_or_path="/home/someone/phi")
     arms = load_study([tmp_path]).arms
     assert [arm.model for arm in arms] == ["base/gemma", "poisoned/gemma", "phi"]
-    assert labels(load_study([tmp_path]))[0] == "base/gemma fedavg 1B2C host"
+    assert labels(load_study([tmp_path]))[0] == "base/gemma fedavg 1B2C plain"
 
 
 def test_a_sweep_a_run_and_a_folder_of_runs_are_all_read_and_a_run_given_twice_counts_once(tmp_path):
@@ -91,7 +91,7 @@ def test_metrics_alone_are_enough_when_round_0_holds_the_settings(tmp_path):
     run = make_run(tmp_path / "run", recorded=True, finished=False, seed=5)
     assert [path.name for path in run.iterdir()] == ["metrics.jsonl"]
     (arm,) = load_study([run]).arms
-    assert (arm.label, arm.runs[0].seed, arm.runs[0].is_finished) == ("fedavg 1B2C host", 5, True)
+    assert (arm.label, arm.runs[0].seed, arm.runs[0].is_finished) == ("fedavg 1B2C plain", 5, True)
 
 
 def test_a_run_without_settings_is_an_arm_of_its_own_called_by_its_folder(tmp_path):
@@ -226,7 +226,7 @@ def test_hostile_folder_names_and_settings_do_not_reach_the_terminal(tmp_path):
     make_run(tmp_path / "a\x1b[31m\nb", fed_alg="x\x1b[2J\ny", scenario="<script>")
     study = load_study([tmp_path])
     assert study.runs[0].name == "a\\x1b[31m\\nb"
-    assert study.arms[0].label == "x\\x1b[2J y <script> host"
+    assert study.arms[0].label == "x\\x1b[2J y <script> plain"
 
 
 def test_settings_of_wrong_types_do_not_stop_the_report(tmp_path):

@@ -145,7 +145,7 @@ def test_arms_of_other_settings_have_no_difference_and_are_never_the_best(tmp_pa
     assert (found["difference ΔCrowS"].value, found["difference p ΔCrowS (Holm)"].value) == (None, None)
     assert not any(cell.is_best for row in table.rows for cell in row.cells)
     assert table.notes[0] == (
-        "Not compared, other settings too: fedavg 1B2C host and fedavg 1B2C bama (normalized) differ in "
+        "Not compared, other settings too: fedavg 1B2C plain and fedavg 1B2C bama (normalized) differ in "
         "client_samples (1000 and 50), learning_rate (0.0001 and 1e-06)."
     )
     make_arm(tmp_path / "slow", [55.0, 56.0], learning_rate=1e-6, client_samples=50)
@@ -162,7 +162,7 @@ def test_table_1_marks_no_best_among_cells_of_other_settings_and_says_in_what_th
     table = tables_of(tmp_path)["table1"]
     best = {name: cells(table, name)["3B ΔCrowS"].is_best for name in ("FedAvg", "FedAdam", "FedProx")}
     assert best == {"FedAvg": False, "FedAdam": True, "FedProx": False}
-    assert any(note.endswith("fedprox 3B host differ in num_rounds (2 and 1).") for note in table.notes)
+    assert any(note.endswith("fedprox 3B plain differ in num_rounds (2 and 1).") for note in table.notes)
 
 
 def test_the_original_model_has_a_row_for_each_way_of_loading_it(tmp_path):
@@ -181,8 +181,8 @@ def test_deltas_of_scores_below_50_are_said_to_be_so(tmp_path):
     make_arm(tmp_path / "b", [51.0, 52.0], [55.0, 56.0], scenario="3B", original=(48.0, 51.0))
     tables = tables_of(tmp_path)
     text = "Mean CrowS-Pairs score below 50, where a larger Delta is more anti-stereotype, not more of the stereotype: "
-    assert f"{text}fedavg 3C host, original model." in tables["table1"].notes
-    assert f"{text}fedavg 3C host." in tables["table1_scenarios"].notes
+    assert f"{text}fedavg 3C plain, original model." in tables["table1"].notes
+    assert f"{text}fedavg 3C plain." in tables["table1_scenarios"].notes
     assert not any("Mean SS below" in note for note in tables["table1"].notes)
 
 
@@ -210,7 +210,7 @@ def test_runs_without_a_seed_in_common_are_said_not_to_be_compared(tmp_path):
     make_run(tmp_path / "host", seed=1)
     make_run(tmp_path / "bama", seed=2, aggregation="bama")
     notes = tables_of(tmp_path)["table3"].notes
-    assert "Not compared, no seed in common: fedavg 1B2C bama (normalized) and fedavg 1B2C host." in notes
+    assert "Not compared, no seed in common: fedavg 1B2C bama (normalized) and fedavg 1B2C plain." in notes
 
 
 def test_of_several_strengths_the_default_one_is_shown_and_the_others_are_named(tmp_path):
@@ -298,7 +298,7 @@ def test_table_1_says_whether_direction_and_order_are_the_paper_s(tmp_path, fill
 
 def test_quality_stands_beside_bias_for_every_arm(tmp_path):
     make_arm(tmp_path, [60.0, 63.0], [55.0, 45.0], lms=55.0)
-    found = cells(tables_of(tmp_path)["quality"], "fedavg 1B2C host")
+    found = cells(tables_of(tmp_path)["quality"], "fedavg 1B2C plain")
     assert found["CrowS score"].value == 61.5
     assert found["CrowS − round 0"].value == 9.5
     assert (found["SS"].value, found["SS"].is_unsound, found["LMS"].value) == (50.0, True, 55.0)
@@ -309,7 +309,7 @@ def test_quality_stands_beside_bias_for_every_arm(tmp_path):
 
 def test_time_is_summed_over_rounds_and_memory_is_the_largest(tmp_path):
     make_run(tmp_path / "run")
-    found = cells(tables_of(tmp_path)["cost"], "fedavg 1B2C host")
+    found = cells(tables_of(tmp_path)["cost"], "fedavg 1B2C plain")
     assert [cell.value for cell in found.values()] == [6.0, 3.0, 1.5, 0.75, 1.0]
 
 
@@ -318,7 +318,7 @@ def test_every_kind_of_warning_stands_once_with_its_runs(tmp_path):
     make_arm(tmp_path / "b", [60.0], lms=55.0, scenario="3C")
     (row,) = tables_of(tmp_path)["warnings"].rows
     assert row.labels == ("LMS below 60: 55.0.",)
-    assert [cell.text for cell in row.cells] == ["3", "fedavg 1B2C host (1, 2); fedavg 3C host (1)", "rounds 0-2"]
+    assert [cell.text for cell in row.cells] == ["3", "fedavg 1B2C plain (1, 2); fedavg 3C plain (1)", "rounds 0-2"]
     shutil.rmtree(tmp_path / "a")
     shutil.rmtree(tmp_path / "b")
     make_run(tmp_path / "quiet")
@@ -340,7 +340,7 @@ def test_differences_on_the_items_are_shown_where_runs_left_their_scores(tmp_pat
     table = tables_of(tmp_path)["items"]
     (row,) = table.rows
     assert table.notes[1].endswith("differ in num_rounds (2 and 1).")
-    assert row.labels == ("fedavg 1B2C bama (normalized) num_rounds=2", "fedavg 1B2C host", "1")
+    assert row.labels == ("fedavg 1B2C bama (normalized) num_rounds=2", "fedavg 1B2C plain", "1")
     # 5 of 10 pairs flip away from the stereotype, 1 towards it: McNemar exact p = 2 * 7 / 64
     assert (row.cells[0].value, row.cells[1].value) == (-40.0, 0.21875)
     assert row.cells[2].value is None

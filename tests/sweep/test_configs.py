@@ -51,7 +51,7 @@ def test_runs_that_several_experiments_share_are_run_once():
     both = [load_experiment(find_config("experiments", name, "experiment")) for name in ("table1", "table3")]
     runs = {run.name: run for run in plan_runs(both, tiny)}
     assert len(runs) == RUNS["table1"] + RUNS["table3"] - 3 * 3
-    assert runs["fedadam_1B2C_host_seed-2024"].experiments == ("table1", "table3")
+    assert runs["fedadam_1B2C_plain_seed-2024"].experiments == ("table1", "table3")
     assert runs["fedadam_1B2C_bama_seed-2024"].experiments == ("table3",)
 
 

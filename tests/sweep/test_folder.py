@@ -63,7 +63,7 @@ def test_the_folder_of_another_sweep_is_refused_with_what_is_different(tmp_path)
         folder.check(TINY, {**DATA, "clean": "cc"}, runs)
     made_run(folder, runs[0], client_samples=60)
     with pytest.raises(
-        UserError, match=r"3B_host_seed-1 was made with other flags \(client_samples 60 there, 300 now\)"
+        UserError, match=r"3B_plain_seed-1 was made with other flags \(client_samples 60 there, 300 now\)"
     ):
         folder.check(TINY, DATA, runs)
 

@@ -18,14 +18,14 @@ def experiment(name="mine", seeds=(1, 2), arguments=None, **axes):
 def test_every_combination_is_run_with_every_seed_the_first_seed_first():
     runs = plan_runs([experiment(fed_alg=["fedavg", "scaffold"], scenario=["3B", "1B2C"])], TINY)
     assert [run.name for run in runs] == [
-        "fedavg_3B_host_seed-1",
-        "fedavg_1B2C_host_seed-1",
-        "scaffold_3B_host_seed-1",
-        "scaffold_1B2C_host_seed-1",
-        "fedavg_3B_host_seed-2",
-        "fedavg_1B2C_host_seed-2",
-        "scaffold_3B_host_seed-2",
-        "scaffold_1B2C_host_seed-2",
+        "fedavg_3B_plain_seed-1",
+        "fedavg_1B2C_plain_seed-1",
+        "scaffold_3B_plain_seed-1",
+        "scaffold_1B2C_plain_seed-1",
+        "fedavg_3B_plain_seed-2",
+        "fedavg_1B2C_plain_seed-2",
+        "scaffold_3B_plain_seed-2",
+        "scaffold_1B2C_plain_seed-2",
     ]
     assert [run.settings["seed"] for run in runs] == [1] * 4 + [2] * 4
     assert all("seed" in run.flags and "output_dir" not in run.flags for run in runs)
@@ -108,7 +108,7 @@ def test_flags_are_checked_for_every_run_before_any_is_started():
 def test_two_experiments_may_not_mean_different_runs_by_one_name():
     one, other = experiment("one", scenario=["3B"]), experiment("other", arguments={"num_rounds": 2}, scenario=["3B"])
     with pytest.raises(
-        UserError, match=r"one and other both have a run fedavg_3B_host_seed-1.*num_rounds 5 / 2.*--output"
+        UserError, match=r"one and other both have a run fedavg_3B_plain_seed-1.*num_rounds 5 / 2.*--output"
     ):
         plan_runs([one, other], TINY)
 

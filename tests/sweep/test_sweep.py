@@ -21,7 +21,7 @@ name: small
 title: a small one
 seeds: [1, 2]
 arguments: {num_rounds: 2, max_steps: 2, batch_size: 4, client_samples: 8, heldout_samples: 4, seq_length: 256}
-grid: {fed_alg: [fedavg], aggregation: [host, bama]}
+grid: {fed_alg: [fedavg], aggregation: [plain, bama]}
 """
 NAMES = [f"fedavg_1B2C_{aggregation}_seed-{seed}" for seed in (1, 2) for aggregation in ("plain", "bama")]
 
@@ -165,7 +165,7 @@ def test_a_sweep_cannot_be_started_twice_in_one_folder(files, small_data, tmp_pa
 
 def test_too_few_rows_are_found_before_any_run_is_started(files, small_data, tmp_path, capsys):
     assert main(command(files, small_data, tmp_path / "out", "--client_samples", "4000")) == 2
-    assert "run fedavg_1B2C_host_seed-1: " in capsys.readouterr().err
+    assert "run fedavg_1B2C_plain_seed-1: " in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

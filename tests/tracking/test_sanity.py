@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from fedbias_plugin.aggregation.bama import softmax_weights
+from fedbias_plugin.arguments import BiasArguments
+from fedbias_plugin.registry import build
 from fedbias_plugin.tracking.records import ClientRecord, GlobalRecord, RoundRecord, weight_summary
 from fedbias_plugin.tracking.repeated import warning_head
 from fedbias_plugin.tracking.sanity import bias_deviation, folded_deviation, round_warnings
@@ -38,7 +40,8 @@ def weighed(bias_scores: list[float], lambda_: float, deviation: float = 2.0, ag
 
 
 def warnings_of(record: RoundRecord, lambda_: float = 0.2) -> list[str]:
-    return round_warnings(record, alpha=ALPHA, lambda_=lambda_)
+    rule = build("rule", record.aggregation, BiasArguments(bama_lambda=lambda_))
+    return [*round_warnings(record), *rule.warnings(record, ALPHA)]
 
 
 def heads(record: RoundRecord, lambda_: float = 0.2) -> list[str]:

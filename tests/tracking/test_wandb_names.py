@@ -46,7 +46,7 @@ def test_a_run_of_table_3_is_called_by_what_it_does() -> None:
 @pytest.mark.parametrize(
     ("changes", "name"),
     [
-        ({"aggregation": "plain"}, "fedavg 1B2C host seed 2023"),
+        ({"aggregation": "plain"}, "fedavg 1B2C plain seed 2023"),
         ({"bama_weighting": "paper"}, "fedavg 1B2C bama paper seed 2023"),
         ({"bama_lambda": 0.05, "bama_alpha": 1.0}, "fedavg 1B2C bama alpha=1 lambda=0.05 seed 2023"),
         ({"attack": "sign_flip"}, "fedavg 1B2C bama sign_flip seed 2023"),
