@@ -1,8 +1,8 @@
 """OpenFedLLM's own numbers, recorded by running it, against this package's arithmetic.
 
 FedAdagrad, FedYogi and FedAdam divide by roots, which torch takes from a library that rounds the last bit differently
-on different CPUs. There the recorded global state is met to that bit, and OpenFedLLM's formula, as this machine computes
-it, exactly.
+on different CPUs. There the recorded global state is met to that bit, and OpenFedLLM's formula, as this machine
+computes it, exactly.
 """
 
 import json
