@@ -192,7 +192,7 @@ class CoreArguments:
         if "bias" in load("rule", self.aggregation).needs and not any(self.probe_fractions.values()):
             raise UserError(
                 f"--aggregation {self.aggregation} weighs clients by their bias, but no probe item is left: give "
-                "--bias_benchmarks crows_pairs,stereoset, and --bama_crows_fraction or --bama_stereoset_fraction above 0."
+                "--bias_benchmarks crows_pairs,stereoset, and a --bama_crows_fraction or --bama_stereoset_fraction > 0."
             )
         if self.rouge_samples > self.heldout_samples:
             raise UserError(

@@ -102,7 +102,7 @@ def test_the_registry_gives_the_rule_that_the_flag_names():
     assert isinstance(made(), Plain)
     rule = made(aggregation="bama", bama_lambda=3.0, bama_weighting="paper")
     assert isinstance(rule, Bama)
-    assert rule.lambda_ == 3.0
+    assert rule.bama_lambda == 3.0
 
 
 def test_host_weights_are_the_algorithms_own():
