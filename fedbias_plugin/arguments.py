@@ -23,7 +23,6 @@ BAMA = {"aggregation": ("bama",)}
 DEALT = {"scenario": SCENARIOS}
 """Where the plugin deals the rows, and not a patched host its own."""
 WANDB = {"track": ("wandb",)}
-TRACKERS = ("jsonl", "wandb", "tensorboard")
 WANDB_MODES = ("online", "offline", "disabled")
 
 
@@ -165,7 +164,13 @@ class CoreArguments:
     bias_batch_tokens: int = option(4096, "tokens in one scoring batch, padding included", at_least=1, matters="speed")
 
     # Tracking
-    track: str = option("jsonl", "where the numbers go; jsonl always", choices=TRACKERS, many=True, matters="tracking")
+    track: str = option(
+        "jsonl",
+        "where the numbers go; jsonl always",
+        choices=functools.partial(names, "tracker"),
+        many=True,
+        matters="tracking",
+    )
     wandb_project: str = option("fedbias", "Weights & Biases project", read_when=WANDB, matters="tracking")
     wandb_mode: str | None = option(
         None,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
 from fedbias_plugin.errors import UserError, did_you_mean
@@ -32,6 +32,7 @@ class Option:
 
     Attributes:
         help: one line for ``--help``, without the choices.
+        default: its value where it is not given.
         choices: the values it may have, or a function that gives them.
         many: whether it holds several of them, with commas.
         above, at_least, at_most: its range; None where there is no limit.
@@ -42,6 +43,7 @@ class Option:
     """
 
     help: str
+    default: Any = None
     choices: Sequence[str] | Callable[[], Sequence[str]] | None = None
     many: bool = False
     above: float | None = None
@@ -81,12 +83,13 @@ class Option:
 
 def option(default: Any, help_text: str, **about: Any) -> Any:
     """A dataclass field that is a flag; ``about`` are the attributes of :class:`Option`."""
-    return field(default=default, metadata={"help": help_text, "option": Option(help_text, **about)})
+    return field(default=default, metadata={"help": help_text, "option": Option(help_text, default, **about)})
 
 
 def options(*classes: type) -> dict[str, Option]:
-    """Flag -> what it is, for the fields of dataclasses."""
-    return {spec.name: spec.metadata["option"] for cls in classes for spec in fields(cls) if "option" in spec.metadata}
+    """Flag -> what it is, for the fields of those ``classes`` that are dataclasses."""
+    specs = [spec for cls in classes if is_dataclass(cls) for spec in fields(cls)]
+    return {spec.name: spec.metadata["option"] for spec in specs if "option" in spec.metadata}
 
 
 def check_options(arguments: Any) -> None:

@@ -38,7 +38,7 @@ EXTENSIONS: dict[str, dict[str, str]] = {
     },
 }
 """Kind -> name -> where the class is."""
-CHOSEN_BY = {"rule": "aggregation"}
+CHOSEN_BY = {"rule": "aggregation", "tracker": "track"}
 """Kind whose classes have flags of their own -> the flag that names the extension."""
 OLD_NAMES = {"rule": {"host": "plain"}}
 """Kind -> a name of earlier versions -> today's."""

@@ -114,7 +114,8 @@ class BiasSession:
         self._partition = partition
         self._pending = _PendingRound()
         self._mark = time.perf_counter()
-        self._recorder = RunRecorder(run.output_dir, build_trackers(arguments.track, extra=[ConsoleTracker()]))
+        trackers = build_trackers(arguments.track, arguments, extra=[ConsoleTracker()])
+        self._recorder = RunRecorder(run.output_dir, trackers)
         self._live = LiveModel(
             self._assessor,
             self._heldout_pairs(),

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: the interface of a tracker, the trackers by name, and the group that feeds them.
+"""Where a run's numbers go: the contract of a tracker, and the group that feeds those that were asked for.
 
 ``metrics.jsonl`` is always written, and first: no other tracker can lose a number, because one that fails is switched
 off with one warning while the run goes on.
@@ -11,14 +11,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fedbias_plugin.errors import UserError, did_you_mean
+from fedbias_plugin.options import check_choice, split_list
+from fedbias_plugin.registry import build, names
 from fedbias_plugin.tracking.records import RoundRecord, RunInfo
 
 logger = logging.getLogger(__name__)
 
 
 class Tracker(ABC):
-    """Receives one run: ``start``, then ``log_round`` once a round, then ``finish`` or ``abort``."""
+    """Receives one run: ``start``, then ``log_round`` once a round, then ``finish`` or ``abort``.
+
+    A tracker with flags of its own is a dataclass whose fields they are (``option``). Importing its file imports
+    nothing heavy: the flags are read for every ``--help``.
+    """
 
     name: str = "tracker"
 
@@ -45,59 +50,22 @@ class Tracker(ABC):
         """Continue from :meth:`state_dict`; called before ``start``."""
 
 
-def _jsonl() -> Tracker:
-    from fedbias_plugin.tracking.jsonl import JsonlTracker
-
-    return JsonlTracker()
-
-
-def _wandb() -> Tracker:
-    from fedbias_plugin.tracking.wandb_tracker import WandbTracker
-
-    return WandbTracker()
-
-
-def _tensorboard() -> Tracker:
-    from fedbias_plugin.tracking.tensorboard_tracker import TensorboardTracker
-
-    return TensorboardTracker()
-
-
-def _console() -> Tracker:
-    from fedbias_plugin.tracking.console import ConsoleTracker
-
-    return ConsoleTracker()
-
-
-_FACTORIES: dict[str, Callable[[], Tracker]] = {
-    "jsonl": _jsonl,
-    "wandb": _wandb,
-    "tensorboard": _tensorboard,
-    "console": _console,
-}
-
-
-def tracker_names() -> list[str]:
-    """Names that :func:`build_trackers` knows."""
-    return sorted(_FACTORIES)
-
-
-def build_trackers(spec: str, *, extra: Sequence[Tracker] = ()) -> TrackerGroup:
+def build_trackers(spec: str, arguments: Any = None, *, extra: Sequence[Tracker] = ()) -> TrackerGroup:
     """Build the trackers of ``--track``; ``jsonl`` comes first whether it is named or not.
 
     Args:
         spec: names separated by commas, such as ``"jsonl,wandb"``; empty or ``none`` is ``jsonl`` alone.
+        arguments: where a tracker finds its own flags; it may be None for those that have none.
         extra: trackers that the host adds, fed after the named ones.
 
     Raises:
         UserError: an unknown name, with the nearest known one.
     """
-    names = [part.strip() for part in spec.split(",") if part.strip() not in ("", "none", "jsonl")]
-    for name in names:
-        if name not in _FACTORIES:
-            hint = did_you_mean(name, tracker_names())
-            raise UserError(f"--track {name!r} is unknown; choose from {', '.join(tracker_names())}.{hint}")
-    return TrackerGroup(_jsonl(), [*(_FACTORIES[name]() for name in dict.fromkeys(names)), *extra])
+    for name in split_list(spec):
+        check_choice("track", name, names("tracker"))
+    chosen = dict.fromkeys(name for name in split_list(spec) if name != "jsonl")
+    others = [build("tracker", name, arguments) for name in chosen]
+    return TrackerGroup(build("tracker", "jsonl", arguments), [*others, *extra])
 
 
 class TrackerGroup(Tracker):

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from fedbias_plugin.algorithms import local_client
-from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.assets import TINY, TINY_MODEL
 from fedbias_plugin.errors import printable
 from fedbias_plugin.files import plain_json
 from fedbias_plugin.redaction import redacted_text
-from fedbias_plugin.registry import flags_for
+from fedbias_plugin.registry import all_options, flags_for
 
 EXPERIMENTS_VARIABLE = "FEDBIAS_EXPERIMENTS"
 """Environment variable with the experiments that a run belongs to, separated by commas: ``table1,table3``."""
@@ -120,7 +119,7 @@ def _words(properties: Mapping[str, Any], config: Mapping[str, Any], *, everyone
 
 
 def _is_changed(config: Mapping[str, Any], name: str) -> bool:
-    return name in config and config[name] != getattr(BiasArguments, name)
+    return name in config and config[name] != all_options()[name].default
 
 
 def _job_type(fed_alg: str, num_clients: int) -> str:
