@@ -111,8 +111,10 @@ class BiasSession(session.BiasSession):
 
         Raises:
             UserError: an update cannot be used, and ``on_bad_update`` is ``stop``; a state shares its memory with the
-                model, does not fit it, or changes what is not trained. Client, tensor and fault are named.
+                model, does not fit it, or changes what is not trained; a client is unknown or has no rows. Client,
+                tensor and fault are named.
         """
+        _check_clients(local_states, sample_counts, self._run.num_clients)
         plain = PlainStates(model, global_state, local_states)
         states = super().before_aggregation(
             round_number,
@@ -132,6 +134,15 @@ class BiasSession(session.BiasSession):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close(failure=None if error is None else f"{type(error).__name__}: {error}")
+
+
+def _check_clients(local_states: Mapping[int, State], sample_counts: Mapping[int, int], num_clients: int) -> None:
+    """Refuse a round whose clients the session does not know, or does not know the rows of."""
+    for client in local_states:
+        if client not in range(num_clients):
+            raise UserError(f"local_states has client {client!r}, but the clients are 0 to {num_clients - 1}.")
+        if sample_counts.get(client, 0) < 1:
+            raise UserError(f"sample_counts must say how many rows client {client} trained on, at least 1.")
 
 
 def _arguments(flags: Mapping[str, Any]) -> tuple[HostArguments, BiasArguments]:

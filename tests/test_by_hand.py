@@ -182,6 +182,24 @@ def test_create_refuses_what_the_command_refuses(flags, message, tmp_path):
         BiasSession.create(tmp_path / "run", data_dir="mini", **flags)
 
 
+@pytest.mark.parametrize(
+    ("clients", "counts", "message"),
+    [
+        ([0, 3], {0: 1, 3: 1}, "local_states has client 3, but the clients are 0 to 2"),
+        (["0"], {"0": 1}, "local_states has client '0', but the clients are 0 to 2"),
+        ([0, 2], {0: 1}, "how many rows client 2 trained on"),
+        ([1], {1: 0}, "how many rows client 1 trained on, at least 1"),
+    ],
+)
+def test_a_client_that_the_session_does_not_know_is_refused(tied, tmp_path, clients, counts, message):
+    model, tokenizer = tied
+    theta = read_state(model)
+    session = BiasSession.create(tmp_path / "run", data_dir="mini", **SMALL)
+    given = {"local_states": dict.fromkeys(clients, theta), "sample_counts": counts, "global_state": theta}
+    with pytest.raises(UserError, match=message):
+        session.before_aggregation(1, model=model, tokenizer=tokenizer, **given)
+
+
 def test_custom_shares_say_how_many_clients_there_are(tmp_path):
     session = BiasSession.create(tmp_path / "x", data_dir="mini", scenario="custom", biased_shares=[1, 0, 0.5, 0])
     assert [data.biased_share for data in session.client_datasets] == [1, 0, 0.5, 0]
