@@ -37,7 +37,7 @@ def test_the_package_shows_its_front_door_and_loads_it_at_the_first_touch():
         fedbias_plugin.mesure  # noqa: B018
 
 
-def test_help_answers_within_a_fifth_of_a_second_of_the_processor():
+def test_help_takes_little_of_the_processor():
     code = (
         "import contextlib, io, time\n"
         "from fedbias_plugin.cli.main import main\n"
@@ -45,7 +45,7 @@ def test_help_answers_within_a_fifth_of_a_second_of_the_processor():
         "print(time.process_time())"
     )
     times = [float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout) for _ in "123"]
-    assert min(times) < 0.4  # 0.1 where nothing else runs; twice the promise for a busy machine
+    assert min(times) < 0.3  # 0.1 where it was written
 
 
 def test_measure_gives_what_the_command_writes(loaded, random_model, small_data, tmp_path, capsys):
@@ -69,6 +69,12 @@ def test_what_is_printed_has_interval_n_length_alone_terms_and_definitions(loade
     assert "mini data" not in repr(result)
     assert len(repr(result).splitlines()) <= 8
     assert max(map(len, repr(result).splitlines())) <= 150
+
+
+def test_pairs_of_equal_length_are_said_to_be_that_and_nothing_is_said_of_length_alone(loaded, small_data):
+    result = measure(*loaded, data_dir=small_data, benchmarks="crows_pairs", crows_reduction="matched")
+    assert f"pairs of equal length, n={result['crows_pairs'].n} pairs" in repr(result)
+    assert "length alone" not in repr(result)
 
 
 def test_the_mini_data_are_called_what_they_are(loaded):

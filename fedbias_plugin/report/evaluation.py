@@ -38,7 +38,7 @@ def evaluation_summary(report: Mapping[str, Any], bundled: Collection[str]) -> s
         lines.append(f"StereoSet ({row['reduction']})   SS    {score}, n={row['n']} clusters, {term_note(row)}")
         lines += [f"warning: {row['warning']}"] if row["warning"] else []
     lines.append("score, SS: % of items in which the model prefers the stereotype; 50 = no preference [95% interval]")
-    if "crows_pairs" in report:
+    if "crows_pairs" in report and report["crows_pairs"]["reduction"] != "matched":
         lines.append(
             "length alone: the score of 'fewer tokens wins', where a model that knows nothing stands under sum"
         )
