@@ -8,7 +8,7 @@ import stat
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fedbias_plugin.arguments import BENCHMARKS
 from fedbias_plugin.errors import UserError, printable
@@ -17,7 +17,7 @@ from fedbias_plugin.options import check_options, option, split_list
 from fedbias_plugin.preflight import check_adapter, check_bitsandbytes, check_model, check_quantisation
 
 if TYPE_CHECKING:
-    from fedbias_plugin.evaluation.processes import Processes
+    from fedbias_plugin.measuring import BiasResult
 
 
 @dataclass
@@ -91,38 +91,25 @@ def main(parsed: argparse.Namespace) -> int:
     given = {name: getattr(parsed, name) for name in field_types(EvaluateArguments) if hasattr(parsed, name)}
     arguments = build(EvaluateArguments, [("command line", given)])
     from fedbias_plugin.evaluation.processes import join_processes
-    from fedbias_plugin.files import write_json_atomic
-    from fedbias_plugin.report.evaluation import evaluation_table
+    from fedbias_plugin.measuring import measure_predictions
 
     if arguments.stereoset_predictions:
-        report = _predictions_report(arguments)
+        result = measure_predictions(arguments.stereoset_predictions, data_dir=arguments.data_dir, seed=arguments.seed)
     else:
         processes = join_processes()
-        report = _model_report(arguments, processes)
+        result = _measure_model(arguments)
         if not processes.is_main:
             return 0
-    print(printable(evaluation_table(report)))
+    print(printable(result.table()))
     if arguments.output:
-        write_json_atomic(Path(arguments.output), report)
-        print(f"written: {arguments.output}", file=sys.stderr)
+        print(f"written: {result.save(arguments.output)}", file=sys.stderr)
     return 0
 
 
-def _predictions_report(arguments: EvaluateArguments) -> dict[str, Any]:
-    from fedbias_plugin.evaluation.standalone import measure_predictions
-    from fedbias_plugin.inputs import load_benchmark
-
-    stereoset: Any = load_benchmark("stereoset", arguments.data_dir)
-    return measure_predictions(stereoset, str(arguments.stereoset_predictions), seed=arguments.seed)
-
-
-def _model_report(arguments: EvaluateArguments, processes: Processes) -> dict[str, Any]:
-    from fedbias_plugin.evaluation.assessor import count_texts
-    from fedbias_plugin.evaluation.plans import PlanCache, plans_folder
-    from fedbias_plugin.evaluation.scorer import SentenceScorer
-    from fedbias_plugin.evaluation.standalone import measure
+def _measure_model(arguments: EvaluateArguments) -> BiasResult:
+    """Read the data, then the tokenizer, and the weights last, so that what is wrong is said before."""
     from fedbias_plugin.inputs import announce_mini_data, load_benchmark
-    from fedbias_plugin.tracking.progress import build_progress
+    from fedbias_plugin.measuring import measure_on
     from fedbias_plugin.training.models import load_adapter, load_model, load_tokenizer, model_outline
 
     path, trusted = check_model(str(arguments.model_name_or_path)), arguments.trust_remote_code
@@ -142,15 +129,12 @@ def _model_report(arguments: EvaluateArguments, processes: Processes) -> dict[st
         load_in_4bit=arguments.load_in_4bit,
         trust_remote_code=trusted,
     )
-    scored: Any = load_adapter(model, arguments.adapter) if arguments.adapter else model
-    reductions = {"crows_pairs": arguments.crows_reduction, "stereoset": arguments.stereoset_reduction}
-    with build_progress() as progress, progress.task("score sentences", count_texts(benchmarks)) as advance:
-        scorer = SentenceScorer(
-            scored,
-            tokenizer,
-            max_batch_tokens=arguments.bias_batch_tokens,
-            progress=advance,
-            plans=PlanCache(plans_folder()),
-            processes=processes,
-        )
-        return measure(benchmarks, scorer, reductions=reductions, seed=arguments.seed, adapter=arguments.adapter)
+    return measure_on(
+        benchmarks,
+        load_adapter(model, arguments.adapter) if arguments.adapter else model,
+        tokenizer,
+        reductions={"crows_pairs": arguments.crows_reduction, "stereoset": arguments.stereoset_reduction},
+        batch_tokens=arguments.bias_batch_tokens,
+        seed=arguments.seed,
+        adapter=arguments.adapter,
+    )

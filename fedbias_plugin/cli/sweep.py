@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedbias_plugin.arguments import BiasArguments
-from fedbias_plugin.cli.run import check_one_process, check_stack, command_line_values
+from fedbias_plugin.cli.run import command_line_values
 from fedbias_plugin.configs_folder import config_names, find_config
 from fedbias_plugin.errors import Stopped, UserError, printable
 from fedbias_plugin.flags import add_flags
 from fedbias_plugin.hosts.builtin.arguments import HostArguments
+from fedbias_plugin.hosts.builtin.start import check_one_process, check_stack
 from fedbias_plugin.options import check_range
 from fedbias_plugin.preflight import check_bitsandbytes, check_model
 from fedbias_plugin.sweep.configs import OWN, load_experiment, load_model

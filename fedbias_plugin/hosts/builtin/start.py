@@ -1,0 +1,194 @@
+"""A run of the built-in host from flags, whoever wrote them: the command line, a YAML file, or Python."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from fedbias_plugin.arguments import BiasArguments
+from fedbias_plugin.errors import UserError
+from fedbias_plugin.files import disk_errors_named
+from fedbias_plugin.flags import build, read_config
+from fedbias_plugin.hosts.builtin.arguments import NOT_HERE, HostArguments
+from fedbias_plugin.hosts.builtin.resolve import resolve
+from fedbias_plugin.keywords import known_keywords, named_as_keywords
+from fedbias_plugin.options import idle_flags, options
+
+logger = logging.getLogger(__name__)
+
+FLAGS = (HostArguments, BiasArguments)
+
+
+def run(
+    *,
+    config: str | os.PathLike[str] | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    **flags: Any,
+) -> Path:
+    """``fedbias run`` from Python: the same loop, names and checks.
+
+    ``run(num_rounds=2, scenario="1B2C", aggregation="bama", output_dir="runs/bama")`` is
+    ``fedbias run --num_rounds 2 --scenario 1B2C --aggregation bama --output_dir runs/bama``. Every round is printed;
+    the package's log (logger ``fedbias_plugin``) is yours to show.
+
+    Args:
+        config: YAML file with the same names; keywords win over it.
+        resume: folder of a run that was cut off, which goes on after its last finished round. Its flags are those it
+            began with.
+        flags: any flag of ``fedbias run --help``; a list stands for values with commas between.
+
+    Returns:
+        The output folder: ``metrics.jsonl``, ``summary.json``, ``adapter/`` or ``model/`` and the rest.
+
+    Raises:
+        UserError: an unknown name (with the nearest one), a value out of range, flags that contradict each other, data
+            or a model that cannot be read; nothing was written.
+        Stopped: Ctrl-C or SIGTERM; what was finished is in the checkpoint.
+    """
+    with named_as_keywords():
+        written = known_keywords("run()", flags, FLAGS, NOT_HERE)
+        in_file = config_values(config)
+    if resume is not None:
+        return resume_run(resume, in_file | written, "run()")[0]
+    with named_as_keywords():
+        arguments = arguments_of(in_file, written, config, "run()")
+    return start(*arguments)
+
+
+def start(host: HostArguments, bias: BiasArguments) -> Path:
+    """Check what can be checked without the model's libraries, then hand over to the loop.
+
+    Raises:
+        UserError: as :func:`fedbias_plugin.hosts.builtin.loop.run` does; an old Transformers, or several processes.
+    """
+    check_stack()
+    check_one_process()
+    from fedbias_plugin.hosts.builtin.loop import run as run_loop
+
+    return run_loop(host, bias)
+
+
+def resume_run(folder: str | os.PathLike[str], written: Mapping[str, Any], where: str) -> tuple[Path, bool]:
+    """Find the last finished round in ``folder`` and go on after it.
+
+    Args:
+        folder: of a run of the built-in host.
+        written: flags that are given again; they must say the same.
+        where: they were written.
+
+    Returns:
+        The folder, and whether there was anything to go on with: False for a finished run.
+
+    Raises:
+        UserError: no such folder, a changed flag, or anything given beside a finished run.
+    """
+    output, shown = Path(folder), os.fspath(folder)
+    if not output.is_dir():
+        raise UserError(f"--resume {shown}: {'that is a file' if output.exists() else 'there is no such folder'}.")
+    check_stack()
+    check_one_process()
+    from fedbias_plugin.hosts.builtin.loop import run as run_loop
+    from fedbias_plugin.hosts.checkpoints import find_checkpoint, locked
+
+    with disk_errors_named(output), locked(output):
+        checkpoint = find_checkpoint(output, "--resume", "builtin")
+        if checkpoint is not None:
+            return run_loop(*resumed_arguments(shown, written, checkpoint.arguments, where), checkpoint), True
+        changed = sorted(written.keys() - {"output_dir"})
+        if changed:
+            raise UserError(
+                f"{shown} is finished, and a finished run cannot be extended or changed (the learning rate "
+                f"follows --num_rounds); drop --{', --'.join(changed)}, or begin a new run."
+            )
+        return output, False
+
+
+def resumed_arguments(
+    folder: str, written: Mapping[str, Any], stored: Mapping[str, Any], where: str
+) -> tuple[HostArguments, BiasArguments]:
+    """The arguments a run began with; flags that are given again must say the same, unless they move no number.
+
+    Raises:
+        UserError: naming the flags that have changed.
+    """
+    from fedbias_plugin.hosts.checkpoints import changed_arguments
+
+    if Path(written.get("output_dir", folder)).resolve() != Path(folder).resolve():
+        raise UserError(f"--resume {folder} goes on in that folder; drop --output_dir.")
+    layers = [("the checkpoint", stored), (where, {**written, "output_dir": folder})]
+    host, bias = build(HostArguments, layers), build(BiasArguments, layers)
+    given = {name: value for part in (host, bias) for name, value in vars(part).items() if name in written}
+    changed = changed_arguments(stored, given)
+    if changed:
+        raise UserError(
+            f"A run goes on as it began. Changed: {', '.join(changed)}. Drop what has changed, or begin a new run."
+        )
+    return host, bias
+
+
+def arguments_of(
+    in_file: Mapping[str, Any],
+    written: Mapping[str, Any],
+    config: str | os.PathLike[str] | None = None,
+    where: str = "command line",
+) -> tuple[HostArguments, BiasArguments]:
+    """The two argument objects: what is ``written`` over ``config`` over what the bundled model recommends.
+
+    Args:
+        in_file: what ``config`` holds.
+        written: flag -> value, on the command line or as keywords.
+        config: the YAML file, for errors.
+        where: ``written`` was, for errors.
+
+    Raises:
+        UserError: a value of the wrong type or out of range, or flags that contradict each other.
+    """
+    host, bias, recommended = resolve([(f"--config {config}", in_file), (where, written)])
+    if recommended:
+        listed = ", ".join(f"{name}={value}" for name, value in recommended.items())
+        logger.info("model tiny: recommended settings for flags not given: %s", listed)
+    _name_idle_flags(host, bias, in_file.keys() | written.keys())
+    return host, bias
+
+
+def _name_idle_flags(host: HostArguments, bias: BiasArguments, given: Collection[str]) -> None:
+    """Say which of the ``given`` flags change nothing in this run."""
+    for name, needed in idle_flags(options(*FLAGS), {**vars(host), **vars(bias)}, given):
+        logger.warning("--%s has no effect %s.", name, needed)
+
+
+def config_values(path: str | os.PathLike[str] | None) -> dict[str, Any]:
+    """What a file of flags holds; empty without one."""
+    return read_config(os.fspath(path), FLAGS, NOT_HERE) if path else {}
+
+
+def check_stack() -> None:
+    """Refuse an old Transformers before it fails in the middle of something.
+
+    Raises:
+        UserError: naming the version found and the line that mends it.
+    """
+    version = importlib.metadata.version("transformers")
+    if int(version.split(".")[0]) < 5:
+        raise UserError(
+            f"fedbias run needs transformers 5 or newer, and {version} is installed: pip install -U 'transformers>=5'."
+        )
+
+
+def check_one_process() -> None:
+    """Refuse a launcher that started several processes: each would train on a part of every client's rows.
+
+    Raises:
+        UserError: saying what several processes can do.
+    """
+    from fedbias_plugin.evaluation.processes import launched
+
+    if launched() > 1:
+        raise UserError(
+            f"fedbias run trains in one process, and a launcher started {launched()}. Several processes can share the "
+            "scoring of one model: accelerate launch -m fedbias_plugin evaluate ..."
+        )
