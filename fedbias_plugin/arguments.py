@@ -15,7 +15,6 @@ from fedbias_plugin.errors import UserError
 from fedbias_plugin.options import check_options, check_range, option, split_list
 from fedbias_plugin.registry import load, names, todays_name, with_extensions
 
-ATTACKS = ("none", "sign_flip", "model_replacement", "gaussian_noise", "probe_gaming")
 ON_BAD_UPDATE = ("stop", "drop")
 BENCHMARKS = ("crows_pairs", "stereoset")
 SCENARIOS = ("1B2C", "2B1C", "3B", "3C", "mix-1B2C", "mix-2B1C", "custom")
@@ -57,12 +56,6 @@ class CoreArguments:
     bama_stereoset_fraction: float = option(
         0.25, "share of StereoSet used as probe items for the weights", at_least=0, at_most=1
     )
-    max_update_norm: float | None = option(
-        None,
-        "an update with a larger L2 norm is a bad update; no limit when absent. Every round shows its update norms",
-        above=0,
-        may_change=True,
-    )
     on_bad_update: str = option(
         "stop",
         "what to do with an update that has NaN or Inf, other tensors than the model, too large a norm, or a loss or "
@@ -76,17 +69,10 @@ class CoreArguments:
     attack: str = option(
         "none",
         "what attackers do besides holding biased rows",
-        choices=ATTACKS,
+        choices=lambda: ("none", *names("attack")),
     )
     attackers: str | None = option(
         None, "client ids that attack, such as 0,2; without it the clients that hold biased rows"
-    )
-    attack_strength: float | None = option(
-        None,
-        "factor of the update (sign_flip: 1, model_replacement: the number of clients of the round), noise per size of "
-        "the update (gaussian_noise: 1), or extra rows per row (probe_gaming: 1)",
-        above=0,
-        read_when={"attack": ATTACKS[1:]},
     )
 
     # Data
@@ -208,7 +194,7 @@ class CoreArguments:
 
     def _check_attack(self) -> None:
         if self.attack == "none" and self.attackers:
-            raise UserError(f"--attackers {self.attackers} belongs to an --attack: {', '.join(ATTACKS[1:])}.")
+            raise UserError(f"--attackers {self.attackers} belongs to an --attack: {', '.join(names('attack'))}.")
         if self.attack == "probe_gaming" and (self.scenario == "none" or not self.benchmark_names):
             raise UserError(
                 "--attack probe_gaming adds rows from the bias benchmarks to those that --scenario deals: give "

@@ -31,6 +31,15 @@ EXTENSIONS: dict[str, dict[str, str]] = {
         "multi_krum": "fedbias_plugin.aggregation.krum:MultiKrum",
         "norm_clip": "fedbias_plugin.aggregation.norm_clip:NormClip",
     },
+    "attack": {
+        "sign_flip": "fedbias_plugin.updates.attacks:SignFlip",
+        "model_replacement": "fedbias_plugin.updates.attacks:ModelReplacement",
+        "gaussian_noise": "fedbias_plugin.updates.attacks:GaussianNoise",
+        "probe_gaming": "fedbias_plugin.updates.attacks:ProbeGaming",
+    },
+    "stage": {
+        "checks": "fedbias_plugin.updates.checks:Checks",
+    },
     "tracker": {
         "jsonl": "fedbias_plugin.tracking.jsonl:JsonlTracker",
         "wandb": "fedbias_plugin.tracking.wandb_tracker:WandbTracker",
@@ -38,8 +47,8 @@ EXTENSIONS: dict[str, dict[str, str]] = {
     },
 }
 """Kind -> name -> where the class is."""
-CHOSEN_BY = {"rule": "aggregation", "tracker": "track"}
-"""Kind whose classes have flags of their own -> the flag that names the extension."""
+CHOSEN_BY = {"rule": "aggregation", "attack": "attack", "stage": None, "tracker": "track"}
+"""Kind whose classes have flags of their own -> the flag that names the extension; None: its own flags switch it on."""
 OLD_NAMES = {"rule": {"host": "plain"}}
 """Kind -> a name of earlier versions -> today's."""
 
@@ -99,7 +108,8 @@ def with_extensions(core: type, name: str) -> type:
             hints = typing.get_type_hints(cls)
             for flag, about in options(cls).items():
                 owners.setdefault(flag, []).append(extension)
-                about = dataclasses.replace(about, read_when={selector: tuple(owners[flag])})
+                if selector is not None:
+                    about = dataclasses.replace(about, read_when={selector: tuple(owners[flag])})
                 default = next(spec.default for spec in dataclasses.fields(cls) if spec.name == flag)
                 made = dataclasses.field(default=default, metadata={"help": about.help, "option": about})
                 specs[flag] = (flag, hints[flag], made)

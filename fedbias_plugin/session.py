@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from fedbias_plugin.aggregation.base import ClientReports, Rule, Weighting
 from fedbias_plugin.aggregation.substitution import substitute
-from fedbias_plugin.aggregation.update_checks import CheckedUpdate, accepted_updates, check_updates
 from fedbias_plugin.algorithms import local_client
 from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.errors import UserError
@@ -27,10 +26,9 @@ from fedbias_plugin.evaluation.results import model_identity, package_versions
 from fedbias_plugin.evaluation.scorer import NonFiniteScore
 from fedbias_plugin.inputs import announce_mini_data, load_assessor
 from fedbias_plugin.memory import peak_memory_bytes
-from fedbias_plugin.poisoning.attacks import build_attack
 from fedbias_plugin.poisoning.loaders import ClientDataset, Partition, load_partition, partition_hash
 from fedbias_plugin.redaction import redacted, redacted_text
-from fedbias_plugin.registry import build
+from fedbias_plugin.registry import build, names
 from fedbias_plugin.run_description import HostRun, first_files, run_info
 from fedbias_plugin.state import State
 from fedbias_plugin.tracking.console import ConsoleTracker
@@ -48,6 +46,8 @@ from fedbias_plugin.tracking.records import (
 from fedbias_plugin.tracking.sanity import round_warnings
 from fedbias_plugin.tracking.tracker import build_trackers
 from fedbias_plugin.training.templates import TEMPLATES
+from fedbias_plugin.updates.base import Stage, Update
+from fedbias_plugin.updates.checks import accepted_updates
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -103,14 +103,15 @@ class BiasSession:
         if partition is None and arguments.scenario != "none":
             partition = load_partition(arguments, run.num_clients, run.seed)
         self._shares = {client.client: client.biased_share for client in partition.clients} if partition else {}
-        self._attack = build_attack(arguments, self._shares, run.num_clients, run.seed)
+        self._stages = _stages(arguments)
+        for stage in self._stages:
+            stage.prepare(arguments, run, self._shares)
         benchmarks = self._assessor.benchmarks if self._assessor else {}
         self._data_warnings = announce_mini_data(benchmarks, partition.sources if partition else {})
         self._data_warnings += overlap_warnings(partition, benchmarks)
-        if self._attack:
-            logger.info("attackers (%s): %s", arguments.attack, ", ".join(map(str, sorted(self._attack.attackers))))
-            self._data_warnings += self._attack.warnings
-            partition = self._attack.on_data(partition, benchmarks) if partition else None
+        for stage in self._stages:
+            self._data_warnings += stage.warnings
+            partition = stage.on_data(partition, benchmarks) if partition else None
         self._partition = partition
         self._pending = _PendingRound()
         self._mark = time.perf_counter()
@@ -166,40 +167,51 @@ class BiasSession:
         """
         start = time.perf_counter()
         self._pending = _PendingRound(train_seconds=start - self._mark)
-        if self._attack:
-            local_states = self._attack.on_updates(round_number, global_state, local_states)
         losses = train_losses or {}
-        on_bad_update = self._arguments.on_bad_update if self._refuses_updates else "use"
-        checked = check_updates(global_state, local_states, losses, self._arguments.max_update_norm)
-        accepted = accepted_updates(round_number, local_states, checked, on_bad_update)
-        measurements: dict[int, Measurement] = {}
-        if "bias" in self._rule.needs or self._is_measured(round_number):
-            title = f"round {round_number}: score clients"
-            measurements, broken = self._live.assess_clients(title, model, tokenizer, global_state, accepted)
-            checked |= {client: CheckedUpdate(checked[client].norm, fault) for client, fault in broken.items()}
-            accepted = accepted_updates(round_number, accepted, checked, on_bad_update)
-        weighting = self._weigh(global_state, accepted, sample_counts, checked, measurements)
-        self._pending.warnings = _fault_warnings(checked, accepted)
+        updates = {
+            client: Update(client, state, sample_counts[client], losses.get(client))
+            for client, state in local_states.items()
+        }
+        accepted = self._receive(round_number, updates, global_state, model, tokenizer)
+        weighting = self._weigh(global_state, accepted)
+        self._pending.warnings = _fault_warnings(updates, accepted)
         self._pending.clients = {
-            client: self._client_record(
-                client,
-                sample_counts[client],
-                losses.get(client),
-                checked[client],
-                measurements,
-                weighting,
-                refused=None if client in accepted else checked[client].fault,
-            )
-            for client in local_states
+            client: self._client_record(update, weighting, refused=None if client in accepted else update.fault)
+            for client, update in updates.items()
         }
         self._pending.mass = weighting.mass
         self._mark = time.perf_counter()
         self._pending.assess_seconds = self._mark - start
         if weighting.state is not None:
             return dict.fromkeys(accepted, weighting.state)
-        if weighting.factors is None:
-            return accepted
-        return substitute(global_state, accepted, weighting.factors)
+        states = {client: update.state for client, update in accepted.items()}
+        return states if weighting.factors is None else substitute(global_state, states, weighting.factors)
+
+    def _receive(
+        self,
+        number: int,
+        updates: dict[int, Update],
+        theta: State,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> dict[int, Update]:
+        """The updates that can be used, by client id, after the stages, measured; ``updates`` keeps them all."""
+        on_bad_update = self._arguments.on_bad_update if self._refuses_updates else "use"
+        for stage in self._stages:
+            updates |= {c: stage.at_client(update, theta, number, len(updates)) for c, update in updates.items()}
+        for stage in self._stages:
+            stage.at_server(updates, theta, number)
+        accepted = accepted_updates(number, updates, on_bad_update)
+        if "bias" in self._rule.needs or self._is_measured(number):
+            states = {client: update.state for client, update in accepted.items()}
+            title = f"round {number}: score clients"
+            measured, broken = self._live.assess_clients(title, model, tokenizer, theta, states)
+            for client, measurement in measured.items():
+                updates[client].measured = measurement
+            for client, fault in broken.items():
+                updates[client].fault = fault
+            accepted = accepted_updates(number, accepted, on_bad_update)
+        return accepted
 
     def after_aggregation(
         self, round_number: int, *, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
@@ -247,6 +259,7 @@ class BiasSession:
         return {
             "version": STATE_VERSION,
             "rule": self._rule.state_dict(),
+            "stages": [stage.state_dict() for stage in self._stages],
             "data": self._data_hashes,
             "records": self._recorder.state_dict(),
         }
@@ -266,6 +279,8 @@ class BiasSession:
                 f"The run to resume had other {' and '.join(changed)}: give it the data and the seed it began with."
             )
         self._rule.load_state_dict(state["rule"])
+        for stage, before in zip(self._stages, state["stages"], strict=True):
+            stage.load_state_dict(before)
         writes = running_processes().is_main
         self._recorder.resume(state["records"], self._run_info(), package_versions(), writes=writes)
         self._mark = time.perf_counter()
@@ -280,7 +295,7 @@ class BiasSession:
 
     @property
     def _attackers(self) -> frozenset[int]:
-        return self._attack.attackers if self._attack else frozenset()
+        return frozenset(client for stage in self._stages for client in stage.attackers)
 
     def _run_info(self) -> RunInfo:
         return run_info(self._arguments, self._run, self._shares)
@@ -299,50 +314,33 @@ class BiasSession:
         every = self._arguments.bias_eval_every
         return round_number % every == 0 or round_number == self._run.num_rounds
 
-    def _weigh(
-        self,
-        global_state: State,
-        local_states: Mapping[int, State],
-        sample_counts: Mapping[int, int],
-        checked: Mapping[int, CheckedUpdate],
-        measurements: Mapping[int, Measurement],
-    ) -> Weighting:
-        if not local_states:
+    def _weigh(self, global_state: State, updates: Mapping[int, Update]) -> Weighting:
+        if not updates:
             return Weighting({}, factors=None, mass=None)
-        scores = {client: measurements[client].bias_score for client in local_states if client in measurements}
-        norms = {client: checked[client].norm for client in local_states}
+        scores = {client: update.measured.bias_score for client, update in updates.items() if update.measured}
         return self._rule.weigh(
             ClientReports(
                 self._run.fed_alg,
-                sample_counts={client: sample_counts[client] for client in local_states},
+                sample_counts={client: update.rows for client, update in updates.items()},
                 bias_scores={client: score for client, score in scores.items() if score is not None},
                 global_state=global_state,
-                local_states=local_states,
-                update_norms={client: norm for client, norm in norms.items() if norm is not None},
+                local_states={client: update.state for client, update in updates.items()},
+                update_norms={client: update.norm for client, update in updates.items() if update.norm is not None},
             )
         )
 
-    def _client_record(
-        self,
-        client: int,
-        rows: int,
-        train_loss: float | None,
-        checked: CheckedUpdate,
-        measurements: Mapping[int, Measurement],
-        weighting: Weighting,
-        refused: str | None,
-    ) -> ClientRecord:
-        measured = measurements.get(client, Measurement())
+    def _client_record(self, update: Update, weighting: Weighting, refused: str | None) -> ClientRecord:
+        measured = update.measured or Measurement()
         return ClientRecord(
-            poisoned_share=self._shares.get(client),
-            rows=rows,
-            train_loss=train_loss,
-            update_norm=checked.norm,
+            poisoned_share=self._shares.get(update.client),
+            rows=update.rows,
+            train_loss=update.loss,
+            update_norm=update.norm,
             crows_pairs=measured.results.get("crows_pairs"),
             stereoset=measured.results.get("stereoset"),
             bias_score=measured.bias_score,
-            weight=weighting.weights.get(client),
-            attack=self._arguments.attack if client in self._attackers else None,
+            weight=weighting.weights.get(update.client),
+            attack=self._arguments.attack if update.client in self._attackers else None,
             refused=refused,
         )
 
@@ -375,9 +373,16 @@ class BiasSession:
         return [(prompt(row.instruction), row.response) for row in self._partition.heldout]
 
 
-def _fault_warnings(checked: Mapping[int, CheckedUpdate], accepted: Collection[int]) -> list[str]:
+def _stages(arguments: BiasArguments) -> list[Stage]:
+    """What every update passes, in this order."""
+    attack = [build("attack", arguments.attack, arguments)] if arguments.attack != "none" else []
+    stages = [build("stage", name, arguments) for name in names("stage")]
+    return sorted([*attack, *(stage for stage in stages if stage.is_on)], key=lambda stage: stage.order)
+
+
+def _fault_warnings(updates: Mapping[int, Update], accepted: Collection[int]) -> list[str]:
     """One line for the refused updates of a round, and one for those that a host's own run uses all the same."""
-    faults = {client: found.fault for client, found in checked.items() if found.fault is not None}
+    faults = {client: update.fault for client, update in updates.items() if update.fault is not None}
     refused = [f"client {client} ({fault})" for client, fault in faults.items() if client not in accepted]
     used = [f"client {client} ({fault})" for client, fault in faults.items() if client in accepted]
     nobody = "; nobody is left, and the global model stays as it was" if not accepted else ""

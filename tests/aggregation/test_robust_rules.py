@@ -17,11 +17,11 @@ from fedbias_plugin.aggregation.norm_clip import NormClip
 from fedbias_plugin.aggregation.server_optimizers import ServerOptimizer
 from fedbias_plugin.aggregation.substitution import substitute
 from fedbias_plugin.aggregation.trimmed_mean import TrimmedMean
-from fedbias_plugin.aggregation.update_checks import update_norm
 from fedbias_plugin.algorithms import ALGORITHMS
 from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.registry import build
+from fedbias_plugin.updates.checks import update_norm
 
 ROBUST = ["median", "trimmed_mean", "krum", "multi_krum", "norm_clip"]
 

@@ -2,27 +2,42 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from fedbias_plugin.aggregation import pieces as pieces_module
-from fedbias_plugin.arguments import ATTACKS, BiasArguments
+from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.assets import MINI_DATA
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.evaluation.crows_pairs import CrowsPairs, Pair
 from fedbias_plugin.evaluation.stereoset import StereoSet
 from fedbias_plugin.evaluation.stereoset_files import Cluster
-from fedbias_plugin.poisoning.attacks import build_attack
 from fedbias_plugin.poisoning.loaders import load_partition, manifest, partition
 from fedbias_plugin.poisoning.probe_gaming import benchmark_rows
 from fedbias_plugin.poisoning.rows import Row, RowSource
+from fedbias_plugin.registry import build, names
+from fedbias_plugin.updates.base import Update
 
 THETA = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([[0.0]])}
 
 
 def local_states():
     return {client: {"a": torch.tensor([3.0, 2.0]), "b": torch.tensor([[4.0]])} for client in (0, 2, 5)}
+
+
+def build_attack(arguments, shares, num_clients, seed):
+    """The attack that the flags name, ready for a run."""
+    found = build("attack", arguments.attack, arguments)
+    found.prepare(arguments, SimpleNamespace(num_clients=num_clients, seed=seed), shares)
+    return found
+
+
+def sent(found, number, theta, states):
+    """Client id -> the state that the server receives."""
+    updates = {client: Update(client, state, rows=10) for client, state in states.items()}
+    return {client: found.at_client(update, theta, number, len(states)).state for client, update in updates.items()}
 
 
 def attack(name, attackers="2", strength=None, seed=1):
@@ -46,16 +61,16 @@ def numbers(state):
 )
 def test_a_scaled_update_by_hand(name, strength, expected):
     trained = local_states()
-    received = attack(name, strength=strength).on_updates(1, THETA, trained)
+    received = sent(attack(name, strength=strength), 1, THETA, trained)
     assert numbers(received[2]) == expected
     assert numbers(trained[2]) == [3.0, 2.0, 4.0]
     assert numbers(THETA) == [1.0, 2.0, 0.0]
 
 
-@pytest.mark.parametrize("name", ATTACKS[1:4])
+@pytest.mark.parametrize("name", names("attack")[:3])
 def test_honest_clients_keep_their_very_objects_and_their_order(name):
     trained = local_states()
-    received = attack(name, attackers="2,1").on_updates(1, THETA, trained)
+    received = sent(attack(name, attackers="2,1"), 1, THETA, trained)
     assert list(received) == [0, 2, 5]
     assert received[0] is trained[0]
     assert received[5] is trained[5]
@@ -64,7 +79,7 @@ def test_honest_clients_keep_their_very_objects_and_their_order(name):
 
 def test_replacing_the_model_leaves_the_attackers_after_an_average():
     trained = {0: THETA, 1: THETA, 2: local_states()[2]}
-    received = attack("model_replacement").on_updates(1, THETA, trained)
+    received = sent(attack("model_replacement"), 1, THETA, trained)
     mean = {name: sum(state[name] for state in received.values()) / 3 for name in THETA}
     assert numbers(mean) == pytest.approx(numbers(trained[2]))
 
@@ -74,7 +89,7 @@ def test_noise_is_as_large_as_the_update_times_the_strength():
     theta = {"a": torch.zeros(40_000)}
     trained = {2: {"a": 0.01 * torch.randn(40_000, generator=draws)}}
     for strength in (None, 3.0):
-        received = attack("gaussian_noise", strength=strength).on_updates(1, theta, trained)
+        received = sent(attack("gaussian_noise", strength=strength), 1, theta, trained)
         noise = received[2]["a"] - trained[2]["a"]
         # the standard error of a standard deviation of 40,000 draws is 0.35%
         assert float(noise.std()) == pytest.approx(0.01 * (strength or 1.0), rel=0.03)
@@ -84,9 +99,7 @@ def test_noise_is_as_large_as_the_update_times_the_strength():
 def test_noise_repeats_for_a_seed_round_and_client_and_for_nothing_else():
     def noisy(seed=1, round_number=1, client=2):
         trained = local_states()
-        return numbers(
-            attack("gaussian_noise", str(client), seed=seed).on_updates(round_number, THETA, trained)[client]
-        )
+        return numbers(sent(attack("gaussian_noise", str(client), seed=seed), round_number, THETA, trained)[client])
 
     assert noisy() == noisy()
     assert len({tuple(noisy(**change)) for change in ({}, {"seed": 2}, {"round_number": 2}, {"client": 5})}) == 4
@@ -96,14 +109,13 @@ def test_noise_leaves_half_precision_and_shapes_alone(monkeypatch):
     monkeypatch.setattr(pieces_module, "PIECE", 4)
     theta = {"a": torch.zeros(3, 5, dtype=torch.bfloat16), "b": torch.zeros(())}
     trained = {2: {"a": torch.ones(5, 3, dtype=torch.bfloat16).t(), "b": torch.ones(())}}
-    received = attack("gaussian_noise").on_updates(1, theta, trained)[2]
+    received = sent(attack("gaussian_noise"), 1, theta, trained)[2]
     assert (received["a"].shape, received["a"].dtype, received["b"].shape) == ((3, 5), torch.bfloat16, ())
     assert bool((trained[2]["a"] == 1).all())
     assert len(received["a"].unique()) > 5
 
 
-def test_no_attack_is_none_and_attackers_are_those_with_biased_rows():
-    assert build_attack(BiasArguments(), {0: 1.0}, 3, seed=1) is None
+def test_attackers_are_those_with_biased_rows_unless_they_are_named():
     found = build_attack(BiasArguments(attack="sign_flip"), {0: 0.0, 1: 1.0, 2: 0.3}, 3, seed=1)
     assert found.attackers == {1, 2}
 

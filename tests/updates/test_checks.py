@@ -4,9 +4,17 @@ import pytest
 import torch
 
 from fedbias_plugin.aggregation import pieces as pieces_module
-from fedbias_plugin.aggregation.update_checks import CheckedUpdate, check_update, update_norm
+from fedbias_plugin.updates.base import Update
+from fedbias_plugin.updates.checks import Checks, update_norm
 
 THETA = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([[0.0]])}
+
+
+def check_update(theta, state, *, train_loss=None, max_norm=None):
+    """An update as the server has checked it."""
+    updates = {3: Update(3, state, rows=10, loss=train_loss)}
+    Checks(max_norm).at_server(updates, theta, number=1)
+    return updates[3]
 
 
 def local(**changes):
@@ -37,7 +45,8 @@ def test_a_good_update_has_its_norm_and_no_fault():
     ],
 )
 def test_a_state_that_cannot_be_used_has_no_norm_and_a_fault_that_names_the_tensor(received, fault):
-    assert check_update(THETA, received) == CheckedUpdate(None, fault)
+    checked = check_update(THETA, received)
+    assert (checked.norm, checked.fault) == (None, fault)
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
