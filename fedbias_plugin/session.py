@@ -342,6 +342,7 @@ class BiasSession:
             weight=weighting.weights.get(update.client),
             attack=self._arguments.attack if update.client in self._attackers else None,
             refused=refused,
+            extra=dict(update.extra),
         )
 
     def _evaluate(

@@ -248,7 +248,7 @@ def check_checkout(folder: str) -> Iterator[Finding]:
     """What a checkout is, whether it is patched, and what of it will run, told from its files."""
     from fedbias_plugin.errors import UserError
     from fedbias_plugin.hosts.openfedllm.inspection import origin
-    from fedbias_plugin.hosts.openfedllm.patcher import plan_patch
+    from fedbias_plugin.hosts.openfedllm.patcher import MISSING, plan_patch
 
     if os.path.isdir(folder):
         yield Finding("ok", origin(Path(folder)))
@@ -258,7 +258,7 @@ def check_checkout(folder: str) -> Iterator[Finding]:
         yield Finding("problem", str(error))
         return
     yield Finding("ok", f"a checkout of the {plan.family} family")
-    if plan.changes:
+    if any(script.changes for script in plan.scripts if script.is_entry):
         yield Finding("note", "not patched, or by an earlier version", f"fedbias patch {shlex.quote(folder)}")
     else:
         yield Finding("ok", "patched")
@@ -266,7 +266,7 @@ def check_checkout(folder: str) -> Iterator[Finding]:
         if script.is_entry:
             kind = "DPO" if "dpo" in script.name else "SFT"
             yield Finding("ok", f"{script.name}: {kind} has all that the plugin needs to poison, measure and weigh")
-    yield from (Finding("note", note) for note in plan.notes)
+    yield from (Finding("problem" if MISSING in note else "note", note) for note in plan.notes)
     yield from check_openfedllm()
 
 

@@ -47,9 +47,12 @@ def main(args: argparse.Namespace) -> int:
 def _report(plan: Plan, check: bool) -> Iterator[str]:
     yield f"{plan.folder}: a checkout of the {plan.family} family"
     for script in plan.scripts:
-        state = ("would be added" if check else "added") if script.changes else "there already"
+        would = "would be " if check else ""
+        state = f"{would}{'moved here' if script.is_moved else 'added'}" if script.changes else "there already"
+        old = () if not script.is_entry or script.is_moved or not script.changes else script.before
+        yield from (f"{script.name}:{number}: {would}removed: {line}" for number, line in old)
         for number, line in script.lines:
-            yield f"{script.name}:{number}: {state}: {line}" if script.is_entry else f"{script.name}: removed: {line}"
+            yield f"{script.name}:{number}: {state if script.is_entry else f'{would}removed'}: {line}"
     yield from (f"Note: {note}" for note in plan.notes)
     yield _stack()
     folder = shlex.quote(str(plan.folder))

@@ -89,6 +89,8 @@ def _client(prefix: str, row: ClientRecord) -> dict[str, float | int]:
     flat: dict[str, float | int] = {}
     for name in _OF_CLIENT:
         _put(flat, f"{prefix}/{name}", getattr(row, name))
+    for name, value in row.extra.items():
+        _put(flat, f"{prefix}/{name}", value)
     for name in ("crows_pairs", "stereoset"):
         flat.update(_benchmark(f"{prefix}/{name}", getattr(row, name)))
     return flat

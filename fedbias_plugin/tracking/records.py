@@ -40,6 +40,7 @@ class ClientRecord:
             refused update, and for rules that give none (``median``, ``trimmed_mean``).
         attack: name of the attack that the client makes, None for an honest client.
         refused: why the server left the update out, None for one that it used.
+        extra: further numbers that a stage gave the update, by name.
     """
 
     poisoned_share: float | None
@@ -52,6 +53,7 @@ class ClientRecord:
     weight: float | None = None
     attack: str | None = None
     refused: str | None = None
+    extra: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ClientRecord:
@@ -67,6 +69,7 @@ class ClientRecord:
             weight=_number(data, "weight"),
             attack=_optional_text(data, "attack"),
             refused=_optional_text(data, "refused"),
+            extra=_numbers(_object(data, "extra") or {}),
         )
 
 
@@ -283,6 +286,11 @@ def _clients(data: Mapping[str, Any]) -> dict[int, ClientRecord]:
         except ValueError as error:
             raise ValueError(f"clients/{key}: {error}") from None
     return clients
+
+
+def _numbers(data: Mapping[str, Any]) -> dict[str, float]:
+    found = {str(key): _number(data, key) for key in data}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _number(data: Mapping[str, Any], key: str, *, required: bool = False) -> float | None:

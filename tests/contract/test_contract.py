@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -125,7 +126,8 @@ def test_a_stranger_s_rule_works_in_a_patched_openfedllm(site, double, host_mode
 def test_the_table_of_flags_holds_those_of_a_stranger(site):
     code = "import json\nfrom fedbias_plugin.options import flag_rows\nfrom fedbias_plugin.registry import load\n"
     code += "print(json.dumps(flag_rows(load('flags', 'plugin'))))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=site, capture_output=True, text=True, check=True)
+    where = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", code], cwd=site, env=where, capture_output=True, text=True, check=True)
     rows = json.loads(done.stdout)
     assert "| `--leader_share` | `0.5` | weight of the client that leads |" in rows
     assert "| `--tally_mark` | `|` | what stands for a round |" in rows

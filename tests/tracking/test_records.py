@@ -37,7 +37,7 @@ def test_a_line_has_the_keys_of_the_published_format_in_their_order(make_record:
     assert list(data["clients"]) == ["0", "4"]
     assert list(data["clients"]["0"]) == [
         "poisoned_share", "rows", "train_loss", "update_norm", "crows_pairs", "stereoset", "bias_score", "weight",
-        "attack", "refused",
+        "attack", "refused", "extra",
     ]  # fmt: skip
     assert list(data["global"]) == ["crows_pairs", "stereoset", "bias_score", "heldout_loss", "rouge_l"]
     assert data["seconds"] == {"train": 1.0, "assess": 2.0, "aggregate": 0.5, "evaluate": 3.0}

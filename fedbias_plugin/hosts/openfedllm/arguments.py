@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -63,12 +64,14 @@ class AllArguments:
         fed: the host's object with the federation (the same one in a fork that has one only).
         plugin: the plugin's.
         renamed: flag of the plugin -> its name in this host, which has one of the plugin's name itself.
+        words: the command line, or what stands for it.
     """
 
     script: Any
     fed: Any
     plugin: AttachedArguments
     renamed: dict[str, str] = field(default_factory=dict)
+    words: Sequence[str] = ()
 
     @property
     def config(self) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def install(begin: Callable[[AllArguments], None]) -> None:
     import transformers
 
     cls = transformers.HfArgumentParser
-    make, read = cls.__init__, cls.parse_args_into_dataclasses
+    make, read, read_dict = cls.__init__, cls.parse_args_into_dataclasses, cls.parse_dict
 
     def init(self: Any, dataclass_types: Any = None, **kwargs: Any) -> None:
         types = [dataclass_types] if isinstance(dataclass_types, type) else list(dataclass_types or ())
@@ -58,20 +58,31 @@ def install(begin: Callable[[AllArguments], None]) -> None:
         self.renamed_flags = {spec.name: PREFIX + spec.name for spec in fields(AttachedArguments) if spec.name in taken}
         make(self, (*types, _with_names(self.renamed_flags)), **kwargs)
 
-    def parse(self: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+    def parse(self: Any, args: Any = None, *more: Any, **kwargs: Any) -> tuple[Any, ...]:
         if not hasattr(self, "renamed_flags"):
-            return read(self, *args, **kwargs)
+            return read(self, args, *more, **kwargs)
         self.error = _refuse
+        words = sys.argv[1:] if args is None else list(args)
         with one_line(self.renamed_flags):
-            if not kwargs.get("return_remaining_strings"):
-                refuse_unknown_flags(self)
-            parsed = list(read(self, *args, **kwargs))
-            ours = parsed.pop(len(self.dataclass_types) - 1)
-            given = {spec.name: getattr(ours, self.renamed_flags.get(spec.name, spec.name)) for spec in _FIELDS}
-            begin(_sorted(parsed, AttachedArguments(**given), self.renamed_flags))
-        return tuple(parsed)
+            if not (kwargs.get("return_remaining_strings") or (more and more[0])):
+                refuse_unknown_flags(self, words)
+            return taken_apart(self, read(self, args, *more, **kwargs), words)
 
-    cls.__init__, cls.parse_args_into_dataclasses = init, parse
+    def parse_dict(self: Any, args: dict[str, Any], *more: Any, **kwargs: Any) -> tuple[Any, ...]:
+        if not hasattr(self, "renamed_flags"):
+            return read_dict(self, args, *more, **kwargs)
+        with one_line(self.renamed_flags):
+            return taken_apart(self, read_dict(self, args, *more, **kwargs), [f"--{name}" for name in args])
+
+    def taken_apart(self: Any, parsed: Sequence[Any], words: Sequence[str]) -> tuple[Any, ...]:
+        """Begin with every flag, and give the host what is its own."""
+        host, ours = list(parsed), len(self.dataclass_types) - 1
+        plugin = host.pop(ours)
+        given = {spec.name: getattr(plugin, self.renamed_flags.get(spec.name, spec.name)) for spec in _FIELDS}
+        begin(_sorted(host, AttachedArguments(**given), self.renamed_flags, words))
+        return tuple(host)
+
+    cls.__init__, cls.parse_args_into_dataclasses, cls.parse_dict = init, parse, parse_dict
 
 
 @contextmanager
@@ -105,7 +116,9 @@ def _with_names(renamed: dict[str, str]) -> type:
     return make_dataclass("PluginArguments", specs)
 
 
-def _sorted(parsed: Sequence[Any], plugin: AttachedArguments, renamed: dict[str, str]) -> AllArguments:
+def _sorted(
+    parsed: Sequence[Any], plugin: AttachedArguments, renamed: dict[str, str], words: Sequence[str]
+) -> AllArguments:
     """What the host's parser gave, by what it holds.
 
     Raises:
@@ -116,24 +129,24 @@ def _sorted(parsed: Sequence[Any], plugin: AttachedArguments, renamed: dict[str,
     missing = [name for name in Requirements.load().flags if not hasattr(fed, name) and not hasattr(script, name)]
     if missing:
         raise UserError(f"This host has no flag --{', --'.join(missing)}, which the plugin reads; fedbias unpatch it.")
-    return AllArguments(script, fed, plugin, renamed)
+    return AllArguments(script, fed, plugin, renamed, words)
 
 
 def _refuse(message: str) -> None:
     """argparse's way to say what is wrong, without its list of all flags."""
     text = re.sub(r"^argument (--\w+)(/--[\w-]+)?", r"\1", message)
-    raise UserError(f"{text}. See --help.")
+    raise UserError(f"{text.rstrip('.')}. See --help.")
 
 
-def refuse_unknown_flags(parser: Any) -> None:
-    """Name a flag that neither the host nor the plugin has, which the host would answer with a traceback.
+def refuse_unknown_flags(parser: Any, words: Sequence[str]) -> None:
+    """Name a flag of ``words`` that neither the host nor the plugin has, which the host would answer with a traceback.
 
     Raises:
         UserError: with the nearest flag there is.
     """
-    if any(word.split("=")[0] == "--resume" for word in sys.argv[1:]):
+    if any(word.split("=")[0] == "--resume" for word in words):
         raise UserError("--resume belongs to fedbias run; a patched OpenFedLLM has --resume_from FOLDER.")
-    _, unknown = parser.parse_known_args()
+    _, unknown = parser.parse_known_args(list(words))
     if not unknown:
         return
     known = [name[2:] for name in parser._option_string_actions if name.startswith("--") and "-" not in name[2:]]
@@ -141,7 +154,7 @@ def refuse_unknown_flags(parser: Any) -> None:
     if not flag.startswith("--"):
         raise UserError(f"{flag!r} belongs to no flag; several values are written with commas, without blanks.")
     name = flag[2:].split("=")[0]
-    near = did_you_mean(name.replace("-", "_"), known)
+    near = did_you_mean(f"--{name.replace('-', '_')}", [f"--{flag}" for flag in known])
     raise UserError(f"--{name}: neither OpenFedLLM nor the plugin has this flag.{near or ' See --help for all.'}")
 
 
@@ -152,7 +165,8 @@ def check_arguments(arguments: AllArguments) -> None:
         UserError: naming the flags and what to give instead.
     """
     script, fed, plugin = arguments.script, arguments.fed, arguments.plugin
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not plugin.is_idle:
+    processes = os.environ.get("WORLD_SIZE", "")
+    if processes.isdecimal() and int(processes) > 1 and not plugin.is_idle:
         raise UserError("The plugin works in one process; start the script with python instead of a launcher.")
     if script.model_name_or_path == TINY:
         script.model_name_or_path = model_path(TINY)
@@ -164,7 +178,8 @@ def check_arguments(arguments: AllArguments) -> None:
     check_model(script.model_name_or_path, pickled_weights=True)
     if not script.use_peft:
         logger.warning("--use_peft is not given: every weight of the model is trained.")
-    written = written_flags([*vars(script), *vars(fed), *(arguments.renamed.get(n, n) for n in vars(plugin))])
+    known = [*vars(script), *vars(fed), *(arguments.renamed.get(name, name) for name in vars(plugin))]
+    written = written_flags(known, arguments.words)
     given = {name: arguments.renamed.get(name, name) for name in arguments.config}
     for name, needed in idle_flags(
         all_options(), arguments.config, [n for n, there in given.items() if there in written]
@@ -176,10 +191,10 @@ def check_arguments(arguments: AllArguments) -> None:
         logger.warning("--num_train_epochs has no effect in OpenFedLLM (--max_steps wins); give --local_epochs.")
 
 
-def written_flags(known: Sequence[str]) -> set[str]:
-    """Those of the ``known`` flags that the command line holds, shortened or with hyphens too, as argparse allows."""
-    words = {word[2:].split("=")[0].replace("-", "_") for word in sys.argv[1:] if word.startswith("--")}
-    return {name for name in known for word in words if name == word or (word not in known and name.startswith(word))}
+def written_flags(known: Sequence[str], words: Sequence[str]) -> set[str]:
+    """Those of the ``known`` flags that ``words`` hold, shortened or with hyphens too, as argparse allows."""
+    given = {word[2:].split("=")[0].replace("-", "_") for word in words if word.startswith("--")}
+    return {name for name in known for word in given if name == word or (word not in known and name.startswith(word))}
 
 
 def make_output_dir(script_args: Any) -> None:
@@ -191,13 +206,14 @@ def make_output_dir(script_args: Any) -> None:
     try:
         os.makedirs(script_args.output_dir, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--output_dir {script_args.output_dir} cannot be made: {error.strerror}.") from None
+        raise UserError(f"--output_dir {script_args.output_dir!r} cannot be made: {error.strerror}.") from None
 
 
 def _check_federation(arguments: AllArguments) -> None:
     script, fed, plugin = arguments.script, arguments.fed, arguments.plugin
-    for flag in ("num_clients", "sample_clients", "num_rounds"):
-        check_range(flag, getattr(fed, flag), 1)
+    for flag in ("num_clients", "sample_clients", "num_rounds", "save_model_freq", "checkpoint_step"):
+        if hasattr(fed, flag):
+            check_range(flag, getattr(fed, flag), 1)
     if fed.sample_clients > fed.num_clients:
         logger.warning("--sample_clients %d: there are %d clients.", fed.sample_clients, fed.num_clients)
     if not is_known(fed.fed_alg) and not _host_mentions(fed.fed_alg):

@@ -9,12 +9,12 @@ import atexit
 import functools
 import importlib
 import inspect
-import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -26,7 +26,7 @@ from fedbias_plugin.hosts.openfedllm.arguments import AllArguments
 from fedbias_plugin.hosts.openfedllm.attached_run import AttachedRun
 from fedbias_plugin.hosts.openfedllm.flags import check_arguments, make_output_dir, one_line
 from fedbias_plugin.hosts.openfedllm.host_rows import check_conversation, host_template
-from fedbias_plugin.hosts.openfedllm.inspection import PACKAGES
+from fedbias_plugin.hosts.openfedllm.inspection import PACKAGES, trains_on_preferences
 from fedbias_plugin.hosts.openfedllm.loading import on_training_device, seeded_adapter
 from fedbias_plugin.hosts.openfedllm.requirements import Requirements
 from fedbias_plugin.preflight import check_host_data
@@ -46,7 +46,7 @@ def begin(arguments: AllArguments) -> None:
         UserError: a flag is wrong, or does not fit the others.
     """
     check_arguments(arguments)
-    is_dpo = "dpo" in os.path.basename(sys.argv[0])
+    is_dpo = trains_on_preferences(Path(sys.modules["__main__"].__file__ or ""))
     template = None
     if is_dpo:
         check_conversation(arguments.script)
@@ -215,9 +215,7 @@ def install(*, pinned: bool) -> None:
         try:
             importlib.import_module(package)
         except ModuleNotFoundError as error:
-            raise UserError(
-                f"This host needs {error.name}, which is not installed: pip install {error.name}"
-            ) from error
+            raise UserError(f"This host needs the Python module {error.name}, which is not installed.") from error
     requirements = Requirements.load()
     modules = [module for name, module in list(sys.modules.items()) if name.partition(".")[0] in PACKAGES]
     for name, hook in HOOKS.items():

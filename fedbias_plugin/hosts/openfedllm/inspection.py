@@ -139,10 +139,18 @@ class HostCode:
         try:
             return parse(path.read_bytes())
         except SyntaxError as error:
-            self.broken[path.name] = f"line {error.lineno}: {error.msg}"
+            self.broken[path.name] = f"line {error.lineno}: {error.msg}" if error.lineno else str(error.msg)
         except OSError as error:
             self.broken[path.name] = error.strerror or str(error)
         return None
+
+
+def trains_on_preferences(script: Path) -> bool:
+    """Whether a script uses the trainer of DPO, whatever its name is."""
+    try:
+        return "get_fed_local_dpo_trainer" in set(_names_used(parse(script.read_bytes())))
+    except (OSError, SyntaxError):
+        return "dpo" in script.name
 
 
 def origin(folder: Path) -> str:

@@ -52,8 +52,12 @@ def with_line(data: bytes, line: str) -> bytes:
     return bom + b"".join(lines)
 
 
-def without_plugin(data: bytes) -> tuple[bytes, list[tuple[int, str]]]:
+def without_plugin(data: bytes, *, only_old: bool = False) -> tuple[bytes, list[tuple[int, str]]]:
     """``data`` without what any version of the plugin added, however it is laid out now.
+
+    Args:
+        data: the script.
+        only_old: leave today's line where it is.
 
     Returns:
         the other bytes, and (number from 1, text) of every line that is gone.
@@ -70,6 +74,7 @@ def without_plugin(data: bytes) -> tuple[bytes, list[tuple[int, str]]]:
     except SyntaxError as error:
         raise SyntaxError(f"Python cannot read it ({error.msg}); by hand, take out {_named(lines)}") from error
     ours = [node for node in ast.walk(tree) if isinstance(node, ast.stmt) and is_plugin(node)]
+    ours = [node for node in ours if not only_old or not _is_todays(node)]
     gone = {number for node in ours for number in range(node.lineno, (node.end_lineno or node.lineno) + 1)}
     if not gone:
         return data, []
@@ -90,6 +95,10 @@ def is_plugin(node: ast.stmt) -> bool:
         return _is_ours(node.module or "")
     called = node.value.func if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) else None
     return isinstance(called, ast.Name) and called.id == EXTENDED
+
+
+def _is_todays(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Import) and [alias.name for alias in node.names] == [f"{PACKAGE}.attach"]
 
 
 def _is_ours(module: str) -> bool:

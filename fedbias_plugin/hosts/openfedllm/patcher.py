@@ -23,23 +23,31 @@ from fedbias_plugin.hosts.openfedllm.inspection import PREFIX, SETTINGS, HostCod
 from fedbias_plugin.hosts.openfedllm.lines import with_line, without_plugin
 from fedbias_plugin.hosts.openfedllm.requirements import Requirements
 
+MISSING = "cannot run with this Python, which lacks modules that this host imports"
+
 
 @dataclass(frozen=True)
 class ScriptPlan:
     """One script: its bytes before and after, and the plugin's lines (numbered from 1) that come or go.
 
-    ``is_entry``: the lines come; otherwise they go.
+    ``is_entry``: the lines come; otherwise they go. ``before``: those that give way to the ones that come.
     """
 
     name: str
     change: FileChange
     lines: tuple[tuple[int, str], ...]
     is_entry: bool = False
+    before: tuple[tuple[int, str], ...] = ()
 
     @property
     def changes(self) -> bool:
         """Whether anything is to be written."""
         return self.change.before != self.change.after
+
+    @property
+    def is_moved(self) -> bool:
+        """Whether the line is there already, in another place."""
+        return [text for _, text in self.before] == [text for _, text in self.lines]
 
 
 @dataclass(frozen=True)
@@ -95,8 +103,9 @@ def plan_patch(folder: str | Path) -> Plan:
     for name in code.scripts:
         if name not in bad:
             plans.append(_patched(folder / name, files[name], requirements.line))
-    # What an earlier version added elsewhere goes.
-    plans += [plan for plan in _unpatched(folder) if plan.name not in code.scripts or plan.name in bad]
+    # What an earlier version added elsewhere goes; copies of a patched script keep their line.
+    plans += [plan for plan in _unpatched(folder, only_old=True) if plan.name not in code.scripts]
+    plans += [plan for plan in _unpatched(folder) if plan.name in bad]
     writable = check_writable([plan.change.path for plan in plans if plan.changes])
     _refuse("patched", folder, writable)
     return Plan(folder, tuple(plans), tuple(_notes(code, bad, folder)), code.family)
@@ -138,17 +147,18 @@ def _patched(path: Path, data: bytes, line: str) -> ScriptPlan:
         lines = without_plugin(after)[1]
     except SyntaxError as error:
         raise UserError(f"{path.name}: line {error.lineno or '?'}: {error.msg}. Nothing was changed.") from None
-    after = data if lines == without_plugin(data)[1] else after
-    return ScriptPlan(path.name, FileChange(path, data, after), tuple(lines), is_entry=True)
+    before = without_plugin(data)[1]
+    after = data if lines == before else after
+    return ScriptPlan(path.name, FileChange(path, data, after), tuple(lines), is_entry=True, before=tuple(before))
 
 
-def _unpatched(folder: Path) -> list[ScriptPlan]:
-    """Every script of the folder that holds something of the plugin, without it."""
+def _unpatched(folder: Path, *, only_old: bool = False) -> list[ScriptPlan]:
+    """Every script of the folder that holds something of the plugin, or of an earlier version of it, without it."""
     plans, problems = [], []
     for path in sorted(folder.glob("*.py")):
         data = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
         try:
-            after, lines = without_plugin(data)
+            after, lines = without_plugin(data, only_old=only_old)
         except SyntaxError as error:
             problems.append(f"{path.name}: {error.msg}")
             continue
@@ -171,7 +181,7 @@ def _notes(code: HostCode, bad: dict[str, str], folder: Path) -> list[str]:
         notes.append(f"this host has --{', --'.join(clashes)} of its own: the plugin's is {ours} here")
     missing = code.missing_packages()
     if missing:
-        notes.append(f"this host imports what this Python does not have: {', '.join(missing)}")
+        notes.append(f"{MISSING}: {', '.join(missing)}")
     inside = [name for name in code.loops_in_functions() if name not in bad]
     if inside:
         notes.append(f"{', '.join(inside)}: its rounds run in a function, so that a run cannot be resumed")

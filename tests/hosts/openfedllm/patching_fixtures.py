@@ -10,7 +10,7 @@ import pytest
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.hosts.openfedllm.patcher import Plan, plan_patch, plan_unpatch
 
-LINE = "import fedbias_plugin.hosts.openfedllm.attach  # added by fedbias patch  # noqa: F401"
+LINE = "import fedbias_plugin.hosts.openfedllm.attach  # added by fedbias patch  # noqa: F401  # isort: skip"
 OLD_MARK = "  # added by fedbias patch"
 OLD_FLAGS = (
     "from fedbias_plugin.hosts.openfedllm.attach import extend_arguments; FedArguments, HfArgumentParser = "

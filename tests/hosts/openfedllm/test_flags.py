@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Callable
@@ -48,7 +49,7 @@ def hooked(monkeypatch: pytest.MonkeyPatch) -> None:
     """The parser as a patched script gets it, and no flags on the command line."""
     from transformers import HfArgumentParser
 
-    for name in ("__init__", "parse_args_into_dataclasses"):
+    for name in ("__init__", "parse_args_into_dataclasses", "parse_dict"):
         monkeypatch.setattr(HfArgumentParser, name, getattr(HfArgumentParser, name))  # put back at the end
     monkeypatch.setattr(sys, "argv", ["main_sft.py"])
 
@@ -80,7 +81,8 @@ def parse(hooked: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Call
 
 def checked(script: Any = None, fed: Any = None, **plugin: Any) -> AllArguments:
     """Arguments that have passed the checks."""
-    arguments = AllArguments(script or ScriptArguments(), fed or FedArguments(), AttachedArguments(**plugin))
+    parts = (script or ScriptArguments(), fed or FedArguments(), AttachedArguments(**plugin))
+    arguments = AllArguments(*parts, words=sys.argv[1:])
     check_arguments(arguments)
     return arguments
 
@@ -193,6 +195,31 @@ def test_multi_turn_rows_cannot_be_dealt(hooked):
         checked(script_args, scenario="3C")
 
 
+@pytest.mark.parametrize("kind", ["json", "yaml", "dict"])
+def test_a_host_that_reads_its_flags_from_a_file_gets_its_own_and_the_plugin_the_rest(parse, tmp_path, kind):
+    from transformers import HfArgumentParser
+
+    parse()  # which keeps what the plugin saw
+    flags = {"num_clients": 4, "scenario": "1B2C", "bama_lambda": 0.5, "output_dir": str(tmp_path / "out")}
+    path = tmp_path / f"flags.{kind}"
+    path.write_text(json.dumps(flags))
+    parser = HfArgumentParser((ScriptArguments, FedArguments))
+    given = parser.parse_dict(flags) if kind == "dict" else getattr(parser, f"parse_{kind}_file")(str(path))
+    assert [type(part) for part in given] == [ScriptArguments, FedArguments]
+    assert given[1].num_clients == 4
+    assert (tmp_path / "out").is_dir()
+
+
+def test_words_that_the_host_hands_over_count_and_not_the_command_line(parse, monkeypatch, tmp_path):
+    from transformers import HfArgumentParser
+
+    parse()
+    monkeypatch.setattr(sys, "argv", ["main_sft.py", "experiment1"])
+    words = ["--num_clients", "4", "--output_dir", str(tmp_path / "out")]
+    given = HfArgumentParser((ScriptArguments, FedArguments)).parse_args_into_dataclasses(args=words)
+    assert given[1].num_clients == 4
+
+
 def test_a_check_that_the_host_s_dataclass_makes_itself_is_kept(parse):
     @dataclass
     class Careful(FedArguments):
@@ -282,7 +309,7 @@ def test_a_flag_without_effect_is_warned_about_however_it_is_written(hooked, mon
 
 def test_an_output_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"^--output_dir .*/file/out cannot be made: Not a directory\.$"):
+    with pytest.raises(UserError, match=r"^--output_dir '.*/file/out' cannot be made: Not a directory\.$"):
         make_output_dir(SimpleNamespace(output_dir=str(tmp_path / "file/out")))
 
 
@@ -352,11 +379,11 @@ def test_another_script_of_a_patched_host_is_as_it_was(double, host_model, host_
     [
         (
             ["--agregation", "bama"],
-            "--agregation: neither OpenFedLLM nor the plugin has this flag. Did you mean 'aggregation'?",
+            "--agregation: neither OpenFedLLM nor the plugin has this flag. Did you mean '--aggregation'?",
         ),
         (
             ["--bama-lamda=0.2"],
-            "--bama-lamda: neither OpenFedLLM nor the plugin has this flag. Did you mean 'bama_lambda'?",
+            "--bama-lamda: neither OpenFedLLM nor the plugin has this flag. Did you mean '--bama_lambda'?",
         ),
         (
             ["--bias_benchmarks", "crows_pairs", "stereoset"],

@@ -8,6 +8,7 @@ from fedbias_plugin.hosts.openfedllm.patcher import plan_patch
 from tests.hosts.openfedllm.runner import dpo_flags, run_script, sft_flags
 
 LOADED = "LOADED A MODEL"
+STAND_IN = "trl.DataCollatorForCompletionOnlyLM = trl.SFTTrainer\n"  # today's trl has none
 
 
 @pytest.fixture
@@ -59,11 +60,30 @@ def refused(double, host_model, host_data, tmp_path):
         ("--model_name_or_path no/such/model", "--model_name_or_path 'no/such/model': there is no such folder."),
         ("--model_name_or_path nobody/nothing", "--model_name_or_path 'nobody/nothing' is no folder here"),
         ("--dataset_name vicgalle/other", "--dataset_name 'vicgalle/other': there is no "),
+        ("--save_model_freq 0", "--save_model_freq must be at least 1, got 0."),
         ("--bama_lambda abc", "--bama_lambda: invalid float value: 'abc'. See --help."),
     ],
 )
 def test_a_mistake_in_sft_is_one_line_before_a_model_loads(refused, double, flags, message):
     assert message in refused("main_sft.py", *flags.format(folder=double).split())
+
+
+@pytest.mark.parametrize(
+    "early", ["from federated_learning import *", "from trl import DataCollatorForCompletionOnlyLM"]
+)
+def test_a_line_that_a_sorter_has_moved_below_the_host_s_imports_is_refused(refused, double, early):
+    script = double / "main_sft.py"
+    script.write_text(script.read_text().replace("import fedbias", f"import trl\n{STAND_IN}{early}\nimport fedbias", 1))
+    assert "before the plugin's line, which has to be its first statement" in refused("main_sft.py")
+
+
+def test_a_renamed_copy_of_the_dpo_script_trains_on_preferences(double, host_model, host_data, tmp_path):
+    plan_patch(double).write()
+    (double / "main_dpo.py").rename(double / "experiment.py")
+    (tmp_path / "out").mkdir()
+    flags = [*dpo_flags(host_model, host_data, tmp_path / "out"), "--bias_benchmarks", "none"]
+    ended = run_script(double, "experiment.py", *flags, log=tmp_path / "log")
+    assert ended.code == 0, ended.text[-2000:]
 
 
 @pytest.mark.parametrize(

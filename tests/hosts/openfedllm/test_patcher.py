@@ -182,6 +182,7 @@ def test_unpatching_keeps_what_the_user_changed_since(tmp_path):
     path = folder / "main_sft.py"
     path.write_text(path.read_text().replace("range(3)", "range(5)") + "print('done')\n")
     shutil.copy(path, folder / "main_mine.py")
+    assert not patch(folder).changes  # a copy keeps the line
     unpatch(folder)
     assert path.read_text() == SFT.replace("range(3)", "range(5)") + "print('done')\n"
     assert (folder / "main_mine.py").read_text() == path.read_text()
@@ -214,6 +215,13 @@ def test_a_formatter_and_a_sorter_of_imports_do_not_get_in_the_way(tmp_path, old
         assert "extend_arguments" not in left
         if not old or name == "config.py":
             assert ast.dump(ast.parse(left)) == ast.dump(ast.parse((plain / name).read_text()))
+
+
+def test_a_line_that_a_sorter_has_moved_is_put_back(tmp_path):
+    folder = checkout(tmp_path / "host", main_sft=SFT.replace("import trl\n", f"import trl\n{LINE}\n"))
+    plan = patch(folder)
+    assert [script.is_moved for script in plan.scripts] == [True, False]
+    assert (folder / "main_sft.py").read_text() == PATCHED_SFT
 
 
 def test_patching_imports_neither_torch_nor_transformers():
@@ -253,6 +261,6 @@ def test_what_the_run_will_find_is_told_with_the_plan(tmp_path):
         "main_dpo.py: not in this checkout",
         "not patched, and without the plugin's flags: main_other.py",
         "this host has --attack of its own: the plugin's is --fedbias_attack here",
-        "this host imports what this Python does not have: no_such_package",
+        "cannot run with this Python, which lacks modules that this host imports: no_such_package",
         "main_sft.py: its rounds run in a function, so that a run cannot be resumed",
     )
