@@ -5,10 +5,12 @@ SS is never shown without LMS: a broken model sits near 50 too. A warning is sai
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
+from fedbias_plugin.errors import Stopped
 from fedbias_plugin.tracking.formatting import (
     MISSING,
     bias_noise,
@@ -58,13 +60,24 @@ class ConsoleTracker(Tracker):
 
     def log_round(self, record: RoundRecord) -> None:
         if self._console is None:
-            print("\n".join(self._plain_lines(record)), file=self._stream or sys.stdout, flush=True)
+            self._write("\n".join(self._plain_lines(record)))
             return
         self._console.print(self._global_table(record))
         if record.clients:
             self._console.print(self._client_table(record))
         for line in self._warning_lines(record.warnings):
             self._console.print(line, style="yellow", markup=False, highlight=False)
+
+    def _write(self, text: str) -> None:
+        """``text`` to the stream.
+
+        Raises:
+            Stopped: its reader has gone (``fedbias run ... | head``): the run ends as if by that signal.
+        """
+        try:
+            print(text, file=self._stream or sys.stdout, flush=True)
+        except BrokenPipeError:
+            raise Stopped(signal.SIGPIPE, at_once=True) from None
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Nothing to close: what to say at the end of a run is the command's business."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
+from fedbias_plugin.errors import Stopped
 from fedbias_plugin.tracking.console import ConsoleTracker, terminal_console
 from fedbias_plugin.tracking.formatting import bias_noise
 from fedbias_plugin.tracking.records import ClientRecord, GlobalRecord, RoundRecord, RunInfo
@@ -133,3 +134,21 @@ def test_a_terminal_without_rich_gets_plain_lines(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(stream, "isatty", lambda: True)
     monkeypatch.setitem(sys.modules, "rich", None)
     assert terminal_console(stream) is None
+
+
+def test_a_run_whose_reader_goes_is_stopped_like_by_a_signal(make_run: MakeRun, make_record: Make) -> None:
+    class Closed:
+        def isatty(self) -> bool:
+            return False
+
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+        def flush(self) -> None:
+            raise BrokenPipeError
+
+    tracker = ConsoleTracker(Closed())  # type: ignore[arg-type]
+    tracker.start(make_run())
+    with pytest.raises(Stopped, match="SIGPIPE") as stopped:
+        tracker.log_round(make_record(1))
+    assert (stopped.value.signal_number, stopped.value.at_once) == (13, True)
