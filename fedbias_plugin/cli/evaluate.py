@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import stat
 import sys
@@ -19,6 +20,8 @@ from fedbias_plugin.preflight import check_adapter, check_bitsandbytes, check_mo
 if TYPE_CHECKING:
     from fedbias_plugin.evaluation.processes import Processes
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass
 class EvaluateArguments:
@@ -28,8 +31,10 @@ class EvaluateArguments:
         UserError: a value is out of range or a name is unknown.
     """
 
-    model_name_or_path: str | None = option(None, "hub name or folder of a causal LM; tiny is the bundled model")
-    adapter: str | None = option(None, "folder of a LoRA adapter to put on the model")
+    model_name_or_path: str | None = option(
+        None, "hub name or folder of a causal LM; tiny is the bundled model; without it that of --adapter"
+    )
+    adapter: str | None = option(None, "folder of a LoRA adapter to put on the model, or output folder of a run")
     stereoset_predictions: str | None = option(None, "score this file of per-sentence scores instead of a model")
     bias_benchmarks: str = option(
         "crows_pairs,stereoset", "bias benchmarks, comma separated", choices=BENCHMARKS, many=True
@@ -52,10 +57,10 @@ class EvaluateArguments:
         if not split_list(self.bias_benchmarks):
             raise UserError("--bias_benchmarks none leaves nothing to evaluate; give crows_pairs, stereoset or both.")
         check_quantisation(self.load_in_8bit, self.load_in_4bit)
-        if (self.model_name_or_path is None) == (self.stereoset_predictions is None):
-            raise UserError("fedbias evaluate needs --model_name_or_path or --stereoset_predictions, and not both.")
-        if self.adapter and not self.model_name_or_path:
-            raise UserError("--adapter needs the --model_name_or_path it belongs to.")
+        if bool(self.model_name_or_path or self.adapter) == bool(self.stereoset_predictions):
+            raise UserError(
+                "fedbias evaluate needs --model_name_or_path, --adapter or both, or else --stereoset_predictions."
+            )
         if self.output:
             _check_output(Path(self.output))
 
@@ -116,6 +121,19 @@ def _predictions_report(arguments: EvaluateArguments) -> dict[str, Any]:
     return measure_predictions(stereoset, str(arguments.stereoset_predictions), seed=arguments.seed)
 
 
+def _find_in_run(arguments: EvaluateArguments) -> None:
+    """Replace a run's output folder by its adapter, and a base model that nobody has named by the adapter's."""
+    from fedbias_plugin.hosts.saved import base_model, find_adapter
+
+    if arguments.adapter is None:
+        return
+    arguments.adapter = find_adapter(arguments.adapter)
+    check_adapter(arguments.adapter)
+    if arguments.model_name_or_path is None:
+        arguments.model_name_or_path, file = base_model(arguments.adapter)
+        logger.info("base model: %s, as %s says", arguments.model_name_or_path, file)
+
+
 def _model_report(arguments: EvaluateArguments, processes: Processes) -> dict[str, Any]:
     from fedbias_plugin.evaluation.assessor import count_texts
     from fedbias_plugin.evaluation.plans import PlanCache, plans_folder
@@ -125,9 +143,8 @@ def _model_report(arguments: EvaluateArguments, processes: Processes) -> dict[st
     from fedbias_plugin.tracking.progress import build_progress
     from fedbias_plugin.training.models import load_adapter, load_model, load_tokenizer, model_outline
 
+    _find_in_run(arguments)
     path, trusted = check_model(str(arguments.model_name_or_path)), arguments.trust_remote_code
-    if arguments.adapter:
-        check_adapter(arguments.adapter)
     check_bitsandbytes(arguments.load_in_8bit, arguments.load_in_4bit)
     names = list(dict.fromkeys(split_list(arguments.bias_benchmarks)))
     benchmarks = {name: load_benchmark(name, arguments.data_dir) for name in names}
