@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedbias_plugin.errors import UserError
-from fedbias_plugin.hosts.saving import ADAPTER_CONFIG
+from fedbias_plugin.hosts.saving import ADAPTER_CONFIG, BASE
 from fedbias_plugin.tracking.recorder import RUN_FILE
 
 
@@ -49,7 +49,7 @@ def base_model(adapter: str) -> tuple[str, Path]:
     folder = Path(adapter)
     named = (
         (folder.absolute().parent / RUN_FILE, ("config", "model_name_or_path")),
-        (folder / ADAPTER_CONFIG, ("base_model_name_or_path",)),
+        (folder / ADAPTER_CONFIG, (BASE,)),
     )
     for file, keys in named:
         name = _value(file, keys)
