@@ -18,7 +18,10 @@ from fedbias_plugin.flags import unknown_name
 from fedbias_plugin.hosts.builtin.arguments import NOT_HERE
 from fedbias_plugin.logs import log_to_stderr, print_error
 
-COMMANDS = ("run", "sweep", "patch", "unpatch", "evaluate", "compare", "report", "data", "doctor", "wandb-workspace")
+COMMANDS = (
+    *("quickstart", "run", "sweep", "patch", "unpatch", "evaluate", "compare", "report", "data", "doctor"),
+    "wandb-workspace",
+)
 
 
 class Parser(argparse.ArgumentParser):

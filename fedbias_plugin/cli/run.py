@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedbias_plugin.arguments import BiasArguments
+from fedbias_plugin.configs_folder import RUNS, config_names, find_config
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.files import disk_errors_named
 from fedbias_plugin.flags import add_flags, build, field_types, read_config
@@ -27,7 +28,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="fine-tune across poisoned clients and measure the bias of every round",
         description="Federated fine-tuning on the built-in host. The command line wins over --config.",
     )
-    parser.add_argument("--config", help="YAML file with the same names, one flag a line")
+    ours = ", ".join(config_names(RUNS))
+    parser.add_argument("--config", help=f"YAML file with the same names, one flag a line, or one of ours: {ours}")
     parser.add_argument(
         "--resume",
         metavar="OUTPUT",
@@ -158,7 +160,10 @@ def resolve_arguments(parsed: argparse.Namespace) -> tuple[HostArguments, BiasAr
 
 def config_values(parsed: argparse.Namespace) -> dict[str, Any]:
     """What ``--config`` holds; empty without it."""
-    return read_config(parsed.config, (HostArguments, BiasArguments), NOT_HERE) if parsed.config else {}
+    if not parsed.config:
+        return {}
+    path = find_config(RUNS, parsed.config, "--config")
+    return read_config(str(path), (HostArguments, BiasArguments), NOT_HERE)
 
 
 def command_line_values(parsed: argparse.Namespace) -> dict[str, Any]:
