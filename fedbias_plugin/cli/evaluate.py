@@ -16,6 +16,7 @@ from fedbias_plugin.errors import UserError, printable
 from fedbias_plugin.flags import add_flags, build, field_types
 from fedbias_plugin.options import check_options, option, split_list
 from fedbias_plugin.preflight import check_adapter, check_bitsandbytes, check_model, check_quantisation
+from fedbias_plugin.terminal import say
 
 if TYPE_CHECKING:
     from fedbias_plugin.evaluation.processes import Processes
@@ -106,7 +107,7 @@ def main(parsed: argparse.Namespace) -> int:
         report = _model_report(arguments, processes)
         if not processes.is_main:
             return 0
-    print(printable(evaluation_table(report)))
+    say(printable(evaluation_table(report)))
     if arguments.output:
         write_json_atomic(Path(arguments.output), report)
         print(f"written: {arguments.output}", file=sys.stderr)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedbias_plugin.errors import UserError
+from fedbias_plugin.terminal import say
 
 FOLDER = "runs/quickstart"
 RUNS = {"fedavg": "host", "fedavg_bama": "bama"}
@@ -61,7 +62,7 @@ def quickstart(folder: Path, flags: Sequence[str] = ()) -> int:
             return code
     if code := _fedbias("compare", *outputs):
         return code
-    print(f"Files: {' and '.join(outputs)} (metrics.jsonl, summary.json, manifest.json, adapter/, ...: see README.md).")
+    say(f"Files: {' and '.join(outputs)} (metrics.jsonl, summary.json, manifest.json, adapter/, ...: see README.md).")
     return 0
 
 

@@ -17,6 +17,7 @@ from fedbias_plugin.flags import add_flags, build, field_types, read_config
 from fedbias_plugin.hosts.builtin.arguments import NOT_HERE, HostArguments
 from fedbias_plugin.hosts.builtin.resolve import resolve
 from fedbias_plugin.options import idle_flags, options
+from fedbias_plugin.terminal import say
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def resume(parsed: argparse.Namespace) -> int:
                     f"{parsed.resume} is finished, and a finished run cannot be extended or changed (the learning rate "
                     f"follows --num_rounds); drop --{', --'.join(changed_by(parsed))}, or begin a new run."
                 )
-            print(f"{parsed.resume} is finished: there is nothing to go on with.")
+            say(f"{parsed.resume} is finished: there is nothing to go on with.")
             return 0
         host, bias = resumed_arguments(parsed, checkpoint.arguments)
         say_finished(run(host, bias, checkpoint))
@@ -88,7 +89,7 @@ def changed_by(parsed: argparse.Namespace) -> list[str]:
 def say_finished(output: Path) -> None:
     """Where the results are."""
     model = next(name for name in ("adapter", "model") if (output / name).is_dir())
-    print(f"finished: {output} holds metrics.jsonl, summary.json and {model}/")
+    say(f"finished: {output} holds metrics.jsonl, summary.json and {model}/")
 
 
 def resumed_arguments(parsed: argparse.Namespace, stored: Mapping[str, Any]) -> tuple[HostArguments, BiasArguments]:

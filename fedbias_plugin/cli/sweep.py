@@ -17,6 +17,7 @@ from fedbias_plugin.hosts.builtin.arguments import HostArguments
 from fedbias_plugin.options import check_range
 from fedbias_plugin.preflight import check_bitsandbytes, check_model
 from fedbias_plugin.sweep.configs import OWN, load_experiment, load_model
+from fedbias_plugin.terminal import say
 
 if TYPE_CHECKING:
     from fedbias_plugin.sweep.configs import ModelConfig
@@ -89,7 +90,7 @@ def main(parsed: argparse.Namespace) -> int:
     launch, at_once = _launcher(parsed, folder.path)
     execution = Execution(folder, planned, at_once)
     head = f"{', '.join(one.title for one in experiments)}: {model.title} -> {folder.path}"
-    print(printable("\n".join([head, *_memory_lines(model, planned), *execution.plan_lines()])), flush=True)
+    say(printable("\n".join([head, *_memory_lines(model, planned), *execution.plan_lines()])))
     if parsed.dry_run:
         return 0
     try:
@@ -101,7 +102,7 @@ def main(parsed: argparse.Namespace) -> int:
         try:
             execution.run(launch)
         except (KeyboardInterrupt, Stopped):
-            print(f"{execution.done} of {len(planned)} runs are done; the same command goes on.", flush=True)
+            say(f"{execution.done} of {len(planned)} runs are done; the same command goes on.")
             raise
     return _say_end(execution.failures, folder.path)
 
@@ -161,17 +162,17 @@ def _check_models(planned: Sequence[PlannedRun], *, run_here: bool) -> None:
 
 def _say_end(failures: dict[str, str], folder: Path) -> int:
     if any(folder.glob("runs/*/wandb/offline-run-*")):
-        print(
+        say(
             printable(
                 f"W&B recorded offline. To upload: wandb sync {shlex.quote(str(folder))}/runs/*/wandb/offline-run-*"
             )
         )
     if not failures:
-        print(printable(f"all runs are done. Tables and figures: fedbias report {folder}"))
+        say(printable(f"all runs are done. Tables and figures: fedbias report {folder}"))
         return 0
-    print(f"{len(failures)} of the runs failed; the same command tries them again:")
+    say(f"{len(failures)} of the runs failed; the same command tries them again:")
     for name, why in failures.items():
-        print(printable(f"  {name}: {why}"))
+        say(printable(f"  {name}: {why}"))
     return 1
 
 
