@@ -104,8 +104,8 @@ class BiasSession:
         self._shares = {client.client: client.biased_share for client in partition.clients} if partition else {}
         self._attack = build_attack(arguments, self._shares, run.num_clients, run.seed)
         benchmarks = self._assessor.benchmarks if self._assessor else {}
-        self._data_warnings = announce_mini_data(benchmarks, partition.sources if partition else {})
-        self._data_warnings += overlap_warnings(partition, benchmarks)
+        announced = announce_mini_data(benchmarks, partition.sources if partition else {})
+        self._data_warnings = [*announced, *overlap_warnings(partition, benchmarks)]
         if self._attack:
             logger.info("attackers (%s): %s", arguments.attack, ", ".join(map(str, sorted(self._attack.attackers))))
             self._data_warnings += self._attack.warnings
@@ -114,7 +114,9 @@ class BiasSession:
         self._last_weights: dict[int, float] = {}
         self._pending = _PendingRound()
         self._mark = time.perf_counter()
-        self._recorder = RunRecorder(run.output_dir, build_trackers(arguments.track, extra=[ConsoleTracker()]))
+        self._recorder = RunRecorder(
+            run.output_dir, build_trackers(arguments.track, extra=[ConsoleTracker(said=announced)])
+        )
         self._live = LiveModel(
             self._assessor,
             self._heldout_pairs(),

@@ -16,7 +16,7 @@ from fedbias_plugin.cli.pipes import READER_GONE, drop_unread_output, flush_outp
 from fedbias_plugin.errors import Stopped, UserError
 from fedbias_plugin.flags import unknown_name
 from fedbias_plugin.hosts.builtin.arguments import NOT_HERE
-from fedbias_plugin.logs import log_to_stderr, print_error
+from fedbias_plugin.logs import log_to_stderr, print_error, quiet_libraries
 
 COMMANDS = (
     *("quickstart", "run", "sweep", "patch", "unpatch", "evaluate", "compare", "report", "data", "doctor"),
@@ -77,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run_command(arguments: Sequence[str] | None) -> int:
     log_to_stderr()
+    quiet_libraries()
     try:
         parsed = build_parser().parse_args(arguments)
         return parsed.main(parsed)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fedbias_plugin.assets import TINY, TINY_ANYWHERE, TINY_MODEL
 from fedbias_plugin.files import apply_umask, sync_file, whole_folder
 from fedbias_plugin.preflight import HUB_NAME
-from fedbias_plugin.training.models import bars_on_terminals_only
+from fedbias_plugin.training.library_bars import without_library_bars
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,7 +31,7 @@ def save_global_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     A LoRA model writes its adapter alone. An existing ``folder`` is replaced. File modes follow the user's umask.
     """
     with whole_folder(folder) as partial:
-        with bars_on_terminals_only():
+        with without_library_bars():
             model.save_pretrained(partial, **_safetensors_option(model))
         _tidy_config(partial / ADAPTER_CONFIG)
         with _last_call_forgotten(tokenizer):
