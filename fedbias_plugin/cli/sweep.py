@@ -20,7 +20,6 @@ from fedbias_plugin.sweep.configs import OWN, load_experiment, load_model
 from fedbias_plugin.terminal import say
 
 if TYPE_CHECKING:
-    from fedbias_plugin.sweep.configs import ModelConfig
     from fedbias_plugin.sweep.execution import Launch
     from fedbias_plugin.sweep.plan import PlannedRun
 
@@ -82,6 +81,7 @@ def main(parsed: argparse.Namespace) -> int:
     from fedbias_plugin.hosts.checkpoints import locked
     from fedbias_plugin.sweep.execution import Execution
     from fedbias_plugin.sweep.folder import SweepFolder
+    from fedbias_plugin.sweep.memory_plan import memory_lines
     from fedbias_plugin.sweep.preparation import check_data
 
     folder = SweepFolder(Path(parsed.output or Path("runs") / model.name))
@@ -90,7 +90,7 @@ def main(parsed: argparse.Namespace) -> int:
     launch, at_once = _launcher(parsed, folder.path)
     execution = Execution(folder, planned, at_once)
     head = f"{', '.join(one.title for one in experiments)}: {model.title} -> {folder.path}"
-    say(printable("\n".join([head, *_memory_lines(model, planned), *execution.plan_lines()])))
+    say(printable("\n".join([head, *memory_lines(model, planned), *execution.plan_lines()])))
     if parsed.dry_run:
         return 0
     try:
@@ -132,23 +132,6 @@ def _launcher(parsed: argparse.Namespace, folder: Path) -> tuple[Launch, int]:
 def _sbatch_parameters(text: str) -> dict[str, str]:
     """``account=bias,exclusive`` as a mapping; a parameter without ``=`` takes no value."""
     return {name: value for name, _, value in (part.strip().partition("=") for part in text.split(",")) if name}
-
-
-def _memory_lines(model: ModelConfig, planned: Sequence[PlannedRun]) -> list[str]:
-    """What the runs need of a GPU, and whether this machine's has it."""
-    kinds = {"train" if run.settings["use_peft"] else "full_finetuning" for run in planned}
-    needed = {kind: model.memory_gib[kind] for kind in sorted(kinds) if kind in model.memory_gib}
-    if not needed:
-        return []
-    import torch
-
-    names = {"train": "adapters", "full_finetuning": "every weight"}
-    listed = ", ".join(f"{gib:.0f} GiB to train {names[kind]}" for kind, gib in needed.items())
-    line = f"GPU memory of one run (estimate): {listed}"
-    if torch.cuda.is_available():
-        found = torch.cuda.get_device_properties(0).total_memory / 2**30
-        line += f"; the GPU has {found:.0f}" + (": TOO LITTLE" if found < max(needed.values()) else "")
-    return [line]
 
 
 def _check_models(planned: Sequence[PlannedRun], *, run_here: bool) -> None:
