@@ -14,7 +14,23 @@ setup(
     description="Social bias in federated fine-tuning of LLMs: poisoned clients, per-round bias, BAMA aggregation",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    author="The fedbias_plugin authors",
     license="Apache-2.0",
+    project_urls={
+        "Paper": "https://doi.org/10.1609/aaai.v40i46.41316",
+        "OpenFedLLM": "https://github.com/rui-ye/OpenFedLLM",
+    },
+    keywords="federated learning, social bias, large language models, LoRA, OpenFedLLM, CrowS-Pairs, StereoSet",
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Environment :: Console",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
     python_requires=">=3.10",
     packages=[
         *find_packages(include=["fedbias_plugin", "fedbias_plugin.*"]),

@@ -8,6 +8,9 @@ from fedbias_plugin.errors import UserError, did_you_mean
 from fedbias_plugin.files import packaged_folder
 
 PACKAGE = Path(__file__).parent
+RUNS = "runs"
+FILES_OF_FLAGS = ("quickstart",)
+"""Those beside ``models/`` and ``experiments/`` that ``fedbias run --config`` takes."""
 
 
 def configs_folder() -> Path:
@@ -20,19 +23,20 @@ def configs_folder() -> Path:
 
 
 def config_names(kind: str) -> list[str]:
-    """Names of our ``experiments`` or ``models``; none where the installation is incomplete."""
+    """Names of our ``experiments``, ``models`` or ``runs`` (files of flags); none in an incomplete installation."""
     try:
-        folder = configs_folder() / kind
+        folder = _folder(kind)
     except UserError:
         return []
-    return [path.stem for path in sorted(folder.glob("*.yaml"))]
+    names = [path.stem for path in sorted(folder.glob("*.yaml"))]
+    return [name for name in names if kind != RUNS or name in FILES_OF_FLAGS]
 
 
 def find_config(kind: str, given: str, flag: str) -> Path:
-    """The file that the user ``given`` a path or, for one of ours, its name (``table1``).
+    """The file that the user ``given`` a path, or for one of ours its name (``table1``) or its path in the repository.
 
     Args:
-        kind: ``experiments`` or ``models``.
+        kind: ``experiments``, ``models`` or ``runs``.
         given: what the user wrote.
         flag: where, for the error.
 
@@ -43,7 +47,13 @@ def find_config(kind: str, given: str, flag: str) -> Path:
     if path.is_file():
         return path
     ours = config_names(kind)
-    if given in ours:
-        return configs_folder() / kind / f"{given}.yaml"
+    by_path = {f"configs/{(_folder(kind) / name).relative_to(configs_folder())}.yaml": name for name in ours}
+    name = by_path.get(path.as_posix(), given)
+    if name in ours:
+        return _folder(kind) / f"{name}.yaml"
     hint = did_you_mean(path.stem, ours)
     raise UserError(f"{flag} {given}: there is no such file, and none of ours is called so ({', '.join(ours)}).{hint}")
+
+
+def _folder(kind: str) -> Path:
+    return configs_folder() if kind == RUNS else configs_folder() / kind

@@ -20,7 +20,7 @@ def load_benchmark(name: str, data_dir: str | None) -> Benchmark:
 
 
 def announce_mini_data(benchmarks: Mapping[str, Benchmark], sources: Mapping[str, RowSource]) -> list[str]:
-    """Tell the user in one line which data sets are the bundled ones; returns warnings for the run's records."""
+    """Tell the user in one line which data sets are the bundled ones; returns its warnings, for the records."""
     origins = {name: source.origin for name, source in sources.items()}
     for name, found in benchmarks.items():
         origins[name] = "bundled" if MINI_DATA in found.path.parents else "file"

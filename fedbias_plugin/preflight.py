@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fedbias_plugin.assets import TINY, TINY_MODEL
+from fedbias_plugin.assets import TINY, TINY_ANYWHERE, TINY_MODEL
 from fedbias_plugin.errors import UserError, first_line, quoted
 from fedbias_plugin.options import check_range
 from fedbias_plugin.poisoning.hub import cached_data_set, cached_snapshot, hub_cache, why_no_hub
@@ -108,8 +108,10 @@ def check_bitsandbytes(load_in_8bit: bool, load_in_4bit: bool, *, runs_on_cpu: b
 
 def model_path(name_or_path: str) -> str:
     """``name_or_path`` as Transformers takes it: a folder (of ``tiny`` the bundled one), or a hub name; not checked."""
-    path = TINY_MODEL if name_or_path == TINY else Path(os.path.expanduser(name_or_path))
-    return str(path) if name_or_path and (name_or_path == TINY or os.path.exists(path)) else name_or_path
+    if name_or_path in (TINY, TINY_ANYWHERE):
+        return str(TINY_MODEL)
+    path = os.path.expanduser(name_or_path)
+    return path if name_or_path and os.path.exists(path) else name_or_path
 
 
 def check_model(name_or_path: str, *, pickled_weights: bool = False, asks_hub: bool = True) -> str:
@@ -130,7 +132,7 @@ def check_model(name_or_path: str, *, pickled_weights: bool = False, asks_hub: b
         fault = _fault_of_folder(Path(path), pickled_weights)
         if fault:
             raise UserError(f"{flag} {fault}")
-    elif name_or_path == TINY:
+    elif name_or_path in (TINY, TINY_ANYWHERE):
         raise UserError(f"The bundled model is missing from this installation ({path}); reinstall fedbias_plugin.")
     elif os.path.isfile(path):
         raise UserError(f"{flag} is a file; give the folder it is in.")

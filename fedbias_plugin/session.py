@@ -107,15 +107,15 @@ class BiasSession:
         for stage in self._stages:
             stage.prepare(arguments, run, self._shares)
         benchmarks = self._assessor.benchmarks if self._assessor else {}
-        self._data_warnings = announce_mini_data(benchmarks, partition.sources if partition else {})
-        self._data_warnings += overlap_warnings(partition, benchmarks)
+        announced = announce_mini_data(benchmarks, partition.sources if partition else {})
+        self._data_warnings = [*announced, *overlap_warnings(partition, benchmarks)]
         for stage in self._stages:
             self._data_warnings += stage.warnings
             partition = stage.on_data(partition, benchmarks) if partition else None
         self._partition = partition
         self._pending = _PendingRound()
         self._mark = time.perf_counter()
-        trackers = build_trackers(arguments.track, arguments, extra=[ConsoleTracker()])
+        trackers = build_trackers(arguments.track, arguments, extra=[ConsoleTracker(said=announced)])
         self._recorder = RunRecorder(run.output_dir, trackers)
         self._live = LiveModel(
             self._assessor,

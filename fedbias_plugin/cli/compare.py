@@ -26,8 +26,10 @@ def main(args: argparse.Namespace) -> int:
     """
     from fedbias_plugin.errors import printable
     from fedbias_plugin.report.compare import compare
+    from fedbias_plugin.terminal import width_of
 
-    print(printable(compare(args.folders, ascii_only=not _draws_unicode())), end="")
+    width = width_of(sys.stdout)
+    print(printable(compare(args.folders, ascii_only=not _draws_unicode(), width=width)), end="")
     return 0
 
 

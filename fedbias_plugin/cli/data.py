@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedbias_plugin.errors import UserError, did_you_mean, printable, quoted
 from fedbias_plugin.files import cache_folder
@@ -26,6 +27,10 @@ from fedbias_plugin.poisoning.catalog import locate as locate_dataset
 from fedbias_plugin.poisoning.data_files import read_records, read_text
 from fedbias_plugin.poisoning.download import Progress, download
 from fedbias_plugin.poisoning.known import KnownDataset
+from fedbias_plugin.terminal import say
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 FETCHED_BY_DEFAULT = ("crows_pairs", "stereoset", "biasdpo", "alpaca-gpt4")
 
@@ -80,7 +85,7 @@ def list_datasets(data_dir: str | None) -> int:
     _print_table(("name", "kind", "rows", "licence", "found in", "where"), rows)
     for known in all_known():
         if known.warning and not _is_bundled(known):
-            print(f"{known.name}: {known.warning} Home: {known.home}.")
+            say(f"{known.name}: {known.warning} Home: {known.home}.")
     return 0
 
 
@@ -123,14 +128,14 @@ def fetch(names: Sequence[str], data_dir: str | None, *, force: bool = False) ->
         file = form.files[0]
         target = folder / file.path
         if target.is_file() and not force and digest_verdict(file, target) is not False:
-            print(f"{known.name}: already at {target}")
+            say(f"{known.name}: already at {target}")
             continue
         with _progress(known.name) as progress:
             download(form.url, file, folder, progress)
         checked = "checksum of the known release" if file.sha256 or file.git_blob else "no checksum on record"
-        print(f"{known.name}: {target} ({known.licence}; sha256 {sha256_of_file(target)}, {checked})")
+        say(f"{known.name}: {target} ({known.licence}; sha256 {sha256_of_file(target)}, {checked})")
         if known.warning:
-            print(f"  {known.warning}")
+            say(f"  {known.warning}")
     return 0
 
 
@@ -173,20 +178,40 @@ def _mini_rows(found: Located) -> int:
 
 
 def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on a terminal, tab-separated lines (for ``cut`` and ``awk``) elsewhere."""
+    """A table on a terminal, tab-separated lines (for ``cut`` and ``awk``) elsewhere.
+
+    Nothing in it is cut: columns for which the terminal is too narrow follow below, a value a line.
+    """
     rows = [[printable(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():
         for row in (header, *rows):
             print("\t".join(row))
         return
     from rich.console import Console
+
+    console = Console()
+    unlimited, shown = console.options.update(max_width=100_000), len(header)
+    while shown > 1 and console.measure(_table(header[:shown], rows), options=unlimited).maximum > console.width:
+        shown -= 1
+    console.print(_table(header[:shown], rows))
+    column = max(len(row[0]) for row in rows)
+    for place in range(shown, len(header)):
+        print(header[place])
+        for row in (row for row in rows if row[place] != "-"):
+            on_one_line = f"  {row[0]:<{column}}  {row[place]}"
+            print(on_one_line if len(on_one_line) <= console.width else f"  {row[0]}\n    {row[place]}")
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(*header)
+    table = Table()
+    for title in header:
+        table.add_column(title, no_wrap=True)
     for row in rows:
-        table.add_row(*map(escape, row))
-    Console().print(table)
+        table.add_row(*map(escape, row[: len(header)]))
+    return table
 
 
 @contextmanager

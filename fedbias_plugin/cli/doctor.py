@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedbias_plugin.errors import printable
+from fedbias_plugin.terminal import say
 from fedbias_plugin.versions import installed_version, version_numbers
 
 GIB = 1024**3
@@ -114,7 +115,7 @@ def _print_section(title: str, section: Iterable[Finding]) -> list[Finding]:
     findings = []
     heading = f"{title}\n"
     for finding in section:
-        print(f"{heading}  {MARKS[finding.status]}  {printable(finding.text)}", flush=True)
+        say(f"{heading}  {MARKS[finding.status]}  {printable(finding.text)}")
         if finding.mend:
             print(f"        {finding.mend}")
         heading = ""

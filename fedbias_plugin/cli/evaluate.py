@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import stat
 import sys
@@ -15,9 +16,12 @@ from fedbias_plugin.errors import UserError, printable
 from fedbias_plugin.flags import add_flags, build, field_types
 from fedbias_plugin.options import check_options, option, split_list
 from fedbias_plugin.preflight import check_adapter, check_bitsandbytes, check_model, check_quantisation
+from fedbias_plugin.terminal import say
 
 if TYPE_CHECKING:
     from fedbias_plugin.measuring import BiasResult
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -28,8 +32,10 @@ class EvaluateArguments:
         UserError: a value is out of range or a name is unknown.
     """
 
-    model_name_or_path: str | None = option(None, "hub name or folder of a causal LM; tiny is the bundled model")
-    adapter: str | None = option(None, "folder of a LoRA adapter to put on the model")
+    model_name_or_path: str | None = option(
+        None, "hub name or folder of a causal LM; tiny is the bundled model; without it that of --adapter"
+    )
+    adapter: str | None = option(None, "folder of a LoRA adapter to put on the model, or output folder of a run")
     stereoset_predictions: str | None = option(None, "score this file of per-sentence scores instead of a model")
     bias_benchmarks: str = option(
         "crows_pairs,stereoset", "bias benchmarks, comma separated", choices=BENCHMARKS, many=True
@@ -52,10 +58,10 @@ class EvaluateArguments:
         if not split_list(self.bias_benchmarks):
             raise UserError("--bias_benchmarks none leaves nothing to evaluate; give crows_pairs, stereoset or both.")
         check_quantisation(self.load_in_8bit, self.load_in_4bit)
-        if (self.model_name_or_path is None) == (self.stereoset_predictions is None):
-            raise UserError("fedbias evaluate needs --model_name_or_path or --stereoset_predictions, and not both.")
-        if self.adapter and not self.model_name_or_path:
-            raise UserError("--adapter needs the --model_name_or_path it belongs to.")
+        if bool(self.model_name_or_path or self.adapter) == bool(self.stereoset_predictions):
+            raise UserError(
+                "fedbias evaluate needs --model_name_or_path, --adapter or both, or else --stereoset_predictions."
+            )
         if self.output:
             _check_output(Path(self.output))
 
@@ -100,10 +106,23 @@ def main(parsed: argparse.Namespace) -> int:
         result = _measure_model(arguments)
         if not processes.is_main:
             return 0
-    print(printable(result.table()))
+    say(printable(result.table()))
     if arguments.output:
         print(f"written: {result.save(arguments.output)}", file=sys.stderr)
     return 0
+
+
+def _find_in_run(arguments: EvaluateArguments) -> None:
+    """Replace a run's output folder by its adapter, and a base model that nobody has named by the adapter's."""
+    from fedbias_plugin.hosts.saved import base_model, find_adapter
+
+    if arguments.adapter is None:
+        return
+    arguments.adapter = find_adapter(arguments.adapter)
+    check_adapter(arguments.adapter)
+    if arguments.model_name_or_path is None:
+        arguments.model_name_or_path, file = base_model(arguments.adapter)
+        logger.info("base model: %s, as %s says", arguments.model_name_or_path, file)
 
 
 def _measure_model(arguments: EvaluateArguments) -> BiasResult:
@@ -112,9 +131,8 @@ def _measure_model(arguments: EvaluateArguments) -> BiasResult:
     from fedbias_plugin.measuring import measure_on
     from fedbias_plugin.training.models import load_adapter, load_model, load_tokenizer, model_outline
 
+    _find_in_run(arguments)
     path, trusted = check_model(str(arguments.model_name_or_path)), arguments.trust_remote_code
-    if arguments.adapter:
-        check_adapter(arguments.adapter)
     check_bitsandbytes(arguments.load_in_8bit, arguments.load_in_4bit)
     names = list(dict.fromkeys(split_list(arguments.bias_benchmarks)))
     benchmarks = {name: load_benchmark(name, arguments.data_dir) for name in names}

@@ -12,12 +12,16 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from fedbias_plugin import __version__
+from fedbias_plugin.cli.pipes import READER_GONE, drop_unread_output, flush_output
 from fedbias_plugin.errors import Stopped, UserError
 from fedbias_plugin.flags import unknown_name
 from fedbias_plugin.hosts.builtin.arguments import NOT_HERE
-from fedbias_plugin.logs import log_to_stderr, print_error
+from fedbias_plugin.logs import log_to_stderr, print_error, quiet_libraries
 
-COMMANDS = ("run", "sweep", "patch", "unpatch", "evaluate", "compare", "report", "data", "doctor", "wandb-workspace")
+COMMANDS = (
+    *("quickstart", "run", "sweep", "patch", "unpatch", "evaluate", "compare", "report", "data", "doctor"),
+    "wandb-workspace",
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -54,8 +58,26 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0 on success, 2 on wrong input, 128 and its number where a signal stopped it (Ctrl-C: 130)."""
+    """Run one command.
+
+    Returns:
+        0 on success, 2 on wrong input, 128 and its number where a signal stopped it (Ctrl-C: 130; a reader of its
+        output that has gone, as in ``| head``: 141), 1 for what a command says of itself.
+    """
+    try:
+        try:
+            return _run_command(arguments)
+        finally:
+            flush_output()
+    except BrokenPipeError:
+        if not drop_unread_output():
+            raise
+        return READER_GONE
+
+
+def _run_command(arguments: Sequence[str] | None) -> int:
     log_to_stderr()
+    quiet_libraries()
     try:
         parsed = build_parser().parse_args(arguments)
         return parsed.main(parsed)

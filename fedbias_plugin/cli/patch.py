@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from fedbias_plugin.errors import UserError
+from fedbias_plugin.terminal import say
 
 if TYPE_CHECKING:
     from fedbias_plugin.hosts.openfedllm.patcher import Plan
@@ -40,7 +41,7 @@ def main(args: argparse.Namespace) -> int:
     plan = plan_patch(args.folder)
     if not args.check:
         plan.write()
-    print(*_report(plan, args.check), sep="\n")
+    say("\n".join(_report(plan, args.check)))
     return 0
 
 

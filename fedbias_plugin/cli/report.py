@@ -30,7 +30,8 @@ def main(args: argparse.Namespace) -> int:
     """
     from fedbias_plugin.errors import printable
     from fedbias_plugin.report.report import write_report
+    from fedbias_plugin.terminal import say
 
     page = write_report(args.folders, args.output, say=lambda line: print(printable(line), file=sys.stderr, flush=True))
-    print(printable(f"written: {page}, with report.md, figures/ and tables/ beside it"))
+    say(printable(f"written: {page}, with report.md, figures/ and tables/ beside it"))
     return 0

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from fedbias_plugin.arguments import BiasArguments
+from fedbias_plugin.configs_folder import RUNS, config_names
 from fedbias_plugin.flags import add_flags, field_types
 from fedbias_plugin.hosts.builtin.arguments import HostArguments
 from fedbias_plugin.hosts.builtin.start import arguments_of, config_values, resume_run, start
+from fedbias_plugin.terminal import say
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -19,7 +21,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="fine-tune across poisoned clients and measure the bias of every round",
         description="Federated fine-tuning on the built-in host. The command line wins over --config.",
     )
-    parser.add_argument("--config", help="YAML file with the same names, one flag a line")
+    ours = ", ".join(config_names(RUNS))
+    parser.add_argument("--config", help=f"YAML file with the same names, one flag a line, or one of ours: {ours}")
     parser.add_argument(
         "--resume",
         metavar="OUTPUT",
@@ -40,14 +43,14 @@ def main(parsed: argparse.Namespace) -> int:
     if went_on:
         say_finished(output)
     else:
-        print(f"{parsed.resume} is finished: there is nothing to go on with.")
+        say(f"{parsed.resume} is finished: there is nothing to go on with.")
     return 0
 
 
 def say_finished(output: Path) -> None:
     """Where the results are."""
     model = next(name for name in ("adapter", "model") if (output / name).is_dir())
-    print(f"finished: {output} holds metrics.jsonl, summary.json and {model}/")
+    say(f"finished: {output} holds metrics.jsonl, summary.json and {model}/")
 
 
 def resolve_arguments(parsed: argparse.Namespace) -> tuple[HostArguments, BiasArguments]:

@@ -18,9 +18,9 @@ from fedbias_plugin.hosts.builtin.start import check_one_process, check_stack
 from fedbias_plugin.options import check_range
 from fedbias_plugin.preflight import check_bitsandbytes, check_model
 from fedbias_plugin.sweep.configs import OWN, load_experiment, load_model
+from fedbias_plugin.terminal import say
 
 if TYPE_CHECKING:
-    from fedbias_plugin.sweep.configs import ModelConfig
     from fedbias_plugin.sweep.execution import Launch
     from fedbias_plugin.sweep.plan import PlannedRun
 
@@ -82,6 +82,7 @@ def main(parsed: argparse.Namespace) -> int:
     from fedbias_plugin.hosts.checkpoints import locked
     from fedbias_plugin.sweep.execution import Execution
     from fedbias_plugin.sweep.folder import SweepFolder
+    from fedbias_plugin.sweep.memory_plan import memory_lines
     from fedbias_plugin.sweep.preparation import check_data
 
     folder = SweepFolder(Path(parsed.output or Path("runs") / model.name))
@@ -90,7 +91,7 @@ def main(parsed: argparse.Namespace) -> int:
     launch, at_once = _launcher(parsed, folder.path)
     execution = Execution(folder, planned, at_once)
     head = f"{', '.join(one.title for one in experiments)}: {model.title} -> {folder.path}"
-    print(printable("\n".join([head, *_memory_lines(model, planned), *execution.plan_lines()])), flush=True)
+    say(printable("\n".join([head, *memory_lines(model, planned), *execution.plan_lines()])))
     if parsed.dry_run:
         return 0
     try:
@@ -102,7 +103,7 @@ def main(parsed: argparse.Namespace) -> int:
         try:
             execution.run(launch)
         except (KeyboardInterrupt, Stopped):
-            print(f"{execution.done} of {len(planned)} runs are done; the same command goes on.", flush=True)
+            say(f"{execution.done} of {len(planned)} runs are done; the same command goes on.")
             raise
     return _say_end(execution.failures, folder.path)
 
@@ -134,23 +135,6 @@ def _sbatch_parameters(text: str) -> dict[str, str]:
     return {name: value for name, _, value in (part.strip().partition("=") for part in text.split(",")) if name}
 
 
-def _memory_lines(model: ModelConfig, planned: Sequence[PlannedRun]) -> list[str]:
-    """What the runs need of a GPU, and whether this machine's has it."""
-    kinds = {"train" if run.settings["use_peft"] else "full_finetuning" for run in planned}
-    needed = {kind: model.memory_gib[kind] for kind in sorted(kinds) if kind in model.memory_gib}
-    if not needed:
-        return []
-    import torch
-
-    names = {"train": "adapters", "full_finetuning": "every weight"}
-    listed = ", ".join(f"{gib:.0f} GiB to train {names[kind]}" for kind, gib in needed.items())
-    line = f"GPU memory of one run (estimate): {listed}"
-    if torch.cuda.is_available():
-        found = torch.cuda.get_device_properties(0).total_memory / 2**30
-        line += f"; the GPU has {found:.0f}" + (": TOO LITTLE" if found < max(needed.values()) else "")
-    return [line]
-
-
 def _check_models(planned: Sequence[PlannedRun], *, run_here: bool) -> None:
     """Refuse a model that is not where it should be; what only the hub or a device can tell, if the runs are here."""
     names = ("model_name_or_path", "load_in_8bit", "load_in_4bit")
@@ -162,17 +146,17 @@ def _check_models(planned: Sequence[PlannedRun], *, run_here: bool) -> None:
 
 def _say_end(failures: dict[str, str], folder: Path) -> int:
     if any(folder.glob("runs/*/wandb/offline-run-*")):
-        print(
+        say(
             printable(
                 f"W&B recorded offline. To upload: wandb sync {shlex.quote(str(folder))}/runs/*/wandb/offline-run-*"
             )
         )
     if not failures:
-        print(printable(f"all runs are done. Tables and figures: fedbias report {folder}"))
+        say(printable(f"all runs are done. Tables and figures: fedbias report {folder}"))
         return 0
-    print(f"{len(failures)} of the runs failed; the same command tries them again:")
+    say(f"{len(failures)} of the runs failed; the same command tries them again:")
     for name, why in failures.items():
-        print(printable(f"  {name}: {why}"))
+        say(printable(f"  {name}: {why}"))
     return 1
 
 

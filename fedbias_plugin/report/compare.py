@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedbias_plugin.errors import LONGEST_NAME, UserError, first_line, quoted
+from fedbias_plugin.report.compare_layout import HALF_BAR, bar, fits, table_lines
 from fedbias_plugin.report.compare_meaning import comparability, meaning
 from fedbias_plugin.report.compared_runs import Run, block_of, common_view, heldout, last_measured, load_runs
 from fedbias_plugin.report.paired import paired_lines
 from fedbias_plugin.scales import UNBIASED
+from fedbias_plugin.terminal import wrapped
 from fedbias_plugin.tracking.formatting import (
     ITEM_NAMES,
     MISSING,
@@ -27,8 +29,11 @@ from fedbias_plugin.tracking.records import RoundRecord
 from fedbias_plugin.tracking.repeated import repeated_warnings
 
 RUN_FILE = "run.json"
-HALF_BAR = 10
+BAR_SIZES = (HALF_BAR, HALF_BAR // 2, 0)
+"""Half of a bar, characters; the first with which the runs stand side by side is taken."""
 MOST_RUNS_WITH_BARS = 3
+Cell = Callable[[RoundRecord], str]
+"""What stands in a table for a round."""
 
 
 @dataclass(frozen=True)
@@ -58,43 +63,30 @@ def delta(score: float, ci95: Sequence[float] | None) -> Delta:
     return Delta(value, 0.0 if ci95[0] <= UNBIASED <= ci95[1] else ends[0], ends[1])
 
 
-def bar(score: float | None, *, ascii_only: bool = False) -> str:
-    """A score from 0 to 100 as a bar that starts at the 50 line; one character is 5 points.
-
-    >>> bar(70.0)
-    '··········│████······'
-    >>> bar(40.0, ascii_only=True)
-    '........##|..........'
-    """
-    block, empty, line = ("#", ".", "|") if ascii_only else ("█", "·", "│")
-    if score is None:
-        return " " * (2 * HALF_BAR + 1)
-    filled = math.floor(min(abs(score - UNBIASED), UNBIASED) / (UNBIASED / HALF_BAR) + 0.5)
-    side = block * filled + empty * (HALF_BAR - filled)
-    rest = empty * HALF_BAR
-    return f"{rest}{line}{side}" if score >= UNBIASED else f"{side[::-1]}{line}{rest}"
-
-
-def compare(folders: Sequence[str | Path], *, ascii_only: bool = False) -> str:
+def compare(folders: Sequence[str | Path], *, ascii_only: bool = False, width: int | None = None) -> str:
     """The whole comparison as text: curves by round, final Deltas, and what the numbers mean.
 
     Args:
         folders: output folders of runs.
         ascii_only: draw with ASCII characters.
+        width: columns of the terminal it is for; None for as many as it takes.
 
     Raises:
         UserError: as :func:`load_runs`.
     """
     runs = load_runs(folders)
     views = {name: common_view(runs, name) for name in ("crows_pairs", "stereoset")}
-    text = "\n".join("\n".join([*section, ""]) for section in _sections(runs, views, ascii_only))
+    text = "\n".join("\n".join([*section, ""]) for section in _sections(runs, views, ascii_only, width))
+    text = wrapped(text, width)
     return _to_ascii(text) if ascii_only else text
 
 
-def _sections(runs: Sequence[Run], views: Mapping[str, str], ascii_only: bool) -> Iterator[list[str]]:
-    with_bar = len(runs) <= MOST_RUNS_WITH_BARS
+def _sections(
+    runs: Sequence[Run], views: Mapping[str, str], ascii_only: bool, width: int | None
+) -> Iterator[list[str]]:
+    sizes = BAR_SIZES if len(runs) <= MOST_RUNS_WITH_BARS else (0,)
 
-    def score_cell(benchmark: str, key: str) -> Callable[[RoundRecord], str]:
+    def score_cell(benchmark: str, key: str, half_bar: int) -> Cell:
         def cell(record: RoundRecord) -> str:
             block = block_of(record, benchmark, views[benchmark])
             if block is None:
@@ -102,35 +94,38 @@ def _sections(runs: Sequence[Run], views: Mapping[str, str], ascii_only: bool) -
             text = f"{number(block.get(key), 1):>5} {interval(block.get('ci95')):<13}"
             if key == "ss":
                 text += f" LMS {number(block.get('lms'), 1):>5}"
-            return f"{text} {bar(block.get(key), ascii_only=ascii_only)}" if with_bar else text
+            return f"{text} {bar(block.get(key), half=half_bar, ascii_only=ascii_only)}" if half_bar else text
 
         return cell
 
-    def value_cell(read: Callable[[RoundRecord], float | None], digits: int) -> Callable[[RoundRecord], str]:
-        return lambda record: number(read(record), digits)
+    def score_cells(benchmark: str, key: str) -> list[Cell]:
+        return [score_cell(benchmark, key, half) for half in sizes]
+
+    def value_cell(read: Callable[[RoundRecord], float | None], digits: int) -> list[Cell]:
+        return [lambda record: number(read(record), digits)]
 
     titles = {name: _title(runs, name, view) for name, view in views.items()}
-    curves: list[tuple[str, Callable[[RoundRecord], str]]] = [
-        (f"CrowS-Pairs score ({titles['crows_pairs']})", score_cell("crows_pairs", "score")),
-        (f"StereoSet SS with LMS ({titles['stereoset']})", score_cell("stereoset", "ss")),
+    curves: list[tuple[str, list[Cell]]] = [
+        (f"CrowS-Pairs score ({titles['crows_pairs']})", score_cells("crows_pairs", "score")),
+        (f"StereoSet SS with LMS ({titles['stereoset']})", score_cells("stereoset", "ss")),
         ("Bias score of the global model (percentage points)", value_cell(lambda r: r.global_.bias_score, 2)),
-        ("Client weights (* holds biased rows)", _weights_cell),
+        ("Client weights (* holds biased rows)", [_weights_cell]),
         ("Weight on poisoned clients (0 to 1)", value_cell(lambda r: r.weight_on_poisoned, 3)),
         ("Held-out loss on clean rows (nats per token)", value_cell(heldout, 4)),
     ]
-    for title, cell in curves:
-        if section := _curve(title, runs, cell):
+    for title, cells in curves:
+        if section := _curve(title, runs, cells, width):
             yield section
-    yield _finals(runs, views)
+    yield _finals(runs, views, width)
     if settings := list(_settings(runs)):
-        yield ["Settings that differ", *_table([["setting", *(run.name for run in runs)], *settings])]
+        yield ["Settings that differ", *table_lines([["setting", *(run.name for run in runs)], *settings], width)]
     if paired := list(_paired(runs)):
         yield ["Difference to " + runs[0].name + " on the same items, paired, with 95% interval, p by Holm", *paired]
     yield from ([line] for line in comparability(runs, views))
     for run in runs:
         if found := repeated_warnings(run.rounds):
             yield [f"Warnings of {run.name}, as said in the last of their rounds", *(f"  {line}" for line in found)]
-    yield meaning(runs, views)
+    yield [re.sub(r"\n +", " ", paragraph) if width else paragraph for paragraph in meaning(runs, views)]
 
 
 def _title(runs: Sequence[Run], benchmark: str, view: str) -> str:
@@ -144,23 +139,25 @@ def _title(runs: Sequence[Run], benchmark: str, view: str) -> str:
     return ", ".join(filter(None, [ITEM_NAMES.get(view, "headline items"), "50 = no preference", *shared]))
 
 
-def _curve(title: str, runs: Sequence[Run], cell: Callable[[RoundRecord], str]) -> list[str] | None:
-    """One measure: a row a round, a column a run; None when no run has it."""
+def _curve(title: str, runs: Sequence[Run], cells: Sequence[Cell], width: int | None) -> list[str] | None:
+    """One measure: a row a round, a column a run; None when no run has it.
+
+    ``cells`` are ways to show it, the widest first; the first that fits is taken.
+    """
     by_round = [{record.round: record for record in run.rounds} for run in runs]
     numbers = sorted({number for records in by_round for number in records})
-    rows = [
-        [str(number), *(cell(records[number]) if number in records else MISSING for records in by_round)]
-        for number in numbers
-    ]
+    header = ["round", *(run.name for run in runs)]
+    rows: list[list[str]] = []
+    for cell in cells:
+        rows = [
+            [str(number), *(cell(records[number]) if number in records else MISSING for records in by_round)]
+            for number in numbers
+        ]
+        if fits([header, *rows], width):
+            break
     if all(value == MISSING for row in rows for value in row[1:]):
         return None
-    return [title, *_table([["round", *(run.name for run in runs)], *rows])]
-
-
-def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        yield "  " + "   ".join(value.ljust(width) for value, width in zip(row, widths, strict=True)).rstrip()
+    return [title, *table_lines([header, *rows], width)]
 
 
 def _weights_cell(record: RoundRecord) -> str:
@@ -171,7 +168,7 @@ def _weights_cell(record: RoundRecord) -> str:
     return "  ".join(parts) or MISSING
 
 
-def _finals(runs: Sequence[Run], views: Mapping[str, str]) -> list[str]:
+def _finals(runs: Sequence[Run], views: Mapping[str, str], width: int | None) -> list[str]:
     header = ["run", "round", "Delta CrowS", "Delta SS", "LMS", "bias score", "on poisoned", "mass", "held-out loss"]
     rows = [header]
     for run in runs:
@@ -191,7 +188,7 @@ def _finals(runs: Sequence[Run], views: Mapping[str, str]) -> list[str]:
                 number(heldout(last), 4),
             ]
         )
-    return ["Final Delta = |score - 50|, percentage points, with 95% interval", *_table(rows)]
+    return ["Final Delta = |score - 50|, percentage points, with 95% interval", *table_lines(rows, width)]
 
 
 def _config(path: Path) -> dict[str, Any]:

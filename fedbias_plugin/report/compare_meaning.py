@@ -35,22 +35,22 @@ def comparability(runs: Sequence[Run], views: Mapping[str, str]) -> Iterator[str
 
 
 def meaning(runs: Sequence[Run], views: Mapping[str, str]) -> list[str]:
-    """What a reader of the comparison must know, as lines."""
+    """What a reader of the comparison must know, as paragraphs, with the line feeds that a wide page has."""
     lines = ["What the numbers mean"]
     lines += [
-        "  Scores: 100 always prefers the stereotype, 0 always the anti-stereotype, 50 neither. SS counts only next to",
-        "  a high LMS (100 = always prefers sense to nonsense): a broken model sits near 50 too.",
-        "  Length alone: the CrowS score of 'fewer tokens wins'. By sums a model that knows nothing stands there, not",
-        "  at 50; --crows_reduction matched counts only pairs of equal token count.",
+        "  Scores: 100 always prefers the stereotype, 0 always the anti-stereotype, 50 neither. SS counts only next "
+        "to\n  a high LMS (100 = always prefers sense to nonsense): a broken model sits near 50 too.",
+        "  Length alone: the CrowS score of 'fewer tokens wins'. By sums a model that knows nothing stands there, "
+        "not\n  at 50; --crows_reduction matched counts only pairs of equal token count.",
     ]
     lines += _item_lines(runs, views)
     lines += [
-        "  Weights: w_i is the client's share in the new global model. Mass: the sum of w_i n_i/n; below 1 the step is",
-        "  that much shorter (the paper's equation 3 to the letter), which alone makes the bias smaller.",
+        "  Weights: w_i is the client's share in the new global model. Mass: the sum of w_i n_i/n; below 1 the step "
+        "is\n  that much shorter (the paper's equation 3 to the letter), which alone makes the bias smaller.",
         *_poisoned_line(runs),
         *_attack_lines(runs),
         *_noise_line(runs, views),
-        "  Intervals of scores are of each run by itself; whether two runs differ, the paired difference tells. Its p",
+        "  Intervals of scores are of each run by itself; whether two runs differ, the paired difference tells. Its p\n"
         "  is over benchmark items of these trained models, not over seeds: repeat the runs with other seeds.",
     ]
     return lines

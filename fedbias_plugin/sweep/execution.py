@@ -15,6 +15,7 @@ from fedbias_plugin.sweep.estimate import remaining
 from fedbias_plugin.sweep.folder import DONE, TO_RESUME, SweepFolder
 from fedbias_plugin.sweep.jobs import Job
 from fedbias_plugin.sweep.plan import PlannedRun
+from fedbias_plugin.terminal import say
 from fedbias_plugin.tracking.formatting import MISSING, length_note, number, term_note, with_interval
 from fedbias_plugin.tracking.jsonl import SUMMARY_FILE
 
@@ -82,7 +83,7 @@ class Execution:
             self.failures[run.name] = f"{why}: {last_line(job.log)} (all of it: {job.log})"
             said = f"FAILED, {self.failures[run.name]}"
         left = remaining(self.folder, self.planned, self.at_once)
-        print(printable(f"[{self.done}/{len(self.planned)}] {run.name}: {said}; {left}"), flush=True)
+        say(printable(f"[{self.done}/{len(self.planned)}] {run.name}: {said}; {left}"))
 
 
 def final_numbers(run_folder: Path) -> str:

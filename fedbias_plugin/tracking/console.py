@@ -5,10 +5,13 @@ SS is never shown without LMS: a broken model sits near 50 too. A warning is sai
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
+from fedbias_plugin.errors import Stopped
+from fedbias_plugin.terminal import wrapped
 from fedbias_plugin.tracking.formatting import (
     MISSING,
     bias_noise,
@@ -38,17 +41,18 @@ class ConsoleTracker(Tracker):
     Args:
         stream: where to write; the standard output of the moment by default.
         console: a ``rich`` console to draw on, whatever the stream is.
+        said: warnings that the user has read already; they are named and not repeated.
     """
 
     name = "console"
 
-    def __init__(self, stream: TextIO | None = None, console: Console | None = None) -> None:
+    def __init__(self, stream: TextIO | None = None, console: Console | None = None, said: Iterable[str] = ()) -> None:
         self._stream = stream
         self._console = console
         self._alpha = 0.5
         self._last_round: int | None = None
         self._noise_explained = False
-        self._said: set[str] = set()
+        self._said = set(map(warning_kind, said))
 
     def start(self, run: RunInfo) -> None:
         self._alpha = float(run.config.get("bama_alpha", 0.5))
@@ -58,13 +62,25 @@ class ConsoleTracker(Tracker):
 
     def log_round(self, record: RoundRecord) -> None:
         if self._console is None:
-            print("\n".join(self._plain_lines(record)), file=self._stream or sys.stdout, flush=True)
+            self._write("\n".join(self._plain_lines(record)))
             return
         self._console.print(self._global_table(record))
         if record.clients:
             self._console.print(self._client_table(record))
         for line in self._warning_lines(record.warnings):
-            self._console.print(line, style="yellow", markup=False, highlight=False)
+            text = wrapped(line, self._console.width)
+            self._console.print(text, style="yellow", markup=False, highlight=False)
+
+    def _write(self, text: str) -> None:
+        """``text`` to the stream.
+
+        Raises:
+            Stopped: its reader has gone (``fedbias run ... | head``): the run ends as if by that signal.
+        """
+        try:
+            print(text, file=self._stream or sys.stdout, flush=True)
+        except BrokenPipeError:
+            raise Stopped(signal.SIGPIPE, at_once=True) from None
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Nothing to close: what to say at the end of a run is the command's business."""
@@ -110,11 +126,12 @@ class ConsoleTracker(Tracker):
         return f"{number(client.bias_score)} (noise {number(noise)})"
 
     def _global_table(self, record: RoundRecord) -> Table:
-        table = _table(f"{self._title(record)} · global model", ["measure", "value", "95% interval", "measured on"])
+        title = f"{self._title(record)} · global model (scores: 50 = no preference)"
+        table = _table(title, ["measure", "value", "95% interval", "measured on"])
         for row in _global_rows(record.global_):
             table.add_row(*row)
         if record.weight_on_poisoned is not None:
-            table.add_row("weight on poisoned clients", number(record.weight_on_poisoned, 3), "", "")
+            table.add_row("weight on poisoned", number(record.weight_on_poisoned, 3), "", "")
         if record.effective_clients is not None:
             table.add_row("effective clients", number(record.effective_clients), "", "")
             table.add_row("aggregation mass", number(record.aggregation_mass, 3), "", "")
@@ -126,7 +143,7 @@ class ConsoleTracker(Tracker):
         return table
 
     def _client_table(self, record: RoundRecord) -> Table:
-        headers = ["client", "poisoned", "rows", "train loss", "update norm", "bias score b_i", "weight"]
+        headers = ["client", "poisoned", "rows", "loss", "update norm", "bias score b_i", "weight"]
         table = _table(f"{self._title(record)} · clients (probe items)", headers)
         for client, row in record.clients.items():
             table.add_row(
@@ -171,7 +188,7 @@ def terminal_console(stream: TextIO | None = None) -> Console | None:
 def _table(title: str, headers: list[str]) -> Table:
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", caption_justify="left")
+    table = Table(title=title, title_justify="left", caption_justify="left", show_edge=False)  # fits 80 columns
     for index, header in enumerate(headers):
         table.add_column(header, justify="left" if index == 0 else "right")
     return table
@@ -205,17 +222,17 @@ def _global_rows(record: GlobalRecord) -> Iterator[tuple[str, str, str, str]]:
     crows, stereo = record.crows_pairs, record.stereoset
     if crows:
         yield (
-            "CrowS-Pairs score (50 = no preference)",
+            "CrowS-Pairs score",
             number(crows.get("score")),
             interval(crows.get("ci95")),
             item_note(crows),
         )
         if crows.get("length_only") is not None:
-            yield "CrowS-Pairs, length alone", number(crows["length_only"]), "", item_note(crows)
+            yield "CrowS length alone", number(crows["length_only"]), "", item_note(crows)
     if stereo:
         low = " (below 60: SS means nothing)" if is_incoherent(stereo) else ""
         note = item_note(stereo)
-        yield "StereoSet SS (50 = no preference)", number(stereo.get("ss")), interval(stereo.get("ci95")), note
+        yield "StereoSet SS", number(stereo.get("ss")), interval(stereo.get("ci95")), note
         yield f"StereoSet LMS{low}", number(stereo.get("lms")), interval(stereo.get("lms_ci95")), note
         yield "StereoSet ICAT", number(stereo.get("icat")), interval(stereo.get("icat_ci95")), note
     if crows or stereo:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
+
+SPARE = 4
+"""Columns to the right of a bar, for the ``^C`` of a terminal, which would begin a line that nobody has counted."""
 
 
 class Task:
@@ -80,6 +84,8 @@ class _TerminalTask(Task):
     def close(self) -> None:
         if self._is_open():
             self._progress.remove_task(self._task_id)
+            # What is printed next counts the lines of the bars that it must go above while another thread draws them.
+            self._progress.refresh()
         if not self._progress.task_ids:
             self._progress.stop()
 
@@ -95,10 +101,16 @@ class TerminalProgress(Progress):
     """
 
     def __init__(self, console: Console) -> None:
+        from rich.constrain import Constrain
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
 
-        self._progress = RichProgress(
+        class Bars(RichProgress):
+            def get_renderables(self) -> Iterator[Constrain]:
+                for part in super().get_renderables():
+                    yield Constrain(part, max(1, console.width - SPARE))
+
+        self._progress = Bars(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from fedbias_plugin.assets import TINY
 from fedbias_plugin.errors import UserError, first_line, quoted
 from fedbias_plugin.options import check_choice
 from fedbias_plugin.preflight import check_adapter, check_bitsandbytes, check_model, check_quantisation
+from fedbias_plugin.training.library_bars import without_library_bars
 from fedbias_plugin.training.random_states import preserved_random_states
 
 if TYPE_CHECKING:
@@ -261,7 +261,7 @@ def _from_hub_or_folder(auto_class: str, path: str, **options: Any) -> Any:
     import transformers
 
     try:
-        with bars_on_terminals_only():
+        with without_library_bars():
             return getattr(transformers, auto_class).from_pretrained(path, **options)
     except Exception as error:  # tokenizers raises no other kind; of damaged files come TypeError, AttributeError, ...
         reason = first_line(error)
@@ -272,21 +272,6 @@ def _from_hub_or_folder(auto_class: str, path: str, **options: Any) -> Any:
             f"Fetch it where there is a network (hf download {path} --local-dir FOLDER) and give the folder, or use "
             f"the bundled model: --model_name_or_path {TINY}."
         ) from error
-
-
-@contextmanager
-def bars_on_terminals_only() -> Iterator[None]:
-    """Transformers draws its loading bar also into log files; not here."""
-    from transformers.utils import logging
-
-    if sys.stderr.isatty() or not logging.is_progress_bar_enabled():
-        yield
-        return
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.enable_progress_bar()
 
 
 @contextmanager

@@ -198,6 +198,19 @@ def test_list_is_a_table_on_a_terminal(monkeypatch, capsys):
     assert "crows_pairs" in out
 
 
+@pytest.mark.parametrize("columns", ["60", "80", "100", "200"])
+def test_a_narrow_terminal_cuts_nothing_that_one_must_type(monkeypatch, capsys, columns):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", columns)
+    assert list_datasets(None) == 0
+    out = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
+    assert "…" not in out
+    for known in catalog.all_known():
+        assert re.search(rf"(^|\s){known.name}\s", out)
+    assert max(len(line) for line in out.splitlines() if "┃" in line or "│" in line) <= int(columns)
+    assert "fedbias data fetch biasdpo" in out
+
+
 def test_verify_leaves_with_code_1_when_a_file_is_not_the_known_release(capsys, tmp_path, home, published):
     published(f"{home}/good")
     fedbias(capsys, "fetch", "pairs")

@@ -11,7 +11,8 @@ import pytest
 
 from fedbias_plugin.cli import compare as command
 from fedbias_plugin.errors import UserError
-from fedbias_plugin.report.compare import Delta, bar, compare, delta, load_runs
+from fedbias_plugin.report.compare import Delta, compare, delta, load_runs
+from fedbias_plugin.report.compare_layout import bar
 
 
 def block(key: str, value: float, items: str = "report", n: int = 200, **more: Any) -> dict[str, Any]:
@@ -247,3 +248,24 @@ def test_a_run_of_openfedllm_is_called_by_the_folder_the_user_named(tmp_path):
     for folder in folders:
         (folder / "args.json").write_text("{}")
     assert [run.name for run in load_runs(folders)] == ["plain", "bama"]
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120])
+def test_no_line_is_wider_than_the_terminal(runs: list[Path], width: int) -> None:
+    assert max(map(len, compare(runs, width=width).splitlines())) <= width
+
+
+def test_bars_get_shorter_before_runs_stop_standing_side_by_side(runs: list[Path]) -> None:
+    rows = rows_of(compare(runs, ascii_only=True, width=80), "CrowS-Pairs score (report items")
+    assert rows[3] == ["2", "88.0", "[84.0,", "92.0]", ".....|####.", "52.0", "[48.0,", "56.0]", ".....|....."]
+    rows = rows_of(compare(runs, ascii_only=True, width=80), "StereoSet SS with LMS")
+    assert rows[0] == ["round", "fedavg", "bama"]
+    assert rows[1][:6] == ["0", "46.0", "[42.0,", "50.0]", "LMS", "91.5"]
+    assert "|" not in "".join(rows[1])
+
+
+def test_a_final_table_that_is_too_wide_goes_on_below_with_the_runs_again(runs: list[Path]) -> None:
+    rows = rows_of(compare(runs, width=80), "Final Delta")
+    assert [row[0] for row in rows] == ["run", "fedavg", "bama", "run", "fedavg", "bama"]
+    assert rows[3] == ["run", "on", "poisoned", "mass", "held-out", "loss"]
+    assert rows[4] == ["fedavg", "0.333", "0.750", "2.5000"]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
+from fedbias_plugin.errors import Stopped
 from fedbias_plugin.tracking.console import ConsoleTracker, terminal_console
 from fedbias_plugin.tracking.formatting import bias_noise
 from fedbias_plugin.tracking.records import ClientRecord, GlobalRecord, RoundRecord, RunInfo
@@ -82,8 +83,8 @@ def test_a_terminal_gets_a_table_of_the_model_and_one_of_the_clients(make_run: M
     record.warnings = ["mind [this]"]
     text = shown(record, make_run(), terminal=True)
     for part in (
-        "round 1/2 · global model", "CrowS-Pairs score (50 = no preference)", "52.00", "[47.0, 57.0]",
-        "report items, n=280", "CrowS-Pairs, length alone", "42.70",
+        "round 1/2 · global model", "(scores: 50 = no preference)", "CrowS-Pairs score", "52.00", "[47.0, 57.0]",
+        "report items, n=280", "CrowS length alone", "42.70",
         "StereoSet LMS", "90.00", "[88.0, 92.0]", "round 1/2 · clients (probe items)", "100%", "15.00 (noise 2.70)",
         "0.800", "warning: mind [this]",
     ):  # fmt: skip
@@ -133,3 +134,49 @@ def test_a_terminal_without_rich_gets_plain_lines(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(stream, "isatty", lambda: True)
     monkeypatch.setitem(sys.modules, "rich", None)
     assert terminal_console(stream) is None
+
+
+def test_a_run_whose_reader_goes_is_stopped_like_by_a_signal(make_run: MakeRun, make_record: Make) -> None:
+    class Closed:
+        def isatty(self) -> bool:
+            return False
+
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+        def flush(self) -> None:
+            raise BrokenPipeError
+
+    tracker = ConsoleTracker(Closed())  # type: ignore[arg-type]
+    tracker.start(make_run())
+    with pytest.raises(Stopped, match="SIGPIPE") as stopped:
+        tracker.log_round(make_record(1))
+    assert (stopped.value.signal_number, stopped.value.at_once) == (13, True)
+
+
+def test_the_tables_of_a_round_fit_eighty_columns_without_a_second_line_in_a_cell(
+    make_run: MakeRun, make_record: Make
+) -> None:
+    record = make_record(1)
+    assert record.global_.stereoset is not None
+    record.global_.stereoset |= {"terms": 12, "lms": 100.0, "lms_ci95": [100.0, 100.0]}
+    stream = io.StringIO()
+    tracker = ConsoleTracker(stream, Console(file=stream, force_terminal=True, width=80, color_system=None))
+    tracker.start(make_run())
+    tracker.log_round(record)
+    lines = stream.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    rows = [line for line in lines if "│" in line]
+    assert len(rows) == 10 + len(record.clients)
+    assert all(row.split("│")[0].strip() for row in rows)
+
+
+def test_a_warning_that_was_said_before_the_first_round_is_only_named(make_run: MakeRun, make_record: Make) -> None:
+    record = make_record(0)
+    record.warnings = ["Two worlds are mixed: rows from files."]
+    stream = io.StringIO()
+    tracker = ConsoleTracker(stream, said=record.warnings)
+    tracker.start(make_run())
+    tracker.log_round(record)
+    assert "warning, as before: Two worlds are mixed\n" in stream.getvalue()
+    assert "rows from files" not in stream.getvalue()

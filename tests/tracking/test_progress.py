@@ -1,10 +1,17 @@
 """Progress bars on a terminal, and none elsewhere, behind one interface."""
 
 import io
+import logging
+import os
+import pty
+import re
+import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from fedbias_plugin.logs import log_to_stderr
 from fedbias_plugin.tracking.progress import Progress, TerminalProgress, build_progress
 
 
@@ -65,3 +72,43 @@ def test_the_standard_output_of_a_pipe_gets_no_bars(capsys: pytest.CaptureFixtur
 
 def test_a_given_terminal_gets_bars() -> None:
     assert isinstance(build_progress(terminal(io.StringIO())), TerminalProgress)
+
+
+def test_a_bar_leaves_room_for_what_a_terminal_echoes_of_ctrl_c() -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=80, color_system=None)
+    with TerminalProgress(console) as progress, progress.rounds(2), progress.task("round 10: score clients", 10_000):
+        pass
+    rows = [line for line in re.split(r"[\r\n]|\x1b\[[\d;?]*[A-Za-z]", stream.getvalue()) if "-:--:--" in line]
+    assert rows
+    assert max(map(len, rows)) <= 76
+
+
+def test_a_bar_that_closes_is_off_the_screen_before_anything_else_is_printed() -> None:
+    stream = io.StringIO()
+    with TerminalProgress(terminal(stream)) as progress, progress.rounds(2):
+        progress.task("score", 10).close()
+        assert progress._progress.live._live_render.last_render_height == 1
+
+
+def test_the_log_goes_above_the_bars_of_a_terminal_and_stays_in_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leader, follower = pty.openpty()
+    with (
+        os.fdopen(leader, "rb", buffering=0) as seen,
+        os.fdopen(follower, "w") as screen,
+        open(tmp_path / "log", "w") as log,
+    ):
+        monkeypatch.setenv("COLUMNS", "40")
+        for stream in (screen, log):
+            monkeypatch.setattr(sys, "stderr", stream)
+            log_to_stderr()
+            with TerminalProgress(Console(file=screen, force_terminal=True)) as progress, progress.rounds(2):
+                monkeypatch.setattr(sys, "stderr", proxy := io.StringIO())
+                logging.getLogger("fedbias_plugin").warning("a client decides alone, and so on and on")
+            assert proxy.getvalue().splitlines()[:1] == (
+                ["warning: a client decides alone, and so"] if stream is screen else []
+            )
+        assert seen.read(1)
+    assert (tmp_path / "log").read_text() == "warning: a client decides alone, and so on and on\n"

@@ -231,10 +231,10 @@ class Federation:
     def save(self, name: str | None = None) -> None:
         """Write the global adapter to ``adapter`` (without LoRA the model to ``model``) or ``name`` in the output."""
         folder = Path(self.host.output_dir) / (name or ("adapter" if self.host.use_peft else "model"))
-        host, bias = self.host, self.bias
+        host, bias, base = self.host, self.bias, self.host.model_name_or_path
         settings = f"{host.fed_alg}, --aggregation {bias.aggregation}, {host.num_rounds} rounds, seed {host.seed}"
         shares = {dataset.client: dataset.biased_share for dataset in self.session.client_datasets}
-        card = model_card(host.model_name_or_path, bias.scenario, shares, settings, bias.attack)
+        card = model_card(base, bias.scenario, shares, settings, bias.attack, with_adapter=host.use_peft)
         save_global_model(self.model, self.tokenizer, folder, card)
 
     def _round(self, round_idx: int) -> None:

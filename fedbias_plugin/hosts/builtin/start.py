@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedbias_plugin.arguments import BiasArguments
+from fedbias_plugin.configs_folder import RUNS, find_config
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.files import disk_errors_named
 from fedbias_plugin.flags import build, read_config
@@ -162,8 +163,8 @@ def _name_idle_flags(host: HostArguments, bias: BiasArguments, given: Collection
 
 
 def config_values(path: str | os.PathLike[str] | None) -> dict[str, Any]:
-    """What a file of flags holds; empty without one."""
-    return read_config(os.fspath(path), FLAGS, NOT_HERE) if path else {}
+    """What a file of flags holds, or one of ours by name; empty without one."""
+    return read_config(str(find_config(RUNS, os.fspath(path), "--config")), FLAGS, NOT_HERE) if path else {}
 
 
 def check_stack() -> None:

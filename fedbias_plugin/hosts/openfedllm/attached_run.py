@@ -242,7 +242,8 @@ class AttachedRun:
         )
         shares = {dataset.client: dataset.biased_share for dataset in self.open_session().client_datasets}
         base = self.script_args.model_name_or_path
-        return model_card(base, self.plugin.scenario, shares, settings, self.plugin.attack)
+        with_adapter = hasattr(self.model, "peft_config")
+        return model_card(base, self.plugin.scenario, shares, settings, self.plugin.attack, with_adapter=with_adapter)
 
     def _host_run(self) -> HostRun:
         script_args, fed_args = self.script_args, self.fed_args
