@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -146,7 +147,8 @@ def _reason(log: Path) -> str:
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("fedbias: error:")]
     last = lines[lines.index(errors[0]) + 1] if errors and errors[0].endswith("nothing was changed.") else ""
-    text = last or (errors or lines or ["nothing was said"])[-1]
+    raised = [line for line in lines if re.match(r"\w+(Error|Exception|Exit): ", line)]
+    text = last or (errors or raised or lines or ["nothing was said"])[-1]
     return text.removeprefix("fedbias: error:").strip().replace("|", "/")[:120]
 
 

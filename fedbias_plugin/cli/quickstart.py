@@ -11,7 +11,7 @@ from fedbias_plugin.errors import UserError
 from fedbias_plugin.terminal import say
 
 FOLDER = "runs/quickstart"
-RUNS = {"fedavg": "host", "fedavg_bama": "bama"}
+RUNS = {"fedavg": "plain", "fedavg_bama": "bama"}
 """Folder of a run -> its ``--aggregation``."""
 
 

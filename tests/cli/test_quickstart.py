@@ -11,13 +11,13 @@ import yaml
 
 from fedbias_plugin import configs_folder
 from fedbias_plugin.arguments import BiasArguments
-from fedbias_plugin.cli.main import build_parser, main
+from fedbias_plugin.cli.main import main
 from fedbias_plugin.cli.quickstart import quickstart
-from fedbias_plugin.cli.run import config_values
 from fedbias_plugin.configs_folder import RUNS, config_names, find_config
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.flags import field_types
 from fedbias_plugin.hosts.builtin.arguments import HostArguments
+from fedbias_plugin.hosts.builtin.start import config_values
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,7 +29,7 @@ def test_the_quickstart_runs_both_ways_to_weigh_and_compares_them(tmp_path, caps
     configs = [
         json.loads((tmp_path / "both" / name / "run.json").read_text())["config"] for name in ("fedavg", "fedavg_bama")
     ]
-    assert [config["aggregation"] for config in configs] == ["host", "bama"]
+    assert [config["aggregation"] for config in configs] == ["plain", "bama"]
     assert {config["peft_lora_target_modules"] for config in configs} == {"all-linear"}
     printed = capsys.readouterr().out
     assert "Client weights (* holds biased rows)" in printed
@@ -48,7 +48,7 @@ def test_the_script_of_the_readme_runs_the_same_command():
 @pytest.mark.parametrize("given", ["quickstart", "configs/quickstart.yaml", "./configs/quickstart.yaml"])
 def test_our_file_of_flags_is_found_by_name_and_by_path_wherever_one_stands(given, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert config_values(build_parser().parse_args(["run", "--config", given]))["scenario"] == "1B2C"
+    assert config_values(given)["scenario"] == "1B2C"
 
 
 def test_experiments_are_found_by_their_path_too(tmp_path, monkeypatch):
@@ -60,7 +60,7 @@ def test_experiments_are_found_by_their_path_too(tmp_path, monkeypatch):
 def test_a_file_of_ones_own_wins_over_a_name_of_ours(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "quickstart").write_text("num_rounds: 7\n")
-    assert config_values(build_parser().parse_args(["run", "--config", "quickstart"])) == {"num_rounds": 7}
+    assert config_values("quickstart") == {"num_rounds": 7}
 
 
 @pytest.mark.parametrize("given", ["quikstart", "configs/quikstart.yaml"])
