@@ -73,6 +73,7 @@ setup(
             "hypothesis>=6.100",
             "ruff>=0.8",
             "mypy>=1.11",
+            "import-linter>=2.1",
             "types-PyYAML",
             "pip-audit>=2.7",
             "nbclient>=0.10",

@@ -16,9 +16,9 @@ from fedbias_plugin.flags import build, field_types
 from fedbias_plugin.hosts.builtin.arguments import NOT_HERE, HostArguments
 from fedbias_plugin.hosts.builtin.output_folder import check_output_dir
 from fedbias_plugin.keywords import known_keywords, named_as_keywords
+from fedbias_plugin.progress import Progress
 from fedbias_plugin.session import HostRun
 from fedbias_plugin.state import State
-from fedbias_plugin.tracking.progress import Progress
 from fedbias_plugin.training.plain_states import PlainStates
 
 if TYPE_CHECKING:

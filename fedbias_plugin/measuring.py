@@ -21,8 +21,8 @@ from fedbias_plugin.inputs import announce_mini_data, load_benchmark
 from fedbias_plugin.keywords import named_as_keywords
 from fedbias_plugin.options import check_range, options, split_list
 from fedbias_plugin.preflight import LARGEST_SEED
+from fedbias_plugin.progress import build_progress
 from fedbias_plugin.report.evaluation import evaluation_summary, evaluation_table
-from fedbias_plugin.tracking.progress import build_progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -47,7 +47,7 @@ def check_training_numbers(args: Any, *, local_epochs: int | None = None) -> Non
             f"--max_steps must be at least 1, got {steps}; to train over all rows of a client give --local_epochs N."
         )
     if rate is not None:
-        check_range("learning_rate", rate, 0, open_low=True)
+        check_range("learning_rate", rate, 0)
     if seed is not None:
         check_range("seed", seed, 0, LARGEST_SEED)
 

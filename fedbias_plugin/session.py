@@ -27,12 +27,12 @@ from fedbias_plugin.evaluation.scorer import NonFiniteScore
 from fedbias_plugin.inputs import announce_mini_data, load_assessor
 from fedbias_plugin.memory import peak_memory_bytes
 from fedbias_plugin.poisoning.loaders import ClientDataset, Partition, load_partition, partition_hash
+from fedbias_plugin.progress import Progress
 from fedbias_plugin.redaction import redacted, redacted_text
 from fedbias_plugin.registry import build, names
 from fedbias_plugin.run_description import HostRun, first_files, run_info
 from fedbias_plugin.state import State
 from fedbias_plugin.tracking.console import ConsoleTracker
-from fedbias_plugin.tracking.progress import Progress
 from fedbias_plugin.tracking.recorder import RunRecorder
 from fedbias_plugin.tracking.records import (
     ClientRecord,

@@ -6,7 +6,10 @@ import os
 import re
 import sys
 import textwrap
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 COMMAND = re.compile(r"\b(?:fedbias|pip install|wandb|hf download)(?: [^\s,;()]+){1,3}")
 """What may be copied to a shell, and must not have a line feed in it."""
@@ -59,3 +62,19 @@ def _wrapped_line(line: str, width: int) -> list[str]:
         whole, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False, expand_tabs=False
     )
     return [part.replace(GLUE, " ") for part in parts]
+
+
+def terminal_console(stream: TextIO | None = None) -> Console | None:
+    """A ``rich`` console on ``stream`` if it is a terminal and ``rich`` is installed, else None.
+
+    For the standard output it is the process's one console, which tables and progress bars must share.
+    """
+    target = stream or sys.stdout
+    if not (hasattr(target, "isatty") and target.isatty()):
+        return None
+    try:
+        from rich import get_console
+        from rich.console import Console
+    except ImportError:
+        return None
+    return get_console() if stream is None else Console(file=stream)

@@ -6,5 +6,6 @@ cd "$(dirname "$0")/.."
 ruff format --check .
 ruff check .
 mypy
+lint-imports --no-cache
 run_scripts/check_docs.sh
 python run_scripts/audit.py

@@ -67,7 +67,7 @@ def test_importing_it_imports_neither_torch_nor_transformers():
         ("peft_lora_r", 0),
         ("peft_lora_alpha", 0),
         ("max_steps", -1),
-        ("learning_rate", 0.0),
+        ("learning_rate", -1e-9),
         ("learning_rate", float("nan")),
         ("seed", -1),
         ("seed", 2**32),

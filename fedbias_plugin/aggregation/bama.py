@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedbias_plugin.aggregation.base import ClientReports, Rule, Weighting
+from fedbias_plugin.aggregation.weight_warnings import lambda_warnings, weight_warning
 from fedbias_plugin.options import option
 
 if TYPE_CHECKING:
@@ -116,8 +117,6 @@ class Bama(Rule):
 
     def warnings(self, record: RoundRecord, alpha: float) -> list[str]:
         """Where lambda lets noise decide, or nothing (``docs/footguns.md``)."""
-        from fedbias_plugin.tracking.sanity import lambda_warnings, weight_warning
-
         advice = f" Lower --bama_lambda ({self.bama_lambda:g}) to let the others count."
         return [*weight_warning(record, advice), *lambda_warnings(record, alpha, self.bama_lambda)]
 

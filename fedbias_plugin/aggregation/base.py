@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from fedbias_plugin.aggregation.weight_warnings import weight_warning
+
 if TYPE_CHECKING:
     from fedbias_plugin.state import State
     from fedbias_plugin.tracking.records import RoundRecord
@@ -82,8 +84,6 @@ class Rule(ABC):
 
     def warnings(self, record: RoundRecord, alpha: float) -> list[str]:
         """What a reader of a round must know of this rule's weights; ``alpha`` is that of eq. 1."""
-        from fedbias_plugin.tracking.sanity import weight_warning
-
         return list(weight_warning(record))
 
     def state_dict(self) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from fedbias_plugin.evaluation.plans import PlanCache, plans_folder
 from fedbias_plugin.evaluation.processes import running_processes
 from fedbias_plugin.evaluation.rouge import require_rouge, rouge_l
 from fedbias_plugin.evaluation.scorer import NonFiniteScore, SentenceScorer
+from fedbias_plugin.progress import Progress
 from fedbias_plugin.state import State
-from fedbias_plugin.tracking.progress import Progress
 from fedbias_plugin.training.states import write_state
 
 if TYPE_CHECKING:

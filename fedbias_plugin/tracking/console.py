@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from fedbias_plugin.errors import Stopped
-from fedbias_plugin.terminal import wrapped
+from fedbias_plugin.terminal import terminal_console, wrapped
 from fedbias_plugin.tracking.formatting import (
     MISSING,
     bias_noise,
@@ -167,22 +167,6 @@ def _poisoned(row: ClientRecord) -> str:
     parts += ["refused"] if row.refused else []
     parts += [] if row.poisoned_share is None else [f"poisoned {percent(row.poisoned_share)}"]
     return "".join(f"{part} | " for part in parts)
-
-
-def terminal_console(stream: TextIO | None = None) -> Console | None:
-    """A ``rich`` console on ``stream`` if it is a terminal and ``rich`` is installed, else None.
-
-    For the standard output it is the process's one console, which tables and progress bars must share.
-    """
-    target = stream or sys.stdout
-    if not (hasattr(target, "isatty") and target.isatty()):
-        return None
-    try:
-        from rich import get_console
-        from rich.console import Console
-    except ImportError:
-        return None
-    return get_console() if stream is None else Console(file=stream)
 
 
 def _table(title: str, headers: list[str]) -> Table:

@@ -140,7 +140,7 @@ class GaussianNoise(Attack):
 
 @dataclass
 class ProbeGaming(Attack):
-    """Trains on its own rows and on sentences of the benchmarks, see :mod:`fedbias_plugin.poisoning.probe_gaming`."""
+    """Trains on its own rows and on sentences of the benchmarks, see :mod:`fedbias_plugin.updates.probe_gaming`."""
 
     @property
     def warnings(self) -> list[str]:
@@ -152,7 +152,7 @@ class ProbeGaming(Attack):
 
     def on_data(self, partition: Partition, benchmarks: Mapping[str, Benchmark]) -> Partition:
         """The partition with ``s`` extra rows per row of every attacker."""
-        from fedbias_plugin.poisoning.probe_gaming import DEFAULT_STRENGTH, with_benchmark_rows
+        from fedbias_plugin.updates.probe_gaming import DEFAULT_STRENGTH, with_benchmark_rows
 
         return with_benchmark_rows(partition, benchmarks, self.ids, self.attack_strength or DEFAULT_STRENGTH, self.seed)
 

@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from fedbias_plugin.errors import Stopped
-from fedbias_plugin.tracking.console import ConsoleTracker, terminal_console
+from fedbias_plugin.terminal import terminal_console
+from fedbias_plugin.tracking.console import ConsoleTracker
 from fedbias_plugin.tracking.formatting import bias_noise
 from fedbias_plugin.tracking.records import ClientRecord, GlobalRecord, RoundRecord, RunInfo
 

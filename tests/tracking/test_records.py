@@ -129,7 +129,7 @@ def test_effective_clients_lie_between_one_and_all_whatever_the_scale(values: li
 
 def test_importing_the_trackers_imports_nothing_heavy() -> None:
     code = (
-        "import sys, fedbias_plugin.tracking.wandb_tracker, fedbias_plugin.tracking.progress\n"
+        "import sys, fedbias_plugin.tracking.wandb_tracker, fedbias_plugin.progress\n"
         "import fedbias_plugin.report.compare, fedbias_plugin.cli.compare, fedbias_plugin.cli.doctor\n"
         "print([name for name in ('torch', 'transformers', 'numpy', 'wandb', 'rich') if name in sys.modules])"
     )

@@ -15,10 +15,10 @@ from fedbias_plugin.evaluation.crows_pairs import CrowsPairs, Pair
 from fedbias_plugin.evaluation.stereoset import StereoSet
 from fedbias_plugin.evaluation.stereoset_files import Cluster
 from fedbias_plugin.poisoning.loaders import load_partition, manifest, partition
-from fedbias_plugin.poisoning.probe_gaming import benchmark_rows
 from fedbias_plugin.poisoning.rows import Row, RowSource
 from fedbias_plugin.registry import build, names
 from fedbias_plugin.updates.base import Update
+from fedbias_plugin.updates.probe_gaming import benchmark_rows
 
 THETA = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([[0.0]])}
 

@@ -23,10 +23,10 @@ from fedbias_plugin.hosts.builtin.stopping import StoppableProgress, StopSignals
 from fedbias_plugin.hosts.checkpoints import Checkpoint, CheckpointFolder, locked
 from fedbias_plugin.hosts.saving import model_card, save_global_model
 from fedbias_plugin.preflight import check_bitsandbytes, check_model
+from fedbias_plugin.progress import Progress, build_progress
 from fedbias_plugin.session import BiasSession, HostRun
 from fedbias_plugin.state import State
 from fedbias_plugin.tracking.jsonl import METRICS_FILE
-from fedbias_plugin.tracking.progress import Progress, build_progress
 from fedbias_plugin.training.determinism import make_deterministic
 from fedbias_plugin.training.fingerprint import model_fingerprint
 from fedbias_plugin.training.local_trainer import ClientUpdate, LocalTrainingSettings, train_client

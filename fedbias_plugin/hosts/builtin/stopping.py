@@ -12,7 +12,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from fedbias_plugin.errors import Stopped
-from fedbias_plugin.tracking.progress import Progress, Task
+from fedbias_plugin.progress import Progress, Task
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from fedbias_plugin.logs import log_to_stderr
-from fedbias_plugin.tracking.progress import Progress, TerminalProgress, build_progress
+from fedbias_plugin.progress import Progress, TerminalProgress, build_progress
 
 
 def terminal(stream: io.StringIO) -> Console:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from fedbias_plugin.tracking.console import terminal_console
+from fedbias_plugin.terminal import terminal_console
 
 if TYPE_CHECKING:
     from rich.console import Console
