@@ -86,20 +86,8 @@ def _sections(
 ) -> Iterator[list[str]]:
     sizes = BAR_SIZES if len(runs) <= MOST_RUNS_WITH_BARS else (0,)
 
-    def score_cell(benchmark: str, key: str, half_bar: int) -> Cell:
-        def cell(record: RoundRecord) -> str:
-            block = block_of(record, benchmark, views[benchmark])
-            if block is None:
-                return MISSING
-            text = f"{number(block.get(key), 1):>5} {interval(block.get('ci95')):<13}"
-            if key == "ss":
-                text += f" LMS {number(block.get('lms'), 1):>5}"
-            return f"{text} {bar(block.get(key), half=half_bar, ascii_only=ascii_only)}" if half_bar else text
-
-        return cell
-
     def score_cells(benchmark: str, key: str) -> list[Cell]:
-        return [score_cell(benchmark, key, half) for half in sizes]
+        return [_score_cell(benchmark, views[benchmark], key, half, ascii_only) for half in sizes]
 
     def value_cell(read: Callable[[RoundRecord], float | None], digits: int) -> list[Cell]:
         return [lambda record: number(read(record), digits)]
@@ -126,6 +114,21 @@ def _sections(
         if found := repeated_warnings(run.rounds):
             yield [f"Warnings of {run.name}, as said in the last of their rounds", *(f"  {line}" for line in found)]
     yield [re.sub(r"\n +", " ", paragraph) if width else paragraph for paragraph in meaning(runs, views)]
+
+
+def _score_cell(benchmark: str, view: str, key: str, half_bar: int, ascii_only: bool) -> Cell:
+    """What shows a round's score with its interval, and a bar unless ``half_bar`` is 0; SS never without LMS."""
+
+    def cell(record: RoundRecord) -> str:
+        block = block_of(record, benchmark, view)
+        if block is None:
+            return MISSING
+        text = f"{number(block.get(key), 1):>5} {interval(block.get('ci95')):<13}"
+        if key == "ss":
+            text += f" LMS {number(block.get('lms'), 1):>5}"
+        return f"{text} {bar(block.get(key), half=half_bar, ascii_only=ascii_only)}" if half_bar else text
+
+    return cell
 
 
 def _title(runs: Sequence[Run], benchmark: str, view: str) -> str:
