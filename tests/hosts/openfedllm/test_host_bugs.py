@@ -167,10 +167,7 @@ def test_with_a_scenario_the_split_strategy_does_not_matter(trained):
 def test_minus_one_step_is_refused_with_what_to_give_instead(host, tmp_path):
     run = host("--max_steps -1")
     assert run.code == 2
-    assert (
-        "fedbias: error: --max_steps must be at least 1, got -1; to train over all rows of a client give --local_epochs N"
-        in run.text
-    )
+    assert "fedbias: error: --max_steps must be at least 1, got -1; to train over all rows of a client give" in run.text
     assert not (tmp_path / "out").exists()
 
 
