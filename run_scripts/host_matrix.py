@@ -100,8 +100,10 @@ def row(host: Host, found: str, commit: str, stack: str) -> list[str]:
     cells = [found, commit, stack, host.patch("patch")]
     if cells[-1] != "yes":
         return [*cells, *["-"] * 3, "-"]
-    sft, whole = host.run("main_sft.py", "sft")
-    dpo, _ = host.run("main_dpo.py", "dpo")
+    said = (host.logs / "patch.log").read_text()
+    left_out = dict(re.findall(r"Note: (main_\w+\.py): (not .*)", said))
+    sft, whole = (left_out["main_sft.py"], None) if "main_sft.py" in left_out else host.run("main_sft.py", "sft")
+    dpo = left_out.get("main_dpo.py") or host.run("main_dpo.py", "dpo")[0]
     resumed = resume(host, whole) if sft == "yes" else "-"
     unpatched = host.patch("unpatch")
     same = digests(host.folder) == before
@@ -149,7 +151,8 @@ def _reason(log: Path) -> str:
     last = lines[lines.index(errors[0]) + 1] if errors and errors[0].endswith("nothing was changed.") else ""
     raised = [line for line in lines if re.match(r"\w+(Error|Exception|Exit): ", line)]
     text = last or (errors or raised or lines or ["nothing was said"])[-1]
-    return text.removeprefix("fedbias: error:").strip().replace("|", "/")[:120]
+    text = re.sub(r" \(/.*", "", text.removeprefix("fedbias: error:").strip())  # no path of this machine
+    return text.replace("|", "/")[:120]
 
 
 def main() -> None:

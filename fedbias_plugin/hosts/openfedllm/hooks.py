@@ -26,7 +26,7 @@ from fedbias_plugin.hosts.openfedllm.arguments import AllArguments
 from fedbias_plugin.hosts.openfedllm.attached_run import AttachedRun
 from fedbias_plugin.hosts.openfedllm.flags import check_arguments, make_output_dir, one_line
 from fedbias_plugin.hosts.openfedllm.host_rows import check_conversation, host_template
-from fedbias_plugin.hosts.openfedllm.inspection import PACKAGES, trains_on_preferences
+from fedbias_plugin.hosts.openfedllm.inspection import PACKAGES, names_used
 from fedbias_plugin.hosts.openfedllm.loading import on_training_device, seeded_adapter
 from fedbias_plugin.hosts.openfedllm.requirements import Requirements
 from fedbias_plugin.preflight import check_host_data
@@ -46,7 +46,7 @@ def begin(arguments: AllArguments) -> None:
         UserError: a flag is wrong, or does not fit the others.
     """
     check_arguments(arguments)
-    is_dpo = trains_on_preferences(Path(sys.modules["__main__"].__file__ or ""))
+    is_dpo = "get_fed_local_dpo_trainer" in _names_used()
     template = None
     if is_dpo:
         check_conversation(arguments.script)
@@ -200,7 +200,7 @@ HOOKS: dict[str, Function] = {
 
 
 def install(*, pinned: bool) -> None:
-    """Import the host's packages and replace their functions, and peft's ``get_peft_model``.
+    """Import the host's packages and replace those functions that the script uses, and peft's ``get_peft_model``.
 
     Args:
         pinned: whether this is the pinned stack.
@@ -216,15 +216,15 @@ def install(*, pinned: bool) -> None:
             importlib.import_module(package)
         except ModuleNotFoundError as error:
             raise UserError(f"This host needs the Python module {error.name}, which is not installed.") from error
-    requirements = Requirements.load()
+    requirements, used = Requirements.load(), _names_used()
     modules = [module for name, module in list(sys.modules.items()) if name.partition(".")[0] in PACKAGES]
     for name, hook in HOOKS.items():
         replaced: dict[int, Function] = {}
         for module in modules:
             host = vars(module).get(name)
-            if inspect.isfunction(host):
+            if name in used and inspect.isfunction(host):
                 if id(host) not in replaced:
-                    _check_parameters(host, requirements.functions[name])
+                    requirements.check_parameters(name, host)
                     replaced[id(host)] = _hooked(hook, host)
                 setattr(module, name, replaced[id(host)])
     peft.get_peft_model = _hooked(get_peft_model, peft.get_peft_model)
@@ -234,6 +234,12 @@ def install(*, pinned: bool) -> None:
         for number in SIGNALS:
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 signal.signal(number, _on_signal)
+
+
+def _names_used() -> set[str]:
+    """What the script that runs uses of the host; without a file of its own, all but DPO's."""
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    return names_used(Path(script)) if script else HOOKS.keys() - {"get_fed_local_dpo_trainer"}
 
 
 def _hooked(hook: Function, host: Function) -> Function:
@@ -263,18 +269,6 @@ def _host_at_work() -> Iterator[None]:
         yield
     finally:
         _inside_host = before
-
-
-def _check_parameters(host: Function, needed: list[str]) -> None:
-    known = inspect.signature(host).parameters
-    if any(spec.kind == inspect.Parameter.VAR_KEYWORD for spec in known.values()):
-        return
-    missing = [name for name in needed if name not in known]
-    if missing:
-        raise UserError(
-            f"{host.__module__}.{host.__name__} of this host has no parameter {', '.join(missing)}: it differs "
-            "too much from OpenFedLLM's for the plugin. Run fedbias unpatch."
-        )
 
 
 def _on_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 
+from fedbias_plugin.errors import UserError
 from fedbias_plugin.hosts.openfedllm.arguments import AttachedArguments
 from fedbias_plugin.hosts.openfedllm.lines import names_bound, parse
 from fedbias_plugin.hosts.openfedllm.requirements import Requirements
@@ -145,12 +146,16 @@ class HostCode:
         return None
 
 
-def trains_on_preferences(script: Path) -> bool:
-    """Whether a script uses the trainer of DPO, whatever its name is."""
+def names_used(script: Path) -> set[str]:
+    """The names that a script reads; those of OpenFedLLM's functions among them say what it does.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
-        return "get_fed_local_dpo_trainer" in set(_names_used(parse(script.read_bytes())))
-    except (OSError, SyntaxError):
-        return "dpo" in script.name
+        return set(_names_used(parse(script.read_bytes())))
+    except (OSError, SyntaxError) as error:
+        raise UserError(f"{script} cannot be read: {error}") from error
 
 
 def origin(folder: Path) -> str:
