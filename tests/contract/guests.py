@@ -1,16 +1,20 @@
-"""What a stranger brings: a rule with a state and a flag, and a tracker with a flag; each is a class and a name."""
+"""What a stranger brings: a rule, a stage and a tracker, each a class and a name, with flags and a state."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedbias_plugin.aggregation.base import ClientReports, Rule, Weighting
 from fedbias_plugin.options import option
 from fedbias_plugin.tracking.records import RoundRecord, RunInfo
 from fedbias_plugin.tracking.tracker import Tracker
+from fedbias_plugin.updates.base import Stage, Update
+
+if TYPE_CHECKING:
+    from fedbias_plugin.state import State
 
 
 @dataclass
@@ -44,6 +48,38 @@ class Leader(Rule):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take them up."""
         self.rounds = state["rounds"]
+
+
+@dataclass
+class Shrink(Stage):
+    """Clients send a part of their update; the server counts what it received."""
+
+    shrink: float = option(1.0, "share of its update that a client sends", above=0, at_most=1)
+    received: int = 0
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is left out."""
+        return self.shrink != 1.0
+
+    def at_client(self, update: Update, theta: State, number: int, clients: int) -> Update:
+        """``theta + shrink (theta_i - theta)``."""
+        state = {name: theta[name] + self.shrink * (tensor - theta[name]) for name, tensor in update.state.items()}
+        return replace(update, state=state)
+
+    def at_server(self, updates: dict[int, Update], theta: State, number: int) -> None:
+        """Number them all, over the rounds."""
+        for update in updates.values():
+            self.received += 1
+            update.extra["received"] = self.received
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many there were."""
+        return {"received": self.received}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take them up."""
+        self.received = state["received"]
 
 
 @dataclass

@@ -11,9 +11,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from fedbias_plugin.aggregation.base import ClientReports
 from fedbias_plugin.hosts.openfedllm.patcher import plan_patch
 from fedbias_plugin.hosts.openfedllm.stack import detect_stack
 from tests.hosts.openfedllm.conftest import double, host_data, host_model  # noqa: F401
@@ -21,10 +23,12 @@ from tests.hosts.openfedllm.run_results import adapter, records
 from tests.hosts.openfedllm.runner import Run, cut_off, run_script, sft_flags
 
 current_only = pytest.mark.skipif(detect_stack() != "current", reason="the built-in host needs the current libraries")
-ENTRY_POINTS = "[fedbias_plugin.rule]\nleader = guests:Leader\n\n[fedbias_plugin.tracker]\ntally = guests:Tally\n"
+ENTRY_POINTS = "[fedbias_plugin.rule]\nleader = guests:Leader\n\n[fedbias_plugin.tracker]\ntally = guests:Tally\n\n"
+ENTRY_POINTS += "[fedbias_plugin.stage]\nshrink = guests:Shrink\n"
 FLAGS = "--use_peft --num_rounds 3 --num_clients 3 --max_steps 1 --batch_size 2 --seed 7 --scenario 1B2C "
 FLAGS += "--client_samples 6 --heldout_samples 4 --learning_rate 5e-3 --gradient_checkpointing false"
 LEADER = ("--aggregation", "leader", "--leader_share", "0.8", "--track", "jsonl,tally", "--tally_mark", "#")
+SHRUNK = ("--shrink", "0.5")
 
 
 @pytest.fixture
@@ -65,7 +69,7 @@ def run(fedbias, tmp_path, host_model, small_data):  # noqa: F811
 
 
 @current_only
-def test_a_stranger_s_rule_and_tracker_are_trained_with_recorded_compared_and_reported(run, fedbias, tmp_path):
+def test_a_stranger_s_rule_stage_and_tracker_are_trained_with_recorded_compared_and_reported(run, fedbias, tmp_path):
     led = run("led", *LEADER, "--fed_alg", "fedprox")
     rounds = records(led)
     assert [record["aggregation"] for record in rounds] == ["leader"] * 4
@@ -75,7 +79,11 @@ def test_a_stranger_s_rule_and_tracker_are_trained_with_recorded_compared_and_re
     assert all("one leads: in round 2 as agreed" in record["warnings"] for record in rounds if record["round"] == 2)
     assert (led / "tally.txt").read_text() == "0 #\n1 #\n2 #\n3 #\n"
     assert rounds[0]["settings"]["leader_share"] == 0.8
-    plain = run("plain")
+    plain = run("plain", *SHRUNK)
+    assert records(plain)[0]["settings"]["shrink"] == 0.5
+    sizes = [client["update_norm"] for client in records(plain)[1]["clients"].values()]
+    whole = [client["update_norm"] for client in records(run("unshrunk"))[1]["clients"].values()]
+    assert sizes == pytest.approx([size / 2 for size in whole], rel=1e-4)
     compared = fedbias("compare", str(plain), str(led))
     assert compared.code == 0, compared.text
     assert "led" in compared.text
@@ -85,13 +93,16 @@ def test_a_stranger_s_rule_and_tracker_are_trained_with_recorded_compared_and_re
 
 
 @current_only
-def test_a_stranger_s_rule_goes_on_after_a_kill_with_the_state_it_had(run, fedbias, tmp_path):
-    whole = run("whole", *LEADER)
+def test_a_stranger_s_rule_and_stage_go_on_after_a_kill_with_the_state_they_had(run, fedbias, tmp_path):
+    whole = run("whole", *LEADER, *SHRUNK)
     cut_off(tmp_path / "cut.py", "fedbias.py", "os.replace", "round_002")
-    cut = run("cut", *LEADER, script="cut.py", code=-9)
+    cut = run("cut", *LEADER, *SHRUNK, script="cut.py", code=-9)
     ended = fedbias("run", "--resume", str(cut))
     assert ended.code == 0, ended.text[-3000:]
     assert records(whole) == records(cut)
+    assert [client["extra"] for client in records(cut)[3]["clients"].values()] == [
+        {"received": number} for number in (7, 8, 9)
+    ]
     assert all((tensor == adapter(cut)[name]).all() for name, tensor in adapter(whole).items())
 
 
@@ -121,6 +132,17 @@ def test_a_stranger_s_rule_works_in_a_patched_openfedllm(site, double, host_mode
     (folder,) = (tmp_path / "out").iterdir()
     assert max(client["weight"] for client in records(folder)[1]["clients"].values()) == 0.8
     assert (folder / "tally.txt").read_text() == "0 #\n1 #\n2 #\n"
+
+
+def test_the_rule_of_the_documents_is_one(monkeypatch):
+    page = (Path(__file__).parents[2] / "docs/extending.md").read_text(encoding="utf-8")
+    module = ModuleType("my_rules")
+    monkeypatch.setitem(sys.modules, "my_rules", module)
+    exec(page.split("```python\n")[1].split("```")[0], module.__dict__)
+    rows = {0: 50, 3: 200, 4: 300}
+    reports = ClientReports("fedavg", sample_counts=rows, bias_scores={}, global_state={}, local_states={})
+    assert module.Trust(trust_rows=200).weigh(reports).weights == {0: 0.0, 3: 0.5, 4: 0.5}
+    assert module.Trust(trust_rows=1000).weigh(reports).weights == pytest.approx({0: 1 / 3, 3: 1 / 3, 4: 1 / 3})
 
 
 def test_the_table_of_flags_holds_those_of_a_stranger(site):
