@@ -208,7 +208,7 @@ def test_the_final_adapter_is_saved_whatever_save_model_freq_and_is_what_the_hos
     loaded = {name.replace(".default", ""): weight for name, weight in model.named_parameters()}
     assert all((loaded[name] == weight).all() for name, weight in expected.items())
     card = (rare / "adapter/README.md").read_text()
-    assert "fedavg, --aggregation host, 2 rounds, seed 2023, SFT in OpenFedLLM" in card
+    assert "fedavg, --aggregation plain, 2 rounds, seed 2023, SFT in OpenFedLLM" in card
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

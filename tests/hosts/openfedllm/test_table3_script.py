@@ -37,7 +37,7 @@ def test_the_script_makes_every_run_once_and_the_report(double, host_model, host
     runs = {path.parent.name: path for path in output.glob("*/*") if (path / "summary.json").is_file()}
     assert set(runs) == NAMES
     configs = {name: json.loads((path / "run.json").read_text())["config"] for name, path in runs.items()}
-    assert [configs[name]["aggregation"] for name in sorted(NAMES)] == ["bama", "bama", "host"]
+    assert [configs[name]["aggregation"] for name in sorted(NAMES)] == ["bama", "bama", "plain"]
     assert {config["scenario"] for config in configs.values()} == {"1B2C"}
     assert (output / "report/report.html").is_file()
     again = table3(double, host_model, output, flags)
