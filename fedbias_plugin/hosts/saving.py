@@ -6,14 +6,13 @@ import inspect
 import json
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedbias_plugin.assets import TINY, TINY_ANYWHERE, TINY_MODEL
 from fedbias_plugin.files import apply_umask, sync_file, whole_folder
 from fedbias_plugin.preflight import HUB_NAME
+from fedbias_plugin.training.encoding import last_call_forgotten
 from fedbias_plugin.training.library_bars import without_library_bars
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ def save_global_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
         with without_library_bars():
             model.save_pretrained(partial, **_safetensors_option(model))
         _tidy_config(partial / ADAPTER_CONFIG)
-        with _last_call_forgotten(tokenizer):
+        with last_call_forgotten(tokenizer):
             tokenizer.save_pretrained(partial)
         (partial / CARD).write_text(card, encoding="utf-8")
         for path in partial.iterdir():
@@ -149,28 +148,6 @@ def _tidy_config(path: Path) -> None:
 
 def _is_names(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
-
-
-@contextmanager
-def _last_call_forgotten(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
-    """A fast tokenizer keeps the truncation and padding of its last call, and would save them as its own.
-
-    They come back at the end: what a host saves itself stays as it would be without the plugin.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        yield
-        return
-    truncation, padding = backend.truncation, backend.padding
-    backend.no_truncation()
-    backend.no_padding()
-    try:
-        yield
-    finally:
-        if truncation:
-            backend.enable_truncation(**truncation)
-        if padding:
-            backend.enable_padding(**padding)
 
 
 def _safetensors_option(model: PreTrainedModel) -> dict[str, bool]:

@@ -7,7 +7,8 @@ characters reach beyond the template's response marker.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -100,3 +101,25 @@ def common_prefix(first: Sequence[object], second: Sequence[object]) -> int:
 
 def _starts_with_two_bos(ids: list[int], bos: int | None) -> bool:
     return bos is not None and ids[:2] == [bos, bos]
+
+
+@contextmanager
+def last_call_forgotten(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """A fast tokenizer keeps the truncation and padding of its last call, and would save them as its own.
+
+    They come back at the end: what a host saves itself stays as it would be without the plugin.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        yield
+        return
+    truncation, padding = backend.truncation, backend.padding
+    backend.no_truncation()
+    backend.no_padding()
+    try:
+        yield
+    finally:
+        if truncation:
+            backend.enable_truncation(**truncation)
+        if padding:
+            backend.enable_padding(**padding)

@@ -18,7 +18,7 @@ from fedbias_plugin.hosts.openfedllm.host_rows import Formatting, encode_dataset
 from fedbias_plugin.hosts.saving import CARD
 from fedbias_plugin.options import split_list
 from fedbias_plugin.preflight import check_responses_fit
-from fedbias_plugin.training.encoding import Feature, trainable_tokens
+from fedbias_plugin.training.encoding import Feature, last_call_forgotten, trainable_tokens
 from fedbias_plugin.training.isolation import preserved_forward
 from fedbias_plugin.training.local_trainer import seed_of_client
 from fedbias_plugin.training.models import check_fits_model
@@ -151,7 +151,10 @@ class ClientTraining:
     def _encode(self, dataset: Any, tokenizer: Any) -> list[Feature]:
         if self.formatting is None:
             raise UserError("This host never called get_formatting_prompts_func; its rows cannot be read.")
-        return encode_dataset(dataset, self.formatting, self.response_marker, tokenizer, self.script_args.seq_length)
+        with last_call_forgotten(tokenizer):
+            return encode_dataset(
+                dataset, self.formatting, self.response_marker, tokenizer, self.script_args.seq_length
+            )
 
 
 def watch_training(
