@@ -167,6 +167,8 @@ def _serve() -> None:
         loaded = importlib.import_module(module)
         for name in names:
             getattr(loaded, name)
+    # Rows that another run has tokenized would come from a cache, and leave the tokenizer in another state.
+    importlib.import_module("datasets").disable_caching()
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
