@@ -20,3 +20,8 @@ def test_every_file_that_the_readme_links_to_exists():
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
     assert links
     assert [link for link in links if not (root / link).exists()] == []
+
+
+def test_the_flags_that_a_patched_host_takes_are_those_down_to_the_one_named():
+    last = flag_rows(load("flags", "plugin"))[-1].split("`")[1]
+    assert f"takes the flags down to `{last}`" in README
