@@ -242,7 +242,7 @@ def check_openfedllm() -> Iterator[Finding]:
         yield Finding("note", f"a patched OpenFedLLM cannot run here: {reason}", "\n        ".join(mend))
         return
     old = "; fedbias run needs the current ones" if stack == "pinned" else ""
-    yield Finding("ok", f"a patched OpenFedLLM can run here, on the {stack} libraries{old}")
+    yield Finding("ok", f"the libraries that a patched OpenFedLLM needs are here, the {stack} ones{old}")
 
 
 def check_checkout(folder: str) -> Iterator[Finding]:
