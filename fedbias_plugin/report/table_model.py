@@ -140,11 +140,6 @@ class Table:
     notes: tuple[str, ...] = ()
 
     @property
-    def has_paper(self) -> bool:
-        """Whether any cell has the paper's number."""
-        return any(cell.paper is not None for row in self.rows for cell in row.cells)
-
-    @property
     def column_groups(self) -> list[tuple[str, int]]:
         """Heads above the columns and how many columns each spans, in order."""
         spans: list[tuple[str, int]] = []

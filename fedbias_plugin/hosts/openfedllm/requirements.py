@@ -11,7 +11,6 @@ from typing import Any
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.files import packaged_folder
 
-MARKER = "# added by fedbias patch"
 FILE = "openfedllm.yaml"
 
 
