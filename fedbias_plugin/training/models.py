@@ -15,7 +15,7 @@ import torch
 from fedbias_plugin.assets import TINY
 from fedbias_plugin.errors import UserError, first_line, quoted
 from fedbias_plugin.options import check_choice
-from fedbias_plugin.preflight import check_adapter, check_bitsandbytes, check_quantisation
+from fedbias_plugin.preflight import check_adapter, check_bitsandbytes, check_model, check_quantisation
 from fedbias_plugin.training.library_bars import without_library_bars
 from fedbias_plugin.training.random_states import preserved_random_states
 
@@ -26,6 +26,19 @@ if TYPE_CHECKING:
 DTYPES: dict[str, Any] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": "auto"}
 # Kinds of model that peft makes no choice for: the queries and values, as in its choice for Llama.
 TARGET_MODULES = {"phi3": ["qkv_proj"]}
+
+
+def load_model_and_tokenizer(
+    name_or_path: str, *, trust_remote_code: bool = False, **options: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """What :func:`load_model` (with its ``options``) and :func:`load_tokenizer` give of a folder, hub name or ``tiny``.
+
+    Raises:
+        UserError: as they do, and :func:`check_model`.
+    """
+    path = check_model(name_or_path)
+    tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
+    return load_model(path, trust_remote_code=trust_remote_code, **options), tokenizer
 
 
 def load_model(
@@ -40,7 +53,7 @@ def load_model(
     """Load from a folder or the hub; weights from safetensors only.
 
     Args:
-        path: from :func:`fedbias_plugin.preflight.check_model`.
+        path: from :func:`check_model`.
         dtype: of the weights: ``float32``, ``bfloat16`` or ``auto`` (the checkpoint's). A quantised model computes in
             bfloat16 whatever this says, as in OpenFedLLM.
         load_in_8bit: quantise to int8 (bitsandbytes).

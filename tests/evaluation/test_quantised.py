@@ -9,10 +9,10 @@ pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
 @pytest.mark.parametrize("flag", ["load_in_8bit", "load_in_4bit"])
 def test_a_quantised_model_trains_after_being_scored_as_if_it_had_not_been(random_model, flag):
     from fedbias_plugin.evaluation.scorer import ScoreRequest, SentenceScorer
-    from fedbias_plugin.training.models import add_lora, load_model, load_tokenizer
+    from fedbias_plugin.training.models import add_lora, load_model_and_tokenizer
 
     def gradients(*, scored):
-        model, tokenizer = load_model(str(random_model), **{flag: True}), load_tokenizer(str(random_model))
+        model, tokenizer = load_model_and_tokenizer(str(random_model), **{flag: True})
         model = add_lora(model, r=2, alpha=4, dropout=0.0, target_modules="all-linear", seed=0)
         if scored:
             SentenceScorer(model, tokenizer).score([ScoreRequest("The nurse is kind.")])

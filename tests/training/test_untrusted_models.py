@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from fedbias_plugin.errors import LONGEST_MESSAGE, UserError, printable
-from fedbias_plugin.preflight import check_model
-from fedbias_plugin.training.models import add_lora, load_adapter, load_model, load_tokenizer
+from fedbias_plugin.training.models import add_lora, load_adapter, load_model_and_tokenizer
 
 
 @pytest.fixture
@@ -34,13 +33,6 @@ def adapter(make, tmp_path):
 def change(path: Path, **changes: object) -> None:
     """Replace values in a JSON file."""
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def load(folder: Path) -> None:
-    """Load model and tokenizer, as a run does."""
-    path = check_model(str(folder))
-    load_tokenizer(path)
-    load_model(path, device="cpu")
 
 
 def refusal(action: Callable[[], object]) -> str | None:
@@ -64,7 +56,7 @@ class Bomb:
 
 def test_a_pickle_beside_the_safetensors_is_not_opened(folder, tmp_path):
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb(tmp_path / "ran")))
-    load(folder)
+    load_model_and_tokenizer(str(folder), device="cpu")
     assert not (tmp_path / "ran").exists()
 
 
@@ -82,14 +74,14 @@ def test_code_that_comes_with_a_model_does_not_run_unasked(folder, tmp_path):
     (folder / "theirs.py").write_text(code)
     change(folder / "config.json", model_type="theirs", auto_map={"AutoConfig": "theirs.C"})
     with pytest.raises(UserError, match="cannot be loaded"):
-        load(folder)
+        load_model_and_tokenizer(str(folder))
     assert not (tmp_path / "ran").exists()
 
 
 def test_an_attention_kernel_of_the_hub_is_code_too(folder):
     change(folder / "config.json", attn_implementation="somebody/kernel")
     with pytest.raises(UserError, match=r"asks for attention code of the hub, 'somebody/kernel'.*attn_implementation"):
-        load(folder)
+        load_model_and_tokenizer(str(folder))
 
 
 def test_an_adapter_that_has_peft_import_a_module_is_refused(make, adapter, tmp_path, monkeypatch):
@@ -130,7 +122,7 @@ def test_damaged_adapter_weights_are_a_message(make, adapter, content):
 @pytest.mark.parametrize("content", ["", "[]", "7", '{"a": ', '{"model": {"type": "BPE"}}', "[" * 50_000, "{}"])
 def test_a_damaged_file_of_a_model_is_a_short_message_or_a_model(folder, file, content):
     (folder / file).write_text(content)
-    message = refusal(lambda: load(folder))
+    message = refusal(lambda: load_model_and_tokenizer(str(folder), device="cpu"))
     if message is not None:
         assert "--model_name_or_path" in message or "tokenizer" in message
         assert len(message) <= LONGEST_MESSAGE
@@ -142,7 +134,7 @@ def test_a_damaged_file_of_a_model_is_a_short_message_or_a_model(folder, file, c
 )
 def test_a_config_of_wrong_values_is_a_message(folder, changes):
     change(folder / "config.json", **changes)
-    message = refusal(lambda: load(folder))
+    message = refusal(lambda: load_model_and_tokenizer(str(folder), device="cpu"))
     assert message is None or "--model_name_or_path" in message
 
 
@@ -153,4 +145,4 @@ def test_weights_of_another_shape_are_a_message(folder):
     name = next(iter(weights))
     save_file(weights | {name: torch.zeros(3)}, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match="cannot be loaded by AutoModelForCausalLM"):
-        load(folder)
+        load_model_and_tokenizer(str(folder), device="cpu")
