@@ -14,6 +14,7 @@ from fedbias_plugin.evaluation.results import package_versions
 from fedbias_plugin.poisoning.loaders import Partition, manifest
 from fedbias_plugin.tracking.records import RunInfo
 from fedbias_plugin.tracking.wandb_names import EXPERIMENTS_VARIABLE, run_names
+from fedbias_plugin.training.templates import TEMPLATES
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,16 @@ def run_info(arguments: BiasArguments, run: HostRun, shares: Mapping[int, float]
         num_rounds=run.num_rounds,
         poisoned_shares=shares,
     )
+
+
+def heldout_pairs(run: HostRun, partition: Partition | None) -> list[tuple[str, str]]:
+    """(prompt, response) of the held-out rows; none where there are no such rows or the host's prompt is unknown."""
+    prompt = run.prompt
+    if prompt is None and run.template in TEMPLATES:
+        prompt = TEMPLATES[run.template].prompt
+    if partition is None or prompt is None:
+        return []
+    return [(prompt(row.instruction), row.response) for row in partition.heldout]
 
 
 def first_files(

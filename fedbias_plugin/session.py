@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +29,8 @@ from fedbias_plugin.memory import peak_memory_bytes
 from fedbias_plugin.poisoning.loaders import ClientDataset, Partition, load_partition, partition_hash
 from fedbias_plugin.progress import Progress
 from fedbias_plugin.redaction import redacted, redacted_text
-from fedbias_plugin.registry import build, names
-from fedbias_plugin.run_description import HostRun, first_files, run_info
+from fedbias_plugin.registry import build
+from fedbias_plugin.run_description import HostRun, first_files, heldout_pairs, run_info
 from fedbias_plugin.state import State
 from fedbias_plugin.tracking.console import ConsoleTracker
 from fedbias_plugin.tracking.recorder import RunRecorder
@@ -45,9 +45,9 @@ from fedbias_plugin.tracking.records import (
 )
 from fedbias_plugin.tracking.sanity import round_warnings
 from fedbias_plugin.tracking.tracker import build_trackers
-from fedbias_plugin.training.templates import TEMPLATES
-from fedbias_plugin.updates.base import Stage, Update
-from fedbias_plugin.updates.checks import accepted_updates
+from fedbias_plugin.updates.base import Update
+from fedbias_plugin.updates.checks import accepted_updates, fault_warnings
+from fedbias_plugin.updates.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -103,23 +103,19 @@ class BiasSession:
         if partition is None and arguments.scenario != "none":
             partition = load_partition(arguments, run.num_clients, run.seed)
         self._shares = {client.client: client.biased_share for client in partition.clients} if partition else {}
-        self._stages = _stages(arguments)
-        for stage in self._stages:
-            stage.prepare(arguments, run, self._shares)
+        self._pipeline = Pipeline(arguments, run, self._shares)
         benchmarks = self._assessor.benchmarks if self._assessor else {}
         announced = announce_mini_data(benchmarks, partition.sources if partition else {})
-        self._data_warnings = [*announced, *overlap_warnings(partition, benchmarks)]
-        for stage in self._stages:
-            self._data_warnings += stage.warnings
-            partition = stage.on_data(partition, benchmarks) if partition else None
-        self._partition = partition
+        overlaps = overlap_warnings(partition, benchmarks)
+        self._partition, warnings = self._pipeline.on_data(partition, benchmarks)
+        self._data_warnings = [*announced, *overlaps, *warnings]
         self._pending = _PendingRound()
         self._mark = time.perf_counter()
         trackers = build_trackers(arguments.track, arguments, extra=[ConsoleTracker(said=announced)])
         self._recorder = RunRecorder(run.output_dir, trackers)
         self._live = LiveModel(
             self._assessor,
-            self._heldout_pairs(),
+            heldout_pairs(run, self._partition),
             rouge_samples=arguments.rouge_samples,
             seq_length=run.seq_length,
             batch_tokens=arguments.bias_batch_tokens,
@@ -174,7 +170,7 @@ class BiasSession:
         }
         accepted = self._receive(round_number, updates, global_state, model, tokenizer)
         weighting = self._weigh(global_state, accepted)
-        self._pending.warnings = _fault_warnings(updates, accepted)
+        self._pending.warnings = fault_warnings(updates, accepted)
         self._pending.clients = {
             client: self._client_record(update, weighting, refused=None if client in accepted else update.fault)
             for client, update in updates.items()
@@ -197,10 +193,7 @@ class BiasSession:
     ) -> dict[int, Update]:
         """The updates that can be used, by client id, after the stages, measured; ``updates`` keeps them all."""
         on_bad_update = self._arguments.on_bad_update if self._refuses_updates else "use"
-        for stage in self._stages:
-            updates |= {c: stage.at_client(update, theta, number, len(updates)) for c, update in updates.items()}
-        for stage in self._stages:
-            stage.at_server(updates, theta, number)
+        self._pipeline.receive(updates, theta, number)
         accepted = accepted_updates(number, updates, on_bad_update)
         if "bias" in self._rule.needs or self._is_measured(number):
             states = {client: update.state for client, update in accepted.items()}
@@ -225,7 +218,12 @@ class BiasSession:
         if not self._recorder.is_open:
             prefix_token = self._live.prefix_token(model, tokenizer)
             files = first_files(
-                self._run, model_identity(model), prefix_token, self._probe_record(), self._partition, self._attackers
+                self._run,
+                model_identity(model),
+                prefix_token,
+                self._probe_record(),
+                self._partition,
+                self._pipeline.attackers,
             )
             self._recorder.open(files, self._run_info(), writes=running_processes().is_main)
         pending, self._pending = self._pending, _PendingRound()
@@ -259,7 +257,7 @@ class BiasSession:
         return {
             "version": STATE_VERSION,
             "rule": self._rule.state_dict(),
-            "stages": [stage.state_dict() for stage in self._stages],
+            "stages": self._pipeline.state_dict(),
             "data": self._data_hashes,
             "records": self._recorder.state_dict(),
         }
@@ -279,8 +277,7 @@ class BiasSession:
                 f"The run to resume had other {' and '.join(changed)}: give it the data and the seed it began with."
             )
         self._rule.load_state_dict(state["rule"])
-        for stage, before in zip(self._stages, state["stages"], strict=True):
-            stage.load_state_dict(before)
+        self._pipeline.load_state_dict(state["stages"])
         writes = running_processes().is_main
         self._recorder.resume(state["records"], self._run_info(), package_versions(), writes=writes)
         self._mark = time.perf_counter()
@@ -292,10 +289,6 @@ class BiasSession:
             failure: one line that says why the run did not finish; trackers mark it failed and no summary is written.
         """
         self._recorder.close(None if failure is None else redacted_text(failure))
-
-    @property
-    def _attackers(self) -> frozenset[int]:
-        return frozenset(client for stage in self._stages for client in stage.attackers)
 
     def _run_info(self) -> RunInfo:
         return run_info(self._arguments, self._run, self._shares)
@@ -317,17 +310,7 @@ class BiasSession:
     def _weigh(self, global_state: State, updates: Mapping[int, Update]) -> Weighting:
         if not updates:
             return Weighting({}, factors=None, mass=None)
-        scores = {client: update.measured.bias_score for client, update in updates.items() if update.measured}
-        return self._rule.weigh(
-            ClientReports(
-                self._run.fed_alg,
-                sample_counts={client: update.rows for client, update in updates.items()},
-                bias_scores={client: score for client, score in scores.items() if score is not None},
-                global_state=global_state,
-                local_states={client: update.state for client, update in updates.items()},
-                update_norms={client: update.norm for client, update in updates.items() if update.norm is not None},
-            )
-        )
+        return self._rule.weigh(ClientReports.of(updates, global_state, self._run.fed_alg))
 
     def _client_record(self, update: Update, weighting: Weighting, refused: str | None) -> ClientRecord:
         measured = update.measured or Measurement()
@@ -340,7 +323,7 @@ class BiasSession:
             stereoset=measured.results.get("stereoset"),
             bias_score=measured.bias_score,
             weight=weighting.weights.get(update.client),
-            attack=self._arguments.attack if update.client in self._attackers else None,
+            attack=self._arguments.attack if update.client in self._pipeline.attackers else None,
             refused=refused,
             extra=dict(update.extra),
         )
@@ -364,30 +347,3 @@ class BiasSession:
             rouge_l=self._live.rouge_l(f"round {round_number}: write responses", model, tokenizer),
         )
         return record, measured.item_scores
-
-    def _heldout_pairs(self) -> list[tuple[str, str]]:
-        prompt = self._run.prompt
-        if prompt is None and self._run.template in TEMPLATES:
-            prompt = TEMPLATES[self._run.template].prompt
-        if self._partition is None or prompt is None:
-            return []
-        return [(prompt(row.instruction), row.response) for row in self._partition.heldout]
-
-
-def _stages(arguments: BiasArguments) -> list[Stage]:
-    """What every update passes, in this order."""
-    attack = [build("attack", arguments.attack, arguments)] if arguments.attack != "none" else []
-    stages = [build("stage", name, arguments) for name in names("stage")]
-    return sorted([*attack, *(stage for stage in stages if stage.is_on)], key=lambda stage: stage.order)
-
-
-def _fault_warnings(updates: Mapping[int, Update], accepted: Collection[int]) -> list[str]:
-    """One line for the refused updates of a round, and one for those that a host's own run uses all the same."""
-    faults = {client: update.fault for client, update in updates.items() if update.fault is not None}
-    refused = [f"client {client} ({fault})" for client, fault in faults.items() if client not in accepted]
-    used = [f"client {client} ({fault})" for client, fault in faults.items() if client in accepted]
-    nobody = "; nobody is left, and the global model stays as it was" if not accepted else ""
-    return [
-        *([f"update refused: {', '.join(refused)}{nobody}"] if refused else []),
-        *([f"update faulty but used: {', '.join(used)}"] if used else []),
-    ]

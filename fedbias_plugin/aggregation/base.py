@@ -17,6 +17,7 @@ from fedbias_plugin.aggregation.weight_warnings import weight_warning
 if TYPE_CHECKING:
     from fedbias_plugin.state import State
     from fedbias_plugin.tracking.records import RoundRecord
+    from fedbias_plugin.updates.base import Update
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,19 @@ class ClientReports:
     global_state: State
     local_states: Mapping[int, State]
     update_norms: Mapping[int, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, updates: Mapping[int, Update], global_state: State, fed_alg: str) -> ClientReports:
+        """The reports that ``updates``, by client id, make."""
+        scores = {client: update.measured.bias_score for client, update in updates.items() if update.measured}
+        return cls(
+            fed_alg,
+            sample_counts={client: update.rows for client, update in updates.items()},
+            bias_scores={client: score for client, score in scores.items() if score is not None},
+            global_state=global_state,
+            local_states={client: update.state for client, update in updates.items()},
+            update_norms={client: update.norm for client, update in updates.items() if update.norm is not None},
+        )
 
 
 @dataclass(frozen=True)

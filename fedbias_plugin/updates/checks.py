@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -67,6 +67,18 @@ def accepted_updates(number: int, updates: Mapping[int, Update], on_bad_update: 
             "diverged; --on_bad_update drop goes on without such clients."
         )
     return {client: update for client, update in updates.items() if client not in faults or on_bad_update == "use"}
+
+
+def fault_warnings(updates: Mapping[int, Update], accepted: Collection[int]) -> list[str]:
+    """One line for the refused updates of a round, and one for those that a host's own run uses all the same."""
+    faults = {client: update.fault for client, update in updates.items() if update.fault is not None}
+    refused = [f"client {client} ({fault})" for client, fault in faults.items() if client not in accepted]
+    used = [f"client {client} ({fault})" for client, fault in faults.items() if client in accepted]
+    nobody = "; nobody is left, and the global model stays as it was" if not accepted else ""
+    return [
+        *([f"update refused: {', '.join(refused)}{nobody}"] if refused else []),
+        *([f"update faulty but used: {', '.join(used)}"] if used else []),
+    ]
 
 
 def update_norm(global_state: State, local_state: State) -> float:
