@@ -34,6 +34,7 @@ SMALL = SlurmOptions(gpus=0, cpus=1, time_minutes=5)
 LONG_AT_FIRST = """
 import pathlib, signal, sys, time
 def stop(number, frame):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm signals every process, and the task does too
     print("stopped", flush=True)
     sys.exit(143)
 signal.signal(signal.SIGTERM, stop)
