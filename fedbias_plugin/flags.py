@@ -70,7 +70,18 @@ def _as(kind: type, value: Any) -> Any:
 def add_flags(
     parser: argparse.ArgumentParser, *classes: type, without: Collection[str] = (), shows_defaults: bool = True
 ) -> None:
-    """One flag for every field of every dataclass but those in ``without``, with its help text and default."""
+    """One flag for every field of every dataclass but those in ``without``, with its help text and default.
+
+    Raises:
+        UserError: two of them have a flag of one name.
+    """
+    names = [spec.name for cls in classes for spec in dataclasses.fields(cls) if spec.name not in without]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(
+            f"--{', --'.join(twice)}: an extension of another package has a flag of a name that is taken; its author "
+            "must rename it, and until then uninstall its package."
+        )
     for cls in classes:
         group = parser.add_argument_group((cls.__doc__ or cls.__name__).splitlines()[0].rstrip("."))
         kinds = field_types(cls)

@@ -78,7 +78,8 @@ class Option:
         low = self.above if self.above is not None else self.at_least
         if low is not None or self.at_most is not None:
             low = -math.inf if low is None else low
-            check_range(name, value, low, self.at_most or math.inf, open_low=self.above is not None)
+            high = math.inf if self.at_most is None else self.at_most
+            check_range(name, value, low, high, open_low=self.above is not None)
 
 
 def option(default: Any, help_text: str, **about: Any) -> Any:

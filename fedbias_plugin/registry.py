@@ -99,7 +99,13 @@ def with_extensions(core: type, name: str) -> type:
 
     A flag that only some extensions of a kind have is read with those only: that is what ``--help``, warnings and
     comparisons know of it. Extensions may share a flag if they define it alike.
+
+    Raises:
+        UserError: a flag of an extension means something else already; both are named.
     """
+    defined: dict[str, tuple[str, Option | None]] = {
+        spec.name: ("the plugin", None) for spec in dataclasses.fields(core)
+    }
     specs: dict[str, tuple[str, Any, Any]] = {}
     for kind, selector in CHOSEN_BY.items():
         owners: dict[str, list[str]] = {}
@@ -107,6 +113,12 @@ def with_extensions(core: type, name: str) -> type:
             cls = load(kind, extension)
             hints = typing.get_type_hints(cls)
             for flag, about in options(cls).items():
+                owner, before = defined.setdefault(flag, (f"the {kind} {extension!r}", about))
+                if before != about:
+                    raise UserError(
+                        f"The {kind} {extension!r} has a flag --{flag}, and {owner} has one of that name that means "
+                        "something else; its author must rename it, and until then uninstall its package."
+                    )
                 owners.setdefault(flag, []).append(extension)
                 if selector is not None:
                     about = dataclasses.replace(about, read_when={selector: tuple(owners[flag])})

@@ -121,6 +121,23 @@ def test_flags_of_a_stranger_stand_in_help_and_yaml_are_checked_and_idle_without
     assert "--leader_share has no effect without --aggregation leader." in idle
 
 
+@current_only
+@pytest.mark.parametrize(
+    ("flag", "owner"),
+    [
+        ("client_samples", "the plugin has one of that name"),
+        ("bama_lambda", "the rule 'bama' has one of that name"),
+        ("learning_rate", "a flag of a name that is taken"),
+    ],
+)
+def test_a_stranger_s_flag_of_a_name_that_is_taken_is_refused_and_changes_no_default(site, fedbias, flag, owner):
+    guests = site / "guests.py"
+    guests.write_text(guests.read_text().replace("leader_share", flag))
+    ended = fedbias("run", "--help")
+    assert (ended.code, owner in ended.text, f"--{flag}" in ended.text) == (2, True, True)
+    assert "Traceback" not in ended.text
+
+
 def test_a_stranger_s_rule_works_in_a_patched_openfedllm(site, double, host_model, host_data, small_data, tmp_path):  # noqa: F811
     plan_patch(double).write()
     script = double / "main_sft.py"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.hosts.openfedllm.arguments import AttachedArguments
-from fedbias_plugin.hosts.openfedllm.lines import names_bound, parse
+from fedbias_plugin.hosts.openfedllm.lines import parse
 from fedbias_plugin.hosts.openfedllm.requirements import Requirements
 
 SETTINGS = "config.py"
@@ -125,7 +125,7 @@ class HostCode:
                 f"it uses no {', no '.join(lacking)}; the plugin works by replacing these functions of OpenFedLLM, and "
                 "would do nothing there and say nothing"
             )
-        for number, name in names_bound(tree, PACKAGES):
+        for number, name in _names_bound(tree):
             if name in self.requirements.functions:
                 yield f"line {number} gives {name} another meaning than the host's {' and '.join(PACKAGES)} do"
         for name in sorted(used & self.requirements.functions.keys()):
@@ -173,6 +173,17 @@ def origin(folder: Path) -> str:
         return "no git checkout"
     where = "/".join(re.split(r"[/:]", address.group(1).removesuffix(".git"))[-2:]) if address else "no remote"
     return f"{where} at {head[:7] or 'no commit'}"
+
+
+def _names_bound(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Line and name of what a script makes itself, or takes from other modules than the host's packages."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            yield node.lineno, node.name
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, node.id
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] not in PACKAGES:
+            yield from ((node.lineno, alias.asname or alias.name) for alias in node.names)
 
 
 def _names_used(tree: ast.AST) -> Iterator[str]:

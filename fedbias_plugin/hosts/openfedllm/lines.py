@@ -7,7 +7,6 @@ import codecs
 import io
 import tokenize
 import warnings
-from collections.abc import Iterator
 
 PACKAGE = "fedbias_plugin.hosts.openfedllm"
 EXTENDED = "extend_arguments"
@@ -134,14 +133,3 @@ def _differs_by(tree: ast.Module, ours: list[ast.stmt], kept: bytes) -> bool:
         return ast.dump(parse(kept)) == ast.dump(tree)
     except SyntaxError:
         return False
-
-
-def names_bound(tree: ast.Module, packages: tuple[str, ...]) -> Iterator[tuple[int, str]]:
-    """Line and name of what a script makes itself, or takes from other modules than ``packages``."""
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            yield node.lineno, node.name
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            yield node.lineno, node.id
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] not in packages:
-            yield from ((node.lineno, alias.asname or alias.name) for alias in node.names)

@@ -34,6 +34,14 @@ def variant(tmp_path: Path) -> Callable[[str], Path]:
     return lambda name: make_variant(name, tmp_path / name)
 
 
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    """Where the runs of one test make their folders."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def host_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """For ``--local_data_dir {host_data}/``: 40 rows of Alpaca's shape, 24 of UltraFeedback's, 12 of HH-RLHF's.

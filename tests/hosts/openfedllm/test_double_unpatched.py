@@ -35,14 +35,6 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture
-def output(tmp_path: Path) -> Path:
-    """Where the runs of one test make their folders."""
-    folder = tmp_path / "out"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
 def host(double: Path, host_model: Path, host_data: Path, output: Path, tmp_path: Path) -> Host:
     """``host("--fed_alg", "scaffold", script="main_dpo.py", model=folder)`` -> how the run ended."""
 

@@ -20,13 +20,6 @@ Start = Callable[..., Run]
 
 
 @pytest.fixture
-def output(tmp_path: Path) -> Path:
-    folder = tmp_path / "out"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
 def start(variant: Callable[[str], Path], host_model: Path, host_data: Path, output: Path, tmp_path: Path) -> Start:
     """``start("bench", "main_sft.py", "--fed_alg", "fedprox")`` -> how the run ended."""
 
