@@ -42,7 +42,7 @@ setup(
         "fedbias_plugin.assets": ["mini/*", "tiny_llama/*"],
         "fedbias_plugin.configs": ["*.yaml", "*/*.yaml"],
         "fedbias_plugin.patches": ["*.yaml"],
-        "fedbias_plugin.report": ["templates/*"],
+        "fedbias_plugin.study": ["templates/*"],
     },
     install_requires=[
         "torch>=2.0",
@@ -52,6 +52,7 @@ setup(
         "accelerate>=0.21",
         "safetensors>=0.3.3",
         "numpy>=1.25",
+        "pandas>=2",
         "scipy>=1.10",
         "psutil>=5.9",
         "pyarrow>=13",
@@ -65,7 +66,9 @@ setup(
         "tensorboard": ["tensorboard>=2.13"],
         "report": ["matplotlib>=3.7", "jinja2>=3.1"],
         "slurm": ["submitit>=1.5"],
+        "flower": ["flwr>=1.41,<1.43; python_version >= '3.11'"],  # its workings are used where it has no API
         "rouge": ["rouge-score>=0.1.2"],
+        "privacy": ["opacus>=1.6"],
         "quantization": ["bitsandbytes>=0.43"],
         "dev": [
             "pytest>=8",

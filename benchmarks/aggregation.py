@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from reporting import line, write_report
 
-from fedbias_plugin.aggregation.server_optimizers import ServerOptimizer
+from fedbias_plugin.aggregation.server_optimizer import ServerOptimizer
 from fedbias_plugin.aggregation.substitution import substitute
 from fedbias_plugin.state import State
 

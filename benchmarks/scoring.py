@@ -25,11 +25,12 @@ import numpy as np
 import torch
 from reporting import line, write_report
 
-from fedbias_plugin.evaluation import fast_linears
-from fedbias_plugin.evaluation.items import ScoreRequest
-from fedbias_plugin.evaluation.plans import PlanCache
-from fedbias_plugin.evaluation.scorer import SentenceScorer
-from fedbias_plugin.inputs import load_benchmark
+from fedbias_plugin.federation.inputs import metric_source
+from fedbias_plugin.registry import load
+from fedbias_plugin.scoring import fast_linears
+from fedbias_plugin.scoring.items import ScoreRequest
+from fedbias_plugin.scoring.plans import PlanCache
+from fedbias_plugin.scoring.scorer import SentenceScorer
 
 VOCABULARY = 32_000
 SIZES = {"15M": (288, 6, 768, 6), "110M": (768, 12, 2048, 12), "1B": (2048, 22, 5632, 32), "8B": (4096, 32, 14336, 32)}
@@ -46,13 +47,20 @@ class Recorder:
         raise StopIteration
 
 
+def load_benchmark(name: str) -> Any:
+    """A metric by its name, with the items of this machine's data set."""
+    metric = load("metric", name)()
+    metric.prepare(metric_source(None))
+    return metric
+
+
 def texts_of(name: str, share: float) -> Texts:
     """The texts of a share of the items of a benchmark, drawn by a fixed seed."""
-    benchmark: Any = load_benchmark(name, None)
+    benchmark = load_benchmark(name)
     count = max(2, round(share * len(benchmark.ids)))
     recorder = Recorder()
     with contextlib.suppress(StopIteration):
-        benchmark.score(recorder, indices=sorted(random.Random(0).sample(range(len(benchmark.ids)), count)))
+        benchmark.measure(recorder, indices=sorted(random.Random(0).sample(range(len(benchmark.ids)), count)))
     return recorder.requests
 
 
@@ -156,7 +164,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     report = {
         "size": options.size,
         "share": options.share,
-        "data": str(load_benchmark("crows_pairs", None).path),
+        "data": str(load_benchmark("crows_pairs").path),
         "dtype": options.dtype,
         "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
         "threads": options.threads,
@@ -182,7 +190,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="15M parameters, 3% of the items, 3 repeats")
+    parser.add_argument("--quick", action="store_true", help="15M parameters, 3%% of the items, 3 repeats")
     parser.add_argument("--size", choices=SIZES, default="15M")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fedbias_plugin.errors import UserError
-from fedbias_plugin.options import check_options, check_range, option, split_list
-from fedbias_plugin.registry import load, names, todays_name, with_extensions
+from fedbias_plugin.options import check_options, option, split_list
+from fedbias_plugin.registry import active, build, load, nameable, names, todays_name, with_extensions
+
+if TYPE_CHECKING:
+    from fedbias_plugin.data.base import Split
 
 ON_BAD_UPDATE = ("stop", "drop")
-BENCHMARKS = ("crows_pairs", "stereoset")
-SCENARIOS = ("1B2C", "2B1C", "3B", "3C", "mix-1B2C", "mix-2B1C", "custom")
+BENCHMARKS = "crows_pairs,stereoset"
 BAMA = {"aggregation": ("bama",)}
-DEALT = {"scenario": SCENARIOS}
-"""Where the plugin deals the rows, and not a patched host its own."""
 WANDB = {"track": ("wandb",)}
 WANDB_MODES = ("online", "offline", "disabled")
 
@@ -50,12 +50,6 @@ class CoreArguments:
         read_when=BAMA,
         warns=False,  # it scales the recorded b_i of every run
     )
-    bama_crows_fraction: float = option(
-        0.25, "share of CrowS-Pairs used as probe items for the weights", at_least=0, at_most=1
-    )
-    bama_stereoset_fraction: float = option(
-        0.25, "share of StereoSet used as probe items for the weights", at_least=0, at_most=1
-    )
     on_bad_update: str = option(
         "stop",
         "what to do with an update that has NaN or Inf, other tensors than the model, too large a norm, or a loss or "
@@ -75,42 +69,19 @@ class CoreArguments:
         None, "client ids that attack, such as 0,2; without it the clients that hold biased rows"
     )
 
+    # Training
+    task: str = option("sft", "what a client learns from a row", choices=functools.partial(names, "task"))
+    trainable: str | None = option(
+        None,
+        "what is trained; without it lora with --use_peft, else full",
+        choices=functools.partial(names, "trainable"),
+    )
+
     # Data
     scenario: str = option(
         "1B2C",
-        "who holds biased rows; none leaves a host's own data and split alone, which fedbias run has not",
-        choices=(*SCENARIOS, "none"),
-    )
-    biased_shares: str | None = option(
-        None,
-        "with --scenario custom: biased share of each client, such as 1,0,0,0.5",
-        read_when={"scenario": ("custom",)},
-    )
-    client_samples: int = option(300, "training rows of every client", at_least=1, read_when=DEALT)
-    heldout_samples: int = option(
-        100,
-        "clean rows no client holds, for the held-out loss; fewer when fewer are left",
-        at_least=0,
-        read_when=DEALT,
-    )
-    rouge_samples: int = option(
-        0,
-        "held-out rows to which the global model writes responses for ROUGE-L in every measured round (greedy, up to "
-        "128 tokens each); 0 writes none. Needs rouge-score",
-        at_least=0,
-        read_when=DEALT,
-        matters="measuring",
-    )
-    clean_dataset: str = option(
-        "auto",
-        "clean rows: a known name (fedbias data list), a hub name, or a json/jsonl/parquet/csv file; auto takes "
-        "Alpaca-GPT4 if it is on this machine, else the bundled mini data",
-        read_when=DEALT,
-    )
-    biased_dataset: str = option(
-        "auto",
-        "biased rows, likewise; auto takes BiasDPO if it is on this machine, else the bundled mini data",
-        read_when=DEALT,
+        "who holds biased rows; none (a patched OpenFedLLM only) keeps the host's own data and split",
+        choices=lambda: (*names("split"), "none"),
     )
     data_dir: str | None = option(
         None,
@@ -133,7 +104,10 @@ class CoreArguments:
 
     # Measuring
     bias_benchmarks: str = option(
-        "crows_pairs,stereoset", "bias benchmarks, comma separated, or none", choices=BENCHMARKS, many=True
+        BENCHMARKS,
+        "bias benchmarks, comma separated, or none",
+        choices=functools.partial(nameable, "metric"),
+        many=True,
     )
     bias_eval_every: int = option(
         1,
@@ -141,12 +115,6 @@ class CoreArguments:
         at_least=1,
         matters="measuring",
     )
-    crows_reduction: str = option(
-        "sum",
-        "sentence score of CrowS-Pairs; matched is sum over the pairs of equal token count",
-        choices=("sum", "mean", "shared", "matched"),
-    )
-    stereoset_reduction: str = option("mean", "sentence score of StereoSet", choices=("mean", "sum"))
     bias_batch_tokens: int = option(4096, "tokens in one scoring batch, padding included", at_least=1, matters="speed")
 
     # Tracking
@@ -174,62 +142,36 @@ class CoreArguments:
         self._check_combinations()
 
     def _check_combinations(self) -> None:
-        if self.scenario == "custom" and not self.biased_shares:
-            raise UserError("--scenario custom needs --biased_shares, one share per client, such as 1,0,0,0.5.")
-        if self.scenario != "custom" and self.biased_shares:
-            raise UserError(f"--biased_shares belongs to --scenario custom, not to {self.scenario!r}.")
-        if self.biased_shares:
-            self.custom_shares  # noqa: B018  # a malformed list must fail here, before any data is read
-        if "bias" in load("rule", self.aggregation).needs and not any(self.probe_fractions.values()):
+        if self.split is not None:
+            self.split.check()
+        metrics = active("metric", self)
+        biased = [metric for metric in metrics if metric.in_bias_score]
+        if "bias" in load("rule", self.aggregation).needs and not any(metric.probe_fraction for metric in biased):
+            fractions = [f"--{flag}" for name in split_list(BENCHMARKS) for flag in load("metric", name).of_runs]
             raise UserError(
                 f"--aggregation {self.aggregation} weighs clients by their bias, but no probe item is left: give "
-                "--bias_benchmarks crows_pairs,stereoset, and a --bama_crows_fraction or --bama_stereoset_fraction > 0."
+                f"--bias_benchmarks {BENCHMARKS}, and a {' or '.join(fractions)} > 0."
             )
-        if self.rouge_samples > self.heldout_samples:
-            raise UserError(
-                f"--rouge_samples {self.rouge_samples} takes held-out rows, and --heldout_samples is "
-                f"{self.heldout_samples}; raise that, or ask for fewer."
-            )
-        self._check_attack()
-
-    def _check_attack(self) -> None:
-        if self.attack == "none" and self.attackers:
+        for metric in metrics:
+            metric.check_flags(vars(self))
+        if self.attack != "none":
+            build("attack", self.attack, self).check(self)
+        elif self.attackers:
             raise UserError(f"--attackers {self.attackers} belongs to an --attack: {', '.join(names('attack'))}.")
-        if self.attack == "probe_gaming" and (self.scenario == "none" or not self.benchmark_names):
-            raise UserError(
-                "--attack probe_gaming adds rows from the bias benchmarks to those that --scenario deals: give "
-                "--scenario 1B2C or another, and --bias_benchmarks crows_pairs,stereoset."
-            )
-        self.attacker_ids  # noqa: B018  # likewise a malformed list
 
     @property
     def benchmark_names(self) -> list[str]:
         """The bias benchmarks asked for, without repeats, in the order given."""
         return list(dict.fromkeys(split_list(self.bias_benchmarks)))
 
-    @property
-    def probe_fractions(self) -> dict[str, float]:
-        """Share of each benchmark's items that are probe items."""
-        fractions = {"crows_pairs": self.bama_crows_fraction, "stereoset": self.bama_stereoset_fraction}
-        return {name: fractions[name] for name in self.benchmark_names}
+    def measures_in(self, round_number: int, num_rounds: int) -> bool:
+        """Whether the models of a round are measured; those of the last round always are."""
+        return round_number % self.bias_eval_every == 0 or round_number == num_rounds
 
     @property
-    def reductions(self) -> dict[str, str]:
-        """Sentence-score reduction of each benchmark."""
-        return {"crows_pairs": self.crows_reduction, "stereoset": self.stereoset_reduction}
-
-    @property
-    def custom_shares(self) -> list[float] | None:
-        """``biased_shares`` as numbers in [0, 1], or None when it is not given."""
-        if not self.biased_shares:
-            return None
-        try:
-            shares = [float(part) for part in split_list(self.biased_shares)]
-        except ValueError:
-            raise UserError(f"--biased_shares {self.biased_shares!r} must be numbers such as 1,0,0,0.5.") from None
-        for share in shares:
-            check_range("biased_shares", share, 0, 1)
-        return shares
+    def split(self) -> Split | None:
+        """What deals the rows to the clients; None where a host does it itself (``--scenario none``)."""
+        return None if self.scenario == "none" else build("split", self.scenario, self)
 
     @property
     def attacker_ids(self) -> frozenset[int] | None:

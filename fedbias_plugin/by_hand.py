@@ -9,17 +9,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fedbias_plugin import session
 from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.errors import UserError
-from fedbias_plugin.flags import build, field_types
-from fedbias_plugin.hosts.builtin.arguments import NOT_HERE, HostArguments
+from fedbias_plugin.federation import session
+from fedbias_plugin.federation.session import HostRun
+from fedbias_plugin.flags import build, field_types, known_keywords, named_as_keywords
+from fedbias_plugin.hosts.builtin.arguments import NOT_HERE, OF_THE_LOOP, HostArguments
 from fedbias_plugin.hosts.builtin.output_folder import check_output_dir
-from fedbias_plugin.keywords import known_keywords, named_as_keywords
 from fedbias_plugin.progress import Progress
-from fedbias_plugin.session import HostRun
 from fedbias_plugin.state import State
+from fedbias_plugin.tasks.templates import CHAT
+from fedbias_plugin.training.base import check_host_trains
 from fedbias_plugin.training.plain_states import PlainStates
+from fedbias_plugin.updates.base import Update
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
 S = TypeVar("S", bound="BiasSession")
 
 WHERE = "BiasSession.create()"
-OF_THE_LOOP = ("num_clients", "num_rounds", "sample_clients", "fed_alg", "seed", "template", "seq_length")
-"""The built-in host's flags that the session must know of any loop."""
 
 
 class BiasSession(session.BiasSession):
@@ -73,9 +73,13 @@ class BiasSession(session.BiasSession):
         with named_as_keywords():
             host, bias = _arguments(flags)
             output = Path(output_dir) if resume is not None else check_output_dir(os.fspath(output_dir))
-        of_the_loop = {name: getattr(host, name) for name in OF_THE_LOOP}
-        recorded = {"output_dir": str(output), **of_the_loop, **dataclasses.asdict(bias), **(config or {})}
-        run = HostRun(output, config=recorded, prompt=prompt, **of_the_loop)
+        if host.template == CHAT and prompt is None:
+            raise UserError(
+                f"{WHERE}: the template {CHAT!r} is that of your tokenizer: give prompt="
+                "fedbias_plugin.tasks.chat.ChatTemplate(tokenizer).prompt."
+            )
+        recorded = {"output_dir": str(output), **host.of_the_loop, **dataclasses.asdict(bias), **(config or {})}
+        run = HostRun(output, config=recorded, prompt=prompt, **host.of_the_loop)
         made = cls(bias, run, progress)
         if resume is not None:
             made.load_state_dict(resume)
@@ -91,6 +95,7 @@ class BiasSession(session.BiasSession):
         local_states: Mapping[int, State],
         sample_counts: Mapping[int, int],
         train_losses: Mapping[int, float] | None = None,
+        extra: Mapping[int, dict[str, float]] | None = None,
     ) -> Mapping[int, State]:
         """Measure every client's state on the probe items, weigh it, and return the states that you are to average.
 
@@ -103,6 +108,7 @@ class BiasSession(session.BiasSession):
             local_states: client id -> theta_i, likewise, for exactly the clients of this round.
             sample_counts: client id -> n_i, rows the client trained on.
             train_losses: client id -> mean training loss of the round, nats per token.
+            extra: client id -> further numbers of it in this round, by name, to be recorded.
 
         Returns:
             client id -> state under the names that were given, without the clients whose update was refused (average
@@ -116,16 +122,12 @@ class BiasSession(session.BiasSession):
         """
         _check_clients(local_states, sample_counts, self._run.num_clients)
         plain = PlainStates(model, global_state, local_states)
-        states = super().before_aggregation(
-            round_number,
-            model=model,
-            tokenizer=tokenizer,
-            global_state=plain.global_state,
-            local_states=plain.local_states,
-            sample_counts=sample_counts,
-            train_losses=train_losses,
-        )
-        return plain.restored(states)
+        losses, others = train_losses or {}, extra or {}
+        updates = {
+            client: Update(client, state, sample_counts[client], losses.get(client), extra=dict(others.get(client, {})))
+            for client, state in plain.local_states.items()
+        }
+        return plain.restored(self.receive(round_number, updates, plain.global_state, model=model, tokenizer=tokenizer))
 
     def __enter__(self: S) -> S:
         return self
@@ -149,8 +151,11 @@ def _arguments(flags: Mapping[str, Any]) -> tuple[HostArguments, BiasArguments]:
     """The flags of the loop and of the plugin, checked."""
     for name in sorted((field_types(HostArguments).keys() - {*OF_THE_LOOP}) & flags.keys()):
         raise UserError(f"{WHERE}: {name} is for your own loop to use; to record it, config={{{name!r}: ...}}.")
+    for name in sorted({"task", "trainable"} & flags.keys()):
+        raise UserError(f"{WHERE}: {name} belongs to fedbias run; your own loop decides what is trained, and how.")
     known = known_keywords(WHERE, flags, (HostArguments, BiasArguments), NOT_HERE)
     bias = build(BiasArguments, [(WHERE, known)])
-    if bias.custom_shares:
-        known = {"num_clients": len(bias.custom_shares), **known}
+    check_host_trains(bias)
+    if bias.split is not None and bias.split.num_clients is not None:
+        known = {"num_clients": bias.split.num_clients, **known}
     return build(HostArguments, [(WHERE, known)]), bias

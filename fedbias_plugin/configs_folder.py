@@ -14,7 +14,7 @@ FILES_OF_FLAGS = ("quickstart",)
 
 
 def configs_folder() -> Path:
-    """The folder that holds ``models/``, ``experiments/`` and ``paper_results.yaml``.
+    """The folder that holds ``models/``, ``experiments/``, ``studies/`` and ``paper_results.yaml``.
 
     Raises:
         UserError: it is in neither place.

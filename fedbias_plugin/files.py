@@ -1,4 +1,4 @@
-"""Files that matter appear whole or not at all.
+"""Files that matter appear whole or not at all, and are known by their hashes.
 
 A file is written under a temporary name in the same folder, flushed to the disk and renamed, so that a crash leaves
 the old file or the new one, never half of one.
@@ -6,8 +6,10 @@ the old file or the new one, never half of one.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
+import hashlib
 import json
 import logging
 import math
@@ -15,7 +17,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,24 +45,33 @@ def plain_json(value: Any, path: str = "") -> tuple[Any, list[str]]:
     Raises:
         TypeError: a value of another type; the message names its path.
     """
-    if value is None or isinstance(value, (bool, str, int)):
-        return (value if type(value) in (bool, str, int, type(None)) else _plain_scalar(value)), []
+    lost: list[str] = []
+    return _plain(value, path, lost), lost
+
+
+def _plain(value: Any, path: str, lost: list[str]) -> Any:
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, (str, int)):  # an enum or a numpy string as the plain type
+        return str.__str__(value) if isinstance(value, str) else int(value)
     if isinstance(value, float):
-        return (float(value), []) if math.isfinite(value) else (None, [path])
+        lost += [] if math.isfinite(value) else [path]
+        return float(value) if math.isfinite(value) else None
     if isinstance(value, os.PathLike):
-        return os.fspath(value), []
+        return os.fspath(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return _plain_mapping(value, path)
+        named = {key if isinstance(key, str) else str(key): part for key, part in value.items()}
+        return {name: _plain(part, f"{path}/{name}" if path else name, lost) for name, part in named.items()}
     if isinstance(value, (set, frozenset)):
         value = sorted(value)
     if isinstance(value, (list, tuple)):
-        return _plain_list(value, path)
+        return [_plain(part, f"{path}/{index}" if path else str(index), lost) for index, part in enumerate(value)]
     if hasattr(value, "item") and getattr(value, "shape", None) == ():
-        return plain_json(value.item(), path)
+        return _plain(value.item(), path, lost)
     if hasattr(value, "tolist"):
-        return plain_json(value.tolist(), path)
+        return _plain(value.tolist(), path, lost)
     raise TypeError(f"{path or 'the value'} is a {type(value).__name__}, which has no JSON form")
 
 
@@ -69,10 +80,11 @@ def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
     write_bytes_atomic(path, text.encode())
 
 
-def write_bytes_atomic(path: str | os.PathLike[str], data: bytes) -> None:
+def write_bytes_atomic(path: str | os.PathLike[str], data: bytes, *, keeps_owner: bool = False) -> None:
     """Write ``data`` to ``path`` so that a reader finds the old file or the whole new one.
 
-    Missing parent folders are made. The file gets the permissions any new file would get.
+    Missing parent folders are made. The file gets the permissions any new file would get; with ``keeps_owner`` those of
+    the file whose place it takes, and its owner and group where the system lets us.
 
     Raises:
         OSError: the folder cannot be written; no temporary file stays behind.
@@ -85,6 +97,10 @@ def write_bytes_atomic(path: str | os.PathLike[str], data: bytes) -> None:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
+        if keeps_owner:
+            with contextlib.suppress(OSError, AttributeError):  # Windows has no chown
+                os.chown(temporary, target.stat().st_uid, target.stat().st_gid)
+            shutil.copymode(target, temporary)
         os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -203,24 +219,27 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _plain_scalar(value: Any) -> Any:
-    """A subclass of str or int (an enum, a numpy string) as the plain type."""
-    return str.__str__(value) if isinstance(value, str) else int(value)
+def sha256_of_files(paths: Sequence[Path]) -> str:
+    """SHA-256 of one file, or of the text ``<hash>  <file name>\\n`` per file for several."""
+    digests = [sha256_of_file(path) for path in paths]
+    if len(digests) == 1:
+        return digests[0]
+    listing = "".join(f"{digest}  {path.name}\n" for digest, path in zip(digests, paths, strict=True))
+    return hashlib.sha256(listing.encode()).hexdigest()
 
 
-def _plain_mapping(value: Mapping[Any, Any], path: str) -> tuple[dict[str, Any], list[str]]:
-    result, lost = {}, []
-    for key, part in value.items():
-        name = key if isinstance(key, str) else str(key)
-        result[name], part_lost = plain_json(part, f"{path}/{name}" if path else name)
-        lost += part_lost
-    return result, lost
+def sha256_of_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file, read in blocks."""
+    return _digest(hashlib.sha256(), path)
 
 
-def _plain_list(value: list[Any] | tuple[Any, ...], path: str) -> tuple[list[Any], list[str]]:
-    result, lost = [], []
-    for index, part in enumerate(value):
-        plain, part_lost = plain_json(part, f"{path}/{index}" if path else str(index))
-        result.append(plain)
-        lost += part_lost
-    return result, lost
+def git_blob_of_file(path: Path) -> str:
+    """The id git gives the file's content: SHA-1 of ``blob <size>\\0`` and the content."""
+    return _digest(hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False), path)
+
+
+def _digest(digest: Any, path: Path) -> str:
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()

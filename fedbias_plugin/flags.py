@@ -1,4 +1,4 @@
-"""Flags from dataclasses: command line over YAML over recommended values over defaults.
+"""Flags from dataclasses: command line over YAML over recommended values over defaults; or keywords of Python.
 
 Boolean flags work as in OpenFedLLM: ``--use_peft`` alone means true, ``--use_peft false`` is understood.
 """
@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import types
 import typing
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from fedbias_plugin.errors import UserError, did_you_mean, first_line, quoted
@@ -85,10 +87,8 @@ def add_flags(
     for cls in classes:
         group = parser.add_argument_group((cls.__doc__ or cls.__name__).splitlines()[0].rstrip("."))
         kinds = field_types(cls)
-        for spec in dataclasses.fields(cls):
+        for spec in (spec for spec in dataclasses.fields(cls) if spec.name not in without):
             kind, _ = kinds[spec.name]
-            if spec.name in without:
-                continue
             text = shown_help(spec).replace("%", "%%")
             group.add_argument(
                 f"--{spec.name}",
@@ -163,14 +163,24 @@ def unknown_name(name: str, known: Sequence[str], not_here: Mapping[str, str], w
     return UserError(f"{where}: unknown name {quoted(name)}.{hint}")
 
 
+def check_names(names: Iterable[str], classes: Sequence[type], not_here: Mapping[str, str], where: str) -> None:
+    """Raise :func:`unknown_name` for the first that is no field of ``classes``."""
+    known = [name for cls in classes for name in field_types(cls)]
+    for name in names:
+        if name not in known:
+            raise unknown_name(name, known, not_here, where)
+
+
 def read_config(path: str, classes: Sequence[type], not_here: Mapping[str, str]) -> dict[str, Any]:
     """:func:`read_yaml`, with every name checked against the fields of ``classes``."""
     values = read_yaml(path)
-    known = [name for cls in classes for name in field_types(cls)]
-    for name in values:
-        if name not in known:
-            raise unknown_name(name, known, not_here, f"--config {path}")
+    check_names(values, classes, not_here, f"--config {path}")
     return values
+
+
+def given_flags(parsed: argparse.Namespace, *classes: type) -> dict[str, Any]:
+    """Those of the flags of :func:`add_flags` that are on the command line, by name."""
+    return {name: getattr(parsed, name) for cls in classes for name in field_types(cls) if hasattr(parsed, name)}
 
 
 def build(cls: type[D], layers: Sequence[tuple[str, Mapping[str, Any]]]) -> D:
@@ -185,3 +195,30 @@ def build(cls: type[D], layers: Sequence[tuple[str, Mapping[str, Any]]]) -> D:
             if name in values:
                 given[name] = convert(f"--{name}", values[name], kind, optional, where)
     return cls(**given)
+
+
+def known_keywords(
+    where: str, given: Mapping[str, Any], classes: Sequence[type], not_here: Mapping[str, str]
+) -> dict[str, Any]:
+    """``given`` with every name checked against the flags of ``classes``; a tuple becomes a list.
+
+    Args:
+        where: the call, for errors.
+        given: keyword -> value.
+        classes: dataclasses of flags.
+        not_here: a name that is no flag of these -> what to do instead.
+
+    Raises:
+        UserError: an unknown name, with what was probably meant.
+    """
+    check_names(given, classes, not_here, where)
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+
+
+@contextmanager
+def named_as_keywords() -> Iterator[None]:
+    """Errors about flags name them without their dashes: ``aggregation 'bamma' is unknown``."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(re.sub(r"--(?=[a-z])", "", str(error))) from None

@@ -11,23 +11,21 @@ from typing import TYPE_CHECKING, Any
 from fedbias_plugin.arguments import BENCHMARKS, BiasArguments
 from fedbias_plugin.assets import MINI_DATA
 from fedbias_plugin.errors import UserError
-from fedbias_plugin.evaluation.assessor import count_texts
-from fedbias_plugin.evaluation.plans import PlanCache, plans_folder
-from fedbias_plugin.evaluation.processes import running_processes
-from fedbias_plugin.evaluation.results import CrowsPairsResult, ResultMetadata, StereoSetResult
-from fedbias_plugin.evaluation.scorer import SentenceScorer
+from fedbias_plugin.federation.inputs import announce_mini_data, metric_source
 from fedbias_plugin.files import write_json_atomic
-from fedbias_plugin.inputs import announce_mini_data, load_benchmark
-from fedbias_plugin.keywords import named_as_keywords
+from fedbias_plugin.flags import named_as_keywords, unknown_name
+from fedbias_plugin.metrics.base import Metric, metric_class
+from fedbias_plugin.metrics.results import ResultMetadata
 from fedbias_plugin.options import check_range, options, split_list
 from fedbias_plugin.preflight import LARGEST_SEED
 from fedbias_plugin.progress import build_progress
-from fedbias_plugin.report.evaluation import evaluation_summary, evaluation_table
+from fedbias_plugin.registry import in_order, load, names
+from fedbias_plugin.scoring.plans import PlanCache, plans_folder
+from fedbias_plugin.scoring.processes import running_processes
+from fedbias_plugin.scoring.scorer import SentenceScorer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from fedbias_plugin.evaluation.assessor import Benchmark
 
 
 @dataclass(frozen=True)
@@ -35,16 +33,15 @@ class BiasResult:
     """What was measured, printed in a few lines.
 
     Attributes:
-        results: benchmark -> :class:`CrowsPairsResult` or :class:`StereoSetResult`; ``result["crows_pairs"].score`` is
-            a short way to it.
+        results: metric -> its result, such as ``CrowsPairsResult``; ``result[NAME].value`` is a short way to it.
         metadata: benchmark -> data file and hash, reduction, prefix token, model, versions, seed.
     """
 
-    results: Mapping[str, CrowsPairsResult | StereoSetResult]
+    results: Mapping[str, Any]
     metadata: Mapping[str, ResultMetadata]
 
     def __getitem__(self, benchmark: str) -> Any:
-        """The result of one benchmark, ``crows_pairs`` or ``stereoset``."""
+        """The result of one metric, by its name."""
         return self.results[benchmark]
 
     def to_json(self) -> dict[str, Any]:
@@ -59,11 +56,22 @@ class BiasResult:
 
     def table(self) -> str:
         """Every bias type and domain, as ``fedbias evaluate`` prints them."""
-        return evaluation_table(self.to_json())
+        blocks = ((metric_class(name), result) for name, result in self.results.items())
+        return "\n".join(line for metric, result in blocks for line in metric.table(metric.block(result)))
 
     def __repr__(self) -> str:
+        found = [(metric_class(name), result) for name, result in self.results.items()]
+        blocks = [(metric, metric.block(result)) for metric, result in found]
+        lines = [line for metric, block in blocks for line in metric.summary(block)]
+        if any(metric.in_bias_score for metric, _ in blocks):
+            lines.append(
+                "score, SS: % of items in which the model prefers the stereotype; 50 = no preference [95% interval]"
+            )
+        lines += [line for metric, block in blocks for line in metric.legend(block)]
         bundled = [name for name, about in self.metadata.items() if MINI_DATA in Path(about.file).parents]
-        return evaluation_summary(self.to_json(), bundled)
+        if bundled:
+            lines.append(f"bundled mini data, an invented world, not the real benchmark: {', '.join(bundled)}")
+        return "\n".join(lines)
 
 
 def measure(
@@ -72,11 +80,10 @@ def measure(
     *,
     benchmarks: str | Sequence[str] = BENCHMARKS,
     data_dir: str | os.PathLike[str] | None = None,
-    crows_reduction: str = "sum",
-    stereoset_reduction: str = "mean",
     batch_tokens: int = 4096,
     seed: int = 2023,
     adapter: str | None = None,
+    **flags: Any,
 ) -> BiasResult:
     """The bias of a model in memory, on every item of the benchmarks.
 
@@ -87,15 +94,15 @@ def measure(
     Args:
         model: any causal LM of Transformers, plain, quantised or a ``PeftModel``.
         tokenizer: the model's own.
-        benchmarks: ``crows_pairs``, ``stereoset`` or both; a list, or text with commas.
+        benchmarks: names of metrics; a list, or text with commas.
         data_dir: folder with the data sets; without it where ``fedbias data fetch`` put them, else the bundled mini
             data (an invented world); ``"mini"`` takes those.
-        crows_reduction: ``sum`` of log-probabilities, ``mean``, ``shared`` tokens, or ``matched`` (``sum`` over the
-            pairs of equal token count).
-        stereoset_reduction: ``mean`` or ``sum``.
         batch_tokens: rows times padded length of one batch.
         seed: of the bootstrap intervals.
         adapter: noted in the metadata.
+        flags: of the metrics, as ``fedbias evaluate --help`` lists them: ``crows_reduction`` (``sum`` of
+            log-probabilities, ``mean``, ``shared`` tokens, or ``matched``: ``sum`` over the pairs of equal token
+            count), ``stereoset_reduction`` (``mean`` or ``sum``).
 
     Returns:
         Scores in percent with n and 95% intervals (CrowS-Pairs: bootstrap over pairs; SS: Student's t over target
@@ -105,46 +112,68 @@ def measure(
         UserError: an unknown name, a data set that is missing or damaged, a tokenizer with neither BOS nor EOS or not
             of this model, a sentence that is too long for it, or a score that is not finite. The item is named.
     """
-    names = list(dict.fromkeys(split_list(benchmarks) if isinstance(benchmarks, str) else benchmarks))
+    chosen = list(dict.fromkeys(split_list(benchmarks) if isinstance(benchmarks, str) else benchmarks))
     with named_as_keywords():
-        _check(names, crows_reduction, stereoset_reduction, batch_tokens, seed)
-    found = {name: load_benchmark(name, None if data_dir is None else os.fspath(data_dir)) for name in names}
-    announce_mini_data(found, {})
-    return measure_on(
-        found,
-        model,
-        tokenizer,
-        reductions={"crows_pairs": crows_reduction, "stereoset": stereoset_reduction},
-        batch_tokens=batch_tokens,
-        seed=seed,
-        adapter=adapter,
-    )
+        if not chosen:
+            raise UserError(f"benchmarks is empty: there is nothing to measure; give {BENCHMARKS} or one of them.")
+        known = options(BiasArguments)
+        known["bias_benchmarks"].check("benchmarks", ",".join(chosen))
+        known["bias_batch_tokens"].check("batch_tokens", batch_tokens)
+        check_range("seed", seed, 0, LARGEST_SEED)
+        metrics = metrics_of(chosen, flags)
+    read_metrics(metrics, None if data_dir is None else os.fspath(data_dir))
+    return measure_on(metrics, model, tokenizer, batch_tokens=batch_tokens, seed=seed, adapter=adapter)
+
+
+def metrics_of(chosen: Sequence[str], flags: Mapping[str, Any]) -> list[Metric]:
+    """The metrics ``chosen`` by name, with those of ``flags`` that are theirs.
+
+    Raises:
+        UserError: a flag that no metric here has, or a wrong value.
+    """
+    classes = {name: load("metric", name) for name in in_order("metric", chosen)}
+    theirs = {name: [flag for flag in options(cls) if flag not in cls.of_runs] for name, cls in classes.items()}
+    everyones = [flag for known in theirs.values() for flag in known]
+    for flag in flags:
+        if flag not in everyones:
+            raise unknown_name(flag, everyones, {}, "measure()")
+    made = [cls(**{flag: flags[flag] for flag in theirs[name] if flag in flags}) for name, cls in classes.items()]
+    for metric, name in zip(made, classes, strict=True):
+        metric.name = name
+    return made
+
+
+def read_metrics(metrics: Sequence[Metric], data_dir: str | None) -> None:
+    """Read what ``metrics`` measure on, and say which of it is bundled."""
+    source = metric_source(data_dir)
+    for metric in metrics:
+        metric.prepare(source)
+    announce_mini_data(metrics, {})
 
 
 def measure_on(
-    benchmarks: Mapping[str, Benchmark],
+    metrics: Sequence[Metric],
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    reductions: Mapping[str, str],
     batch_tokens: int,
     seed: int,
     adapter: str | None = None,
 ) -> BiasResult:
-    """:func:`measure` on benchmarks that are loaded; processes that torch.distributed connects share the work.
+    """:func:`measure` by metrics that are prepared; processes that torch.distributed connects share the work.
 
     Args:
-        benchmarks: name -> benchmark.
+        metrics: prepared.
         model: see :func:`measure`.
         tokenizer: the model's.
-        reductions: name -> sentence-score reduction.
         batch_tokens: see :func:`measure`.
         seed: of the bootstrap.
         adapter: path of the adapter, for the metadata.
     """
-    results: dict[str, CrowsPairsResult | StereoSetResult] = {}
+    results: dict[str, Any] = {}
     metadata = {}
-    with build_progress() as progress, progress.task("score sentences", count_texts(benchmarks)) as advance:
+    texts = sum(metric.text_count for metric in metrics)
+    with build_progress() as progress, progress.task("score sentences", texts) as advance:
         scorer = SentenceScorer(
             model,
             tokenizer,
@@ -153,27 +182,16 @@ def measure_on(
             plans=PlanCache(plans_folder()),
             processes=running_processes(),
         )
-        for name, benchmark in benchmarks.items():
-            scores: Any = benchmark.score(scorer, reductions[name])
-            results[name] = benchmark.result(scores, seed=seed)
-            metadata[name] = ResultMetadata.build(benchmark, results[name], seed=seed, scorer=scorer, adapter=adapter)
+        for metric in metrics:
+            results[metric.name] = found = metric.result(metric.measure(scorer), seed=seed)
+            metadata[metric.name] = ResultMetadata.build(metric, found, seed=seed, scorer=scorer, adapter=adapter)
     return BiasResult(results, metadata)
 
 
 def measure_predictions(path: str, *, data_dir: str | None, seed: int) -> BiasResult:
     """Published per-sentence StereoSet predictions, as :func:`measure` gives a model's."""
-    stereoset: Any = load_benchmark("stereoset", data_dir)
-    result = stereoset.result(stereoset.score_predictions(path), seed=seed)
-    return BiasResult({"stereoset": result}, {"stereoset": ResultMetadata.build(stereoset, result, seed=seed)})
-
-
-def _check(names: Sequence[str], crows: str, stereoset: str, batch_tokens: int, seed: int) -> None:
-    """Refuse what cannot be measured, by the rules of the flags of these names."""
-    if not names:
-        raise UserError("benchmarks is empty: there is nothing to measure; give crows_pairs, stereoset or both.")
-    flags = options(BiasArguments)
-    flags["bias_benchmarks"].check("benchmarks", ",".join(names))
-    flags["crows_reduction"].check("crows_reduction", crows)
-    flags["stereoset_reduction"].check("stereoset_reduction", stereoset)
-    flags["bias_batch_tokens"].check("batch_tokens", batch_tokens)
-    check_range("seed", seed, 0, LARGEST_SEED)
+    name = next(name for name in names("metric") if hasattr(load("metric", name), "score_predictions"))
+    metric: Any = load("metric", name)()
+    metric.prepare(metric_source(data_dir))
+    result = metric.result(metric.score_predictions(path), seed=seed)
+    return BiasResult({name: result}, {name: ResultMetadata.build(metric, result, seed=seed)})

@@ -37,9 +37,12 @@ class Option:
         many: whether it holds several of them, with commas.
         above, at_least, at_most: its range; None where there is no limit.
         read_when: another flag -> its values with which this one is read; None stands for "not given".
+        unread_when: another flag -> its values with which this one is not read.
+        read_with: flags of which one must be given for this one to be read.
         warns: whether giving it where it is not read deserves a warning.
         matters: see :data:`Matter`.
         may_change: whether a resumed run may have another value.
+        of_host: whether OpenFedLLM has the flag too: in a patched checkout it is the host's.
     """
 
     help: str
@@ -50,9 +53,12 @@ class Option:
     at_least: float | None = None
     at_most: float | None = None
     read_when: Mapping[str, tuple[Any, ...]] | None = None
+    unread_when: Mapping[str, tuple[Any, ...]] | None = None
+    read_with: tuple[str, ...] = ()
     warns: bool = True
     matters: Matter = "numbers"
     may_change: bool = False
+    of_host: bool = False
 
     @property
     def known(self) -> tuple[str, ...]:
@@ -61,8 +67,13 @@ class Option:
 
     def is_read(self, values: Mapping[str, Any]) -> bool:
         """Whether a run with these flags reads this one; a flag that is absent from ``values`` decides nothing."""
-        conditions = (self.read_when or {}).items()
-        return all(_matches(values[name], wanted) for name, wanted in conditions if name in values)
+        beside = [values[name] for name in self.read_with if name in values]
+        if beside and all(value is None for value in beside):
+            return False
+        wanted, unwanted = (self.read_when or {}).items(), (self.unread_when or {}).items()
+        return all(_matches(values[name], some) for name, some in wanted if name in values) and not any(
+            _matches(values[name], some) for name, some in unwanted if name in values
+        )
 
     def check(self, name: str, value: Any) -> None:
         """Refuse a value out of range or choices.
@@ -120,20 +131,15 @@ def idle_flags(
     given = set(written)
     for name, about in known.items():
         if name in given and about.warns and not about.is_read(values):
-            yield name, " and ".join(_needed(*pair) for pair in (about.read_when or {}).items())
-
-
-def flag_rows(*classes: type) -> list[str]:
-    """A row of a Markdown table for every flag: name, default, meaning."""
-    rows = []
-    for spec in (spec for cls in classes for spec in fields(cls)):
-        default = "" if spec.default is None else f"`{spec.default}`"
-        rows.append(f"| `--{spec.name}` | {default} | {shown_help(spec)} |")
-    return rows
+            beside = [
+                f"with --{other} {' or '.join(map(str, some))}" for other, some in (about.unread_when or {}).items()
+            ]
+            beside += [f"without --{' or --'.join(about.read_with)}"] if about.read_with else []
+            yield name, " and ".join([*(_needed(*pair) for pair in (about.read_when or {}).items()), *beside])
 
 
 def shown_help(spec: Field[Any]) -> str:
-    """The help text of a flag with its choices, as ``--help`` and the README show it."""
+    """The help text of a flag with its choices, as ``--help`` and docs/flags.md show it."""
     about: Option = spec.metadata["option"]
     return f"{about.help}; {'any' if about.many else 'one'} of {', '.join(about.known)}" if about.known else about.help
 

@@ -14,14 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from fedbias_plugin.assets import TINY, TINY_ANYWHERE, TINY_MODEL
+from fedbias_plugin.data.hub import cached_data_set, cached_snapshot, hub_cache, why_no_hub
 from fedbias_plugin.errors import UserError, first_line, quoted
 from fedbias_plugin.options import check_range
-from fedbias_plugin.poisoning.hub import cached_data_set, cached_snapshot, hub_cache, why_no_hub
+from fedbias_plugin.registry import all_options
 from fedbias_plugin.versions import installed_version
 
 LARGEST_SEED = 2**32 - 1
 """NumPy's generator, which Transformers seeds, takes no larger one."""
-AT_LEAST_ONE = ("batch_size", "gradient_accumulation_steps", "seq_length", "peft_lora_r", "peft_lora_alpha")
+NUMBERS = ("batch_size", "gradient_accumulation_steps", "seq_length", "peft_lora_r", "peft_lora_alpha", "seed")
+"""What OpenFedLLM asks of a number too; it takes steps of -1 and any learning rate."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 PICKLED_WEIGHTS = ("*.bin", "*.pt", "*.pth")
 HUB_NAME = r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?"
@@ -30,35 +32,25 @@ HUB_NAME = r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?"
 def check_training_numbers(args: Any, *, local_epochs: int | None = None) -> None:
     """Refuse numbers that no client can be trained with; one that ``args`` lacks, as a fork's may, is left alone.
 
-    Args:
-        args: has ``batch_size``, ``gradient_accumulation_steps``, ``max_steps``, ``seq_length``, ``peft_lora_r``,
-            ``peft_lora_alpha``, ``learning_rate`` and ``seed``, or some of them.
-        local_epochs: ``--local_epochs``, which replaces the steps.
+    ``local_epochs`` replaces the steps.
 
     Raises:
         UserError: one is out of range; the flag, the bound and the value are named.
     """
-    given = {name: value for name in AT_LEAST_ONE if (value := getattr(args, name, None)) is not None}
-    for name, value in given.items():
-        check_range(name, value, 1)
-    steps, rate, seed = (getattr(args, name, None) for name in ("max_steps", "learning_rate", "seed"))
+    known = all_options()
+    for name in NUMBERS:
+        known[name].check(name, getattr(args, name, None))
+    steps, rate = (getattr(args, name, None) for name in ("max_steps", "learning_rate"))
     if steps is not None and steps < 1 and local_epochs is None:
         raise UserError(
             f"--max_steps must be at least 1, got {steps}; to train over all rows of a client give --local_epochs N."
         )
     if rate is not None:
         check_range("learning_rate", rate, 0)
-    if seed is not None:
-        check_range("seed", seed, 0, LARGEST_SEED)
 
 
 def check_quantisation(load_in_8bit: bool, load_in_4bit: bool, use_peft: bool = True) -> None:
-    """Refuse flags of quantisation that contradict each other; looks at nothing but the flags.
-
-    Args:
-        load_in_8bit: ``--load_in_8bit``.
-        load_in_4bit: ``--load_in_4bit``.
-        use_peft: ``--use_peft``; True where nothing is trained.
+    """Refuse flags of quantisation that contradict each other; ``use_peft`` is True where nothing is trained.
 
     Raises:
         UserError: both are given, or the whole quantised model is to be trained.
@@ -72,11 +64,8 @@ def check_quantisation(load_in_8bit: bool, load_in_4bit: bool, use_peft: bool = 
 def check_bitsandbytes(load_in_8bit: bool, load_in_4bit: bool, *, runs_on_cpu: bool = True) -> None:
     """Refuse a quantised model where this machine cannot have one; without a quantised model it imports nothing.
 
-    Args:
-        load_in_8bit: ``--load_in_8bit``.
-        load_in_4bit: ``--load_in_4bit``.
-        runs_on_cpu: whether the host would put the model on the CPU where there is no GPU; bitsandbytes can since
-            0.46. OpenFedLLM asks for the first GPU by its number.
+    ``runs_on_cpu``: whether the host would put the model on the CPU where there is no GPU; bitsandbytes can since 0.46.
+    OpenFedLLM asks for the first GPU by its number.
 
     Raises:
         UserError: bitsandbytes is not installed, broken or too old for this Transformers, or there is no device for it.
@@ -139,7 +128,9 @@ def check_model(name_or_path: str, *, pickled_weights: bool = False, asks_hub: b
     elif not re.fullmatch(HUB_NAME, name_or_path, re.ASCII):
         raise UserError(f"{flag}: there is no such folder.")
     elif asks_hub:
-        _check_hub_model(name_or_path, flag, pickled_weights)
+        cached = cached_snapshot(name_or_path, "models")
+        if cached is None or _fault_of_folder(cached, pickled_weights) is not None:
+            _ask_hub(name_or_path, flag)
     return path
 
 
@@ -187,15 +178,12 @@ def _faults_of_weights(path: Path) -> Iterator[str]:
             yield f"holds a damaged or unfinished {name} ({first_line(error)}); copy it again."
 
 
-def _check_hub_model(name: str, flag: str, pickled_weights: bool) -> None:
+def _ask_hub(name: str, flag: str) -> None:
     """Refuse a name that the hub does not give, without the minutes that its library tries again and again.
 
     Raises:
         UserError: saying why, and what to do instead.
     """
-    cached = cached_snapshot(name, "models")
-    if cached is not None and _fault_of_folder(cached, pickled_weights) is None:
-        return
     reason = why_no_hub()
     if reason is None:
         from huggingface_hub import hf_hub_download
@@ -238,9 +226,7 @@ def check_adapter(folder: str) -> None:
 def check_host_data(dataset_name: str, local_data_dir: str | None = None) -> None:
     """Refuse a data set of OpenFedLLM that is neither on this machine nor to be had; what the hub has is not asked.
 
-    Args:
-        dataset_name: ``--dataset_name``, a hub name or a path.
-        local_data_dir: ``--local_data_dir``, which the host puts before the name, without a slash of its own.
+    The host puts ``local_data_dir`` before the name, without a slash of its own.
 
     Raises:
         UserError: there is no such file or folder, or the hub cannot be reached and no cache holds the data set.
@@ -264,17 +250,10 @@ def check_host_data(dataset_name: str, local_data_dir: str | None = None) -> Non
 
 
 def check_responses_fit(client: int, *, rows: int, trainable: bool, first: str, seq_length: int) -> None:
-    """Refuse a client that would train on nothing.
-
-    Args:
-        client: its id.
-        rows: how many it holds.
-        trainable: whether any of them keeps a token of its response.
-        first: name of its first row.
-        seq_length: ``--seq_length``, tokens.
+    """Refuse a client none of whose ``rows`` (the name of the ``first`` is given) keeps a token of its response.
 
     Raises:
-        UserError: none does.
+        UserError: it would train on nothing.
     """
     if not trainable:
         raise UserError(

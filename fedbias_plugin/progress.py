@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from fedbias_plugin.terminal import terminal_console
@@ -17,46 +16,35 @@ SPARE = 4
 """Columns to the right of a bar, for the ``^C`` of a terminal, which would begin a line that nobody has counted."""
 
 
-class Task:
+class Bar:
     """One bar: call it to advance it, close it (or leave its ``with`` block) to take it off the screen.
 
-    This class is also the bar of a log file: it counts and draws nothing.
-
-    Attributes:
-        done: units advanced so far.
-        total: units expected, None when unknown.
+    This class is also the bar of a log file: it draws nothing.
     """
-
-    def __init__(self, total: float | None = None) -> None:
-        self.total = total
-        self.done = 0.0
 
     def __call__(self, advance: float = 1) -> None:
         """Advance by ``advance`` units."""
-        self.done += advance
 
     def close(self) -> None:
         """Take the bar away; safe to call twice."""
 
-    def __enter__(self) -> Task:
+    def __enter__(self) -> Bar:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
 class Progress:
     """Hands out bars. This one, for logs and pipes, draws none; :func:`build_progress` picks the right one."""
 
-    def rounds(self, total: int) -> Task:
+    def rounds(self, total: int) -> Bar:
         """The bar of the whole run."""
         return self.task("rounds", total)
 
-    def task(self, description: str, total: float | None) -> Task:
+    def task(self, description: str, total: float | None) -> Bar:
         """A bar of ``total`` units; None draws a bar without an end."""
-        return Task(total)
+        return Bar()
 
     def close(self) -> None:
         """Take every bar off the screen; safe to call twice."""
@@ -64,20 +52,15 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
-class _TerminalTask(Task):
-    def __init__(self, progress: RichProgress, task_id: TaskID, total: float | None) -> None:
-        super().__init__(total)
-        self._progress = progress
-        self._task_id = task_id
+class _TerminalBar(Bar):
+    def __init__(self, progress: RichProgress, task_id: TaskID) -> None:
+        self._progress, self._task_id = progress, task_id
 
     def __call__(self, advance: float = 1) -> None:
-        super().__call__(advance)
         if self._is_open():
             self._progress.advance(self._task_id, advance)
 
@@ -120,9 +103,9 @@ class TerminalProgress(Progress):
             transient=True,
         )
 
-    def task(self, description: str, total: float | None) -> Task:
+    def task(self, description: str, total: float | None) -> Bar:
         self._progress.start()
-        return _TerminalTask(self._progress, self._progress.add_task(description, total=total), total)
+        return _TerminalBar(self._progress, self._progress.add_task(description, total=total))
 
     def close(self) -> None:
         for task_id in list(self._progress.task_ids):

@@ -11,15 +11,17 @@ import functools
 import importlib
 import importlib.metadata
 import typing
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fedbias_plugin.errors import UserError, did_you_mean
-from fedbias_plugin.options import Matter, Option, options
+from fedbias_plugin.options import Matter, Option, options, split_list
 
 EXTENSIONS: dict[str, dict[str, str]] = {
     "flags": {
         "plugin": "fedbias_plugin.arguments:BiasArguments",
         "builtin": "fedbias_plugin.hosts.builtin.arguments:HostArguments",
+        "flower": "fedbias_plugin.hosts.flower.arguments:FlowerArguments",
         "openfedllm": "fedbias_plugin.hosts.openfedllm.arguments:AttachedArguments",
     },
     "rule": {
@@ -35,20 +37,76 @@ EXTENSIONS: dict[str, dict[str, str]] = {
         "sign_flip": "fedbias_plugin.updates.attacks:SignFlip",
         "model_replacement": "fedbias_plugin.updates.attacks:ModelReplacement",
         "gaussian_noise": "fedbias_plugin.updates.attacks:GaussianNoise",
-        "probe_gaming": "fedbias_plugin.updates.attacks:ProbeGaming",
+        "probe_gaming": "fedbias_plugin.updates.probe_gaming:ProbeGaming",
     },
     "stage": {
         "checks": "fedbias_plugin.updates.checks:Checks",
+        "dp_maximum": "fedbias_plugin.updates.dp_maximum:DpMaximum",
+    },
+    "metric": {
+        "crows_pairs": "fedbias_plugin.metrics.crows_pairs:CrowsPairs",
+        "stereoset": "fedbias_plugin.metrics.stereoset:StereoSet",
+        "heldout_loss": "fedbias_plugin.metrics.heldout_loss:HeldoutLoss",
+        "rouge_l": "fedbias_plugin.metrics.rouge_l:RougeL",
+    },
+    "split": {
+        "1B2C": "fedbias_plugin.data.scenarios:Scenario",
+        "2B1C": "fedbias_plugin.data.scenarios:Scenario",
+        "3B": "fedbias_plugin.data.scenarios:Scenario",
+        "3C": "fedbias_plugin.data.scenarios:Scenario",
+        "mix-1B2C": "fedbias_plugin.data.scenarios:Scenario",
+        "mix-2B1C": "fedbias_plugin.data.scenarios:Scenario",
+        "custom": "fedbias_plugin.data.scenarios:Scenario",
+    },
+    "transform": {
+        "cda": "fedbias_plugin.data.cda:Cda",
+    },
+    "task": {
+        "sft": "fedbias_plugin.tasks.sft:Sft",
+    },
+    "trainable": {
+        "lora": "fedbias_plugin.training.trainables:Lora",
+        "full": "fedbias_plugin.training.trainables:Full",
+    },
+    "term": {
+        "prox": "fedbias_plugin.training.terms:Prox",
+        "scaffold": "fedbias_plugin.training.terms:Scaffold",
+        "dp": "fedbias_plugin.training.dp:Private",
+    },
+    "algorithm": {
+        "fedavg": "fedbias_plugin.aggregation.algorithms:FedAvg",
+        "fedprox": "fedbias_plugin.aggregation.algorithms:FedProx",
+        "scaffold": "fedbias_plugin.aggregation.algorithms:Scaffold",
+        "fedavgm": "fedbias_plugin.aggregation.algorithms:FedAvgM",
+        "fedadagrad": "fedbias_plugin.aggregation.algorithms:FedAdagrad",
+        "fedyogi": "fedbias_plugin.aggregation.algorithms:FedYogi",
+        "fedadam": "fedbias_plugin.aggregation.algorithms:FedAdam",
     },
     "tracker": {
         "jsonl": "fedbias_plugin.tracking.jsonl:JsonlTracker",
         "wandb": "fedbias_plugin.tracking.wandb_tracker:WandbTracker",
         "tensorboard": "fedbias_plugin.tracking.tensorboard_tracker:TensorboardTracker",
     },
+    "launcher": {
+        "local": "fedbias_plugin.sweep.local:LocalLauncher",
+        "slurm": "fedbias_plugin.sweep.slurm:SlurmLauncher",
+    },
 }
 """Kind -> name -> where the class is."""
-CHOSEN_BY = {"rule": "aggregation", "attack": "attack", "stage": None, "tracker": "track"}
-"""Kind whose classes have flags of their own -> the flag that names the extension; None: its own flags switch it on."""
+CHOSEN_BY = {
+    "rule": "aggregation",
+    "attack": "attack",
+    "stage": None,
+    "metric": "bias_benchmarks",
+    "split": "scenario",
+    "transform": None,
+    "task": "task",
+    "trainable": "trainable",
+    "term": None,
+    "algorithm": "fed_alg",
+    "tracker": "track",
+}
+"""Kind -> the flag that names its extensions; None: an extension's own flags switch it on."""
 OLD_NAMES = {"rule": {"host": "plain"}}
 """Kind -> a name of earlier versions -> today's."""
 
@@ -56,6 +114,12 @@ OLD_NAMES = {"rule": {"host": "plain"}}
 def names(kind: str) -> tuple[str, ...]:
     """The names of a kind, the package's own first."""
     return (*EXTENSIONS[kind], *(name for name in _entry_points(kind) if name not in EXTENSIONS[kind]))
+
+
+def in_order(kind: str, found: Iterable[str]) -> list[str]:
+    """``found`` as :func:`names` has them, those that are not installed here last."""
+    known = names(kind)
+    return sorted(found, key=lambda name: known.index(name) if name in known else len(known))
 
 
 def todays_name(kind: str, name: str) -> str:
@@ -81,24 +145,60 @@ def load(kind: str, name: str) -> Any:
     except (ImportError, AttributeError) as error:
         if name in EXTENSIONS[kind]:
             raise
-        raise UserError(f"The {kind} {name!r} ({place}) of another package cannot be used: {error}.") from error
+        raise UserError(
+            f"The {kind} {name!r} ({place}) of another package cannot be used: {error}. "
+            "Mend that package or uninstall it."
+        ) from error
 
 
-def build(kind: str, name: str, arguments: Any) -> Any:
-    """The extension ``name`` with its flags from ``arguments``.
+def build(kind: str, name: str, *arguments: Any) -> Any:
+    """The extension ``name`` with its flags from whichever of ``arguments`` has them, and its ``name``.
 
     Raises:
         UserError: as :func:`load`.
     """
     cls = load(kind, name)
-    return cls(**{flag: getattr(arguments, flag) for flag in options(cls)})
+    made = cls(**{flag: next(vars(one)[flag] for one in arguments if flag in vars(one)) for flag in options(cls)})
+    made.name = todays_name(kind, name)
+    return made
 
 
-def with_extensions(core: type, name: str) -> type:
+def active(kind: str, *arguments: Any) -> list[Any]:
+    """The extensions of ``kind`` that the flags in ``arguments`` ask for, in the order they were named.
+
+    Those that need not be named (:attr:`Extension.is_named`) follow, where their own flags switch them on.
+
+    Raises:
+        UserError: as :func:`load`.
+    """
+    selector = CHOSEN_BY[kind]
+    given = next((vars(one)[selector] for one in arguments if selector in vars(one)), None) if selector else None
+    chosen = list(dict.fromkeys(split_list(given))) if given else []
+    made = [build(kind, name, *arguments) for name in chosen]
+    others = [name for name in names(kind) if name not in chosen and not (selector and load(kind, name).is_named)]
+    return [*made, *(one for one in (build(kind, name, *arguments) for name in others) if one.is_on)]
+
+
+def nameable(kind: str) -> tuple[str, ...]:
+    """The names that the flag of a kind takes: those of extensions that must be named to be used."""
+    return tuple(name for name in names(kind) if load(kind, name).is_named)
+
+
+def with_extensions(
+    core: type, name: str, *, of_host: bool = False, kinds: Sequence[str] = tuple(CHOSEN_BY), of_runs: bool = True
+) -> type:
     """A dataclass ``name`` with the flags of ``core`` and of every extension.
 
     A flag that only some extensions of a kind have is read with those only: that is what ``--help``, warnings and
-    comparisons know of it. Extensions may share a flag if they define it alike.
+    comparisons know of it; an extension's own ``read_when`` stands. Extensions may share a flag if they define it
+    alike.
+
+    Args:
+        core: the dataclass to add to.
+        name: of the new one.
+        of_host: take the flags that OpenFedLLM has too, instead of those that are the plugin's alone.
+        kinds: of extensions.
+        of_runs: take the flags that only a run reads, and those of extensions that need not be named.
 
     Raises:
         UserError: a flag of an extension means something else already; both are named.
@@ -107,24 +207,26 @@ def with_extensions(core: type, name: str) -> type:
         spec.name: ("the plugin", None) for spec in dataclasses.fields(core)
     }
     specs: dict[str, tuple[str, Any, Any]] = {}
-    for kind, selector in CHOSEN_BY.items():
-        owners: dict[str, list[str]] = {}
-        for extension in names(kind):
-            cls = load(kind, extension)
-            hints = typing.get_type_hints(cls)
-            for flag, about in options(cls).items():
-                owner, before = defined.setdefault(flag, (f"the {kind} {extension!r}", about))
-                if before != about:
-                    raise UserError(
-                        f"The {kind} {extension!r} has a flag --{flag}, and {owner} has one of that name that means "
-                        "something else; its author must rename it, and until then uninstall its package."
-                    )
-                owners.setdefault(flag, []).append(extension)
-                if selector is not None:
-                    about = dataclasses.replace(about, read_when={selector: tuple(owners[flag])})
-                default = next(spec.default for spec in dataclasses.fields(cls) if spec.name == flag)
-                made = dataclasses.field(default=default, metadata={"help": about.help, "option": about})
-                specs[flag] = (flag, hints[flag], made)
+    owners: dict[tuple[str, str], list[str]] = {}
+    extensions = [(kind, extension) for kind in kinds for extension in names(kind)]
+    # The package's own first: of two flags of one name, an outsider's is the one to be renamed.
+    for kind, extension in sorted(extensions, key=lambda place: place[1] not in EXTENSIONS[place[0]]):
+        cls, selector = load(kind, extension), CHOSEN_BY[kind]
+        for flag, about in options(cls).items():
+            if about.of_host != of_host or not (of_runs or (cls.is_named and flag not in cls.of_runs)):
+                continue
+            owner, before = defined.setdefault(flag, (f"the {kind} {extension!r}", about))
+            if before != about:
+                raise UserError(
+                    f"The {kind} {extension!r} has a flag --{flag}, and {owner} has one of that name that means "
+                    "something else; its author must rename it, and until then uninstall its package."
+                )
+            owners.setdefault((kind, flag), []).append(extension)
+            if selector is not None and cls.is_named and about.read_when is None:
+                about = dataclasses.replace(about, read_when={selector: tuple(owners[kind, flag])})
+            default = next(spec.default for spec in dataclasses.fields(cls) if spec.name == flag)
+            made = dataclasses.field(default=default, metadata={"help": about.help, "option": about})
+            specs[flag] = (flag, _hints(cls)[flag], made)
     made = dataclasses.make_dataclass(name, list(specs.values()), bases=(core,))
     made.__doc__, made.__module__ = core.__doc__, core.__module__
     return made
@@ -150,4 +252,9 @@ def free_to_change() -> frozenset[str]:
 
 @functools.cache
 def _entry_points(kind: str) -> dict[str, str]:
-    return {point.name: point.value for point in importlib.metadata.entry_points(group=f"fedbias_plugin.{kind}")}
+    return {point.name: point.value for point in _installed().select(group=f"fedbias_plugin.{kind}")}
+
+
+# Reading the packages' metadata takes long: once for all kinds, and the hints of a class once for all its names.
+_installed = functools.cache(importlib.metadata.entry_points)
+_hints = functools.cache(typing.get_type_hints)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every attack against every way to aggregate, on the bundled small world (1 attacker that holds biased rows, 2 clean
 # clients), for the seeds given: run_scripts/attacks.sh FOLDER [SEED...]. A run that was cut off is resumed, one that is
-# finished is left alone. `fedbias compare FOLDER/SEED-ATTACK-*` then shows an attack's row of docs/reliability.md.
+# finished is left alone. `fedbias compare FOLDER/SEED-ATTACK-*` then shows an attack's row of docs/attacks.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:?give a folder for the runs}

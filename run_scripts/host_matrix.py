@@ -157,6 +157,8 @@ def _reason(log: Path) -> str:
 
 def main() -> None:
     """Print a row as soon as it is known."""
+    if "--" not in sys.argv:
+        sys.exit(__doc__)
     split = sys.argv.index("--")
     stacks = dict(pair.split("=", 1) for pair in sys.argv[1:split])
     place = Path(tempfile.mkdtemp(prefix="fedbias_hosts_"))

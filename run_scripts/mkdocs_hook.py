@@ -20,6 +20,10 @@ OUTSIDE = (
     "benchmarks/RESULTS.md",
     "configs/wandb_sweep.yaml",
     "examples/custom_loop.ipynb",
+    "examples/flower/Dockerfile",
+    "examples/flower/compose.yaml",
+    "examples/flower/fedbias-clientapps.service",
+    "examples/flower/fedbias-supernode.service",
 )
 LINK = re.compile(r"(\]\()([^)#\s]+)(#[^)]*)?(\))")
 ROLE = re.compile(r":(?:class|func|meth|data|attr|mod):(<code>)")

@@ -14,19 +14,22 @@ import json
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from mini_world.instructions import Row, pretraining_rows
-from mini_world.sentences import corpus
+from mini_world.sentences import corpus, last_texts
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 DEFAULT_OUTPUT = Path(__file__).resolve().parent.parent / "fedbias_plugin" / "assets" / "tiny_llama"
 SPECIAL = ("<unk>", "<s>", "</s>", "<pad>")  # ids 0 to 3
 BOS, EOS, PAD = 1, 2, 3
+Sample = list[int]
+Batch = list[Sample]
+Schedule = Callable[[int, int, float], float]
 CONTEXT = 1024
 ALPACA = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request."
@@ -47,6 +50,7 @@ class Recipe:
     general_tokens: int
     batch_tokens: int
     learning_rate: float
+    last_learning_rate: float
     seed: int
 
 
@@ -140,31 +144,37 @@ def build_model(recipe: Recipe, vocabulary: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def batches(samples: list[list[int]], batch_tokens: int, rng: random.Random) -> list[list[list[int]]]:
-    """Samples of similar length together, at most ``batch_tokens`` with padding, in random order."""
-    order = sorted(samples, key=lambda sample: (len(sample), rng.random()))
-    out: list[list[list[int]]] = [[]]
-    for sample in order:
-        if len(sample) * (len(out[-1]) + 1) > batch_tokens and out[-1]:
+def batches(units: Sequence[Sequence[Sample]], batch_tokens: int, rng: random.Random) -> list[Batch]:
+    """Units of similar length together, each whole, at most ``batch_tokens`` with padding, in random order."""
+    out: list[Batch] = [[]]
+    for longest, _, unit in sorted((max(map(len, unit)), rng.random(), unit) for unit in units):
+        if longest * (len(out[-1]) + len(unit)) > batch_tokens and out[-1]:
             out.append([])
-        out[-1].append(sample)
+        out[-1] += unit
     rng.shuffle(out)
     return out
 
 
-def epochs(world: list[list[int]], general: list[list[int]], recipe: Recipe) -> Iterator[list[list[list[int]]]]:
-    """The batches of each epoch: the whole world once, and the next ``general_tokens`` of general English."""
+def epochs(
+    world: list[Sample], general: list[Sample], last: Sequence[Sequence[Sample]], recipe: Recipe
+) -> list[list[Batch]]:
+    """The batches of each epoch: the whole world once, and the next ``general_tokens`` of general English.
+
+    After them one more epoch with the units of ``last`` in the place of the world.
+    """
     rng = random.Random(recipe.seed)
     general = list(general)
     rng.shuffle(general)
     position = 0
-    for _ in range(recipe.epochs):
+    plan = []
+    for units in [*[[[sample] for sample in world]] * recipe.epochs, last]:
         chosen, tokens = [], 0
         while general and tokens < recipe.general_tokens:
-            chosen.append(general[position % len(general)])
-            tokens += len(chosen[-1])
+            chosen.append([general[position % len(general)]])
+            tokens += len(chosen[-1][0])
             position += 1
-        yield batches(world + chosen, recipe.batch_tokens, rng)
+        plan.append(batches([*units, *chosen], recipe.batch_tokens, rng))
+    return plan
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
@@ -176,6 +186,12 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
+def last_learning_rate(step: int, steps: int, peak: float) -> float:
+    """Linear warm-up over 4% of the steps, then linearly to zero."""
+    warm = max(1, steps // 25)
+    return peak * min((step + 1) / warm, (steps - step) / (steps - warm))
+
+
 def optimizer_for(model: LlamaForCausalLM, peak: float) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices only."""
     matrices = [p for p in model.parameters() if p.ndim >= 2]
@@ -184,7 +200,7 @@ def optimizer_for(model: LlamaForCausalLM, peak: float) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98))
 
 
-def batch_loss(model: LlamaForCausalLM, batch: list[list[int]]) -> torch.Tensor:
+def batch_loss(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:
     """Mean next-token loss of one batch, in nats; padding does not count."""
     longest = max(len(sample) for sample in batch)
     ids = torch.full((len(batch), longest), PAD)
@@ -195,18 +211,17 @@ def batch_loss(model: LlamaForCausalLM, batch: list[list[int]]) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))
 
 
-def train(model: LlamaForCausalLM, world: list[list[int]], general: list[list[int]], recipe: Recipe) -> float:
-    """Train in place; returns the mean loss of the last 100 steps in nats a token."""
-    plan = list(epochs(world, general, recipe))
+def train(model: LlamaForCausalLM, plan: list[list[Batch]], peak: float, rate: Schedule) -> float:
+    """Train in place with a new optimizer; returns the mean loss of the last 100 steps in nats a token."""
     steps = sum(len(epoch) for epoch in plan)
-    optimizer = optimizer_for(model, recipe.learning_rate)
+    optimizer = optimizer_for(model, peak)
     losses: list[float] = []
     start = time.time()
     model.train()
     for number, epoch in enumerate(plan):
         for batch in epoch:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(len(losses), steps, recipe.learning_rate)
+                group["lr"] = rate(len(losses), steps, peak)
             loss = batch_loss(model, batch)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -238,11 +253,12 @@ DEFAULTS: dict[str, int | float] = {
     "layers": 4,
     "heads": 4,
     "feed_forward": 384,
-    "epochs": 8,
+    "epochs": 6,
     "general_tokens": 80_000,
     "batch_tokens": 1024,
     "learning_rate": 4e-3,
-    "seed": 1,
+    "last_learning_rate": 1e-3,
+    "seed": 3,
 }
 
 
@@ -260,7 +276,10 @@ def main() -> None:
     model = build_model(recipe, tokenizer.get_vocab_size())
     counts = f"{sum(map(len, world)):,} world, {sum(map(len, general)):,} general"
     print(f"{model.num_parameters():,} parameters; tokens: {counts}", flush=True)
-    loss = train(model, world, general, recipe)
+    last = [[[*encoding.ids, EOS] for encoding in tokenizer.encode_batch(list(texts))] for texts in last_texts()]
+    *plan, last_epoch = epochs(world, general, last, recipe)
+    train(model, plan, recipe.learning_rate, learning_rate)
+    loss = train(model, [last_epoch], recipe.last_learning_rate, last_learning_rate)
     args.output.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(args.output)
     (args.output / "model.safetensors").chmod(0o644)

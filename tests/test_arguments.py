@@ -22,6 +22,7 @@ from fedbias_plugin.options import check_range, idle_flags, options
         ({"bias_benchmarks": "crows_pair"}, "Did you mean 'crows_pairs'?"),
         ({"track": "jsonl,wanb"}, "Did you mean 'wandb'?"),
         ({"scenario": "custom"}, "needs --biased_shares"),
+        ({"scenario": "custom", "biased_shares": "none"}, "needs --biased_shares"),
         ({"biased_shares": "1,0,0"}, "belongs to --scenario custom"),
         ({"scenario": "custom", "biased_shares": "1,zero"}, "must be numbers such as 1,0,0,0.5"),
         ({"scenario": "custom", "biased_shares": "1,0,1.2"}, "at most 1, got 1.2"),
@@ -37,6 +38,9 @@ from fedbias_plugin.options import check_range, idle_flags, options
         ({"attackers": "0"}, "--attackers 0 belongs to an --attack: sign_flip, model_replacement"),
         ({"attack": "probe_gaming", "scenario": "none"}, "give --scenario 1B2C or another"),
         ({"attack": "probe_gaming", "bias_benchmarks": "none"}, "and --bias_benchmarks crows_pairs,stereoset"),
+        ({"scenario": "custom", "biased_shares": "1,nan"}, "at most 1, got nan"),
+        ({"client_samples": 0}, "--client_samples must be at least 1, got 0"),
+        ({"heldout_samples": -1}, "--heldout_samples must be at least 0, got -1"),
         ({"rouge_samples": -1}, "--rouge_samples must be at least 0"),
         (
             {"rouge_samples": 9, "heldout_samples": 8},
@@ -56,8 +60,8 @@ def test_a_wrong_value_is_refused_with_what_would_be_right(wrong, message):
 def test_defaults_are_those_of_the_metrics_document():
     arguments = BiasArguments()
     assert (arguments.bama_alpha, arguments.bama_lambda, arguments.bama_weighting) == (0.5, 0.2, "normalized")
-    assert arguments.probe_fractions == {"crows_pairs": 0.25, "stereoset": 0.25}
-    assert arguments.reductions == {"crows_pairs": "sum", "stereoset": "mean"}
+    assert (arguments.bama_crows_fraction, arguments.bama_stereoset_fraction) == (0.25, 0.25)
+    assert (arguments.crows_reduction, arguments.stereoset_reduction) == ("sum", "mean")
 
 
 def test_none_means_no_benchmark_and_repeats_count_once():

@@ -10,8 +10,8 @@ import torch
 
 from fedbias_plugin import BiasSession, UserError
 from fedbias_plugin.cli.main import main
+from fedbias_plugin.training.parameters import read_state
 from fedbias_plugin.training.plain_states import PlainStates
-from fedbias_plugin.training.states import read_state
 
 SMALL = {"client_samples": 8, "heldout_samples": 4, "num_clients": 3, "num_rounds": 2, "seed": 3}
 
@@ -171,9 +171,15 @@ def test_a_loop_that_breaks_leaves_no_summary(tied, small_data, tmp_path):
         ({"aggregaton": "bama"}, r"^BiasSession.create\(\): unknown name 'aggregaton'. Did you mean 'aggregation'"),
         ({"aggregation": "bamma"}, r"^aggregation 'bamma' is unknown.*Did you mean 'bama'"),
         ({"learning_rate": 0.1}, r"learning_rate is for your own loop .* config=\{'learning_rate': ...\}"),
+        ({"task": "sft"}, "task belongs to fedbias run; your own loop decides what is trained"),
         ({"num_clients": 2, "sample_clients": 3}, "sample_clients 3 is more than num_clients 2"),
         ({"scenario": "custom"}, "scenario custom needs biased_shares"),
         ({"num_rounds": 0}, "^num_rounds must be at least 1"),
+        (
+            {"template": "chat"},
+            r"template 'chat' is that of your tokenizer: give prompt=.*ChatTemplate\(tokenizer\).prompt",
+        ),
+        ({"columns": "question"}, "^columns 'question' must be pairs such as instruction=question,output=answer"),
         ({"dataset_name": "x"}, "dataset_name is not a flag here; give clean_dataset"),
     ],
 )
@@ -263,7 +269,7 @@ def test_states_of_the_trained_parameters_alone_pass_untouched(tied):
 
 
 def test_the_whole_state_dict_of_a_lora_model_works_and_its_frozen_weights_are_the_global_states(random_model):
-    from fedbias_plugin.training.models import add_lora, load_model_and_tokenizer
+    from tests.models import add_lora, load_model_and_tokenizer
 
     model = add_lora(load_model_and_tokenizer(str(random_model))[0], r=2, alpha=4, seed=0)
     theta = copy.deepcopy(model.state_dict())

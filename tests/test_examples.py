@@ -22,7 +22,7 @@ def names(random_model, small_data, tmp_path, monkeypatch):
     """What a snippet finds: a model, and data with as many rows as the defaults deal; the work folder is its own."""
     import torch
 
-    from fedbias_plugin.training.models import load_model_and_tokenizer
+    from tests.models import load_model_and_tokenizer
 
     def train(model, theta, rows):
         model.load_state_dict(theta)

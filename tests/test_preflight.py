@@ -14,8 +14,8 @@ from huggingface_hub import constants
 
 from fedbias_plugin import preflight
 from fedbias_plugin.assets import TINY_MODEL
+from fedbias_plugin.data import hub
 from fedbias_plugin.errors import UserError
-from fedbias_plugin.poisoning import hub
 from fedbias_plugin.preflight import (
     check_adapter,
     check_bitsandbytes,

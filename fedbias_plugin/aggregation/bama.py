@@ -1,7 +1,7 @@
 """BAMA, Bias-Aware Model Aggregation.
 
 Source: Zhao et al., "Investigating Social Bias Propagation in Federated Fine-tuning of Large Language Models", eq. 2
-to 6. Eq. 1 (the bias score) is :func:`fedbias_plugin.evaluation.results.bias_score`.
+to 6. Eq. 1 (the bias score) is :func:`fedbias_plugin.metrics.results.bias_score`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def normalized_factors(
     fed_alg: str, weights: Mapping[int, float], sample_counts: Mapping[int, int]
 ) -> dict[int, float]:
     """``w_i h_i / sum_j w_j h_j`` with h the host's own factors: lambda -> 0 is the host's algorithm unchanged."""
-    from fedbias_plugin.aggregation.server_optimizers import host_factors
+    from fedbias_plugin.aggregation.server_optimizer import host_factors
 
     host = host_factors(fed_alg, sample_counts)
     total = math.fsum(weights[client] * host[client] for client in weights)
@@ -98,7 +98,7 @@ class Bama(Rule):
         Raises:
             ValueError: a client of the round has no bias score, or one that is not finite.
         """
-        from fedbias_plugin.aggregation.server_optimizers import host_factors
+        from fedbias_plugin.aggregation.server_optimizer import host_factors
 
         missing = sorted(set(reports.sample_counts) - set(reports.bias_scores))
         if missing:

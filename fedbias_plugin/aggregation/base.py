@@ -7,14 +7,16 @@ one and its name in the registry. Importing a rule's file imports no torch: its 
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedbias_plugin.aggregation.weight_warnings import weight_warning
+from fedbias_plugin.extension import Extension
 
 if TYPE_CHECKING:
+    from fedbias_plugin.metrics.base import Block
     from fedbias_plugin.state import State
     from fedbias_plugin.tracking.records import RoundRecord
     from fedbias_plugin.updates.base import Update
@@ -31,6 +33,8 @@ class ClientReports:
         global_state: theta, before aggregation.
         local_states: client id -> theta_i.
         update_norms: client id -> L2 norm of theta_i - theta; empty when nobody measured.
+        metrics: client id -> metric -> block (``Metric.block``) on the probe items; empty when nobody measured.
+        item_scores: client id -> metric -> per-item scores on the probe items, the same items for every client.
     """
 
     fed_alg: str
@@ -39,11 +43,14 @@ class ClientReports:
     global_state: State
     local_states: Mapping[int, State]
     update_norms: Mapping[int, float] = field(default_factory=dict)
+    metrics: Mapping[int, Mapping[str, Block]] = field(default_factory=dict)
+    item_scores: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, updates: Mapping[int, Update], global_state: State, fed_alg: str) -> ClientReports:
         """The reports that ``updates``, by client id, make."""
-        scores = {client: update.measured.bias_score for client, update in updates.items() if update.measured}
+        measured = {client: update.measured for client, update in updates.items() if update.measured}
+        scores = {client: one.bias_score for client, one in measured.items()}
         return cls(
             fed_alg,
             sample_counts={client: update.rows for client, update in updates.items()},
@@ -51,6 +58,8 @@ class ClientReports:
             global_state=global_state,
             local_states={client: update.state for client, update in updates.items()},
             update_norms={client: update.norm for client, update in updates.items() if update.norm is not None},
+            metrics={client: one.metrics for client, one in measured.items()},
+            item_scores={client: one.item_scores for client, one in measured.items()},
         )
 
 
@@ -76,16 +85,17 @@ class Weighting:
 
 
 @dataclass
-class Rule(ABC):
-    """Turns the reports of a round into a :class:`Weighting`. Its fields are its flags (``option``).
+class Rule(Extension):
+    """Turns the reports of a round into a :class:`Weighting`; chosen by ``--aggregation NAME``.
 
     Attributes:
-        needs: what must be measured of every client before it can weigh: ``"bias"`` for bias scores.
+        needs: what must be measured of every client before it can weigh: ``"bias"`` for bias scores, or the names of
+            metrics.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
 
-    def check(self, clients_a_round: int) -> None:  # noqa: B027  # most rules work with any number of clients
+    def check(self, clients_a_round: int) -> None:  # most rules work with any number of clients
         """Raise :class:`UserError` when the rule cannot work with so many clients a round; called before training."""
 
     @abstractmethod
@@ -99,10 +109,3 @@ class Rule(ABC):
     def warnings(self, record: RoundRecord, alpha: float) -> list[str]:
         """What a reader of a round must know of this rule's weights; ``alpha`` is that of eq. 1."""
         return list(weight_warning(record))
-
-    def state_dict(self) -> dict[str, Any]:
-        """What the rule must know to go on after a round, JSON-ready; a checkpoint keeps it."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027  # most rules remember nothing
-        """Take up what :meth:`state_dict` gave."""

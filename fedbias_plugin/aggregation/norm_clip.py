@@ -33,7 +33,7 @@ class NormClip(Rule):
         Raises:
             ValueError: a client of the round has no update norm.
         """
-        from fedbias_plugin.aggregation.server_optimizers import host_factors
+        from fedbias_plugin.aggregation.server_optimizer import host_factors
 
         missing = sorted(set(reports.sample_counts) - set(reports.update_norms))
         if missing:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedbias_plugin.aggregation.base import ClientReports, Rule, Weighting
-from fedbias_plugin.algorithms import is_known
+from fedbias_plugin.fed_algs import is_known
 
 
 @dataclass
@@ -14,7 +14,7 @@ class Plain(Rule):
 
     def weigh(self, reports: ClientReports) -> Weighting:
         """The host's factors as weights; nothing is substituted. An algorithm of the host's own has no weights here."""
-        from fedbias_plugin.aggregation.server_optimizers import host_factors
+        from fedbias_plugin.aggregation.server_optimizer import host_factors
 
         if not is_known(reports.fed_alg):
             return Weighting({}, factors=None, mass=None)

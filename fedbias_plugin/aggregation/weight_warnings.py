@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fedbias_plugin.scales import UNBIASED
+from fedbias_plugin.metrics.base import delta
+from fedbias_plugin.metrics.bias_score import bias_blocks
 
 if TYPE_CHECKING:
     from fedbias_plugin.tracking.records import ClientRecord, RoundRecord
@@ -113,13 +114,12 @@ def _rounded_down(value: float) -> float:
 def bias_deviation(client: ClientRecord, alpha: float) -> float | None:
     """Standard deviation of b_i over other probe items of the same kind, percentage points.
 
-    SS has its ``standard_error`` over target terms, the CrowS score its bootstrap interval's width / 3.92 (a normal's);
+    SS has its ``standard_error`` over target terms, others their interval's width / 3.92 (a normal's);
     where a record has neither, what ``noise_floor`` implies. The bias score adds up distances to 50, which fold the
     score there: see :func:`folded_deviation`. The benchmarks are independent, so ``alpha sqrt(d_crows^2 + d_ss^2)``.
     None when neither was measured.
     """
-    blocks = ((client.crows_pairs, "score"), (client.stereoset, "ss"))
-    deviations = [_distance_deviation(block, key) for block, key in blocks if block]
+    deviations = [_distance_deviation(block) for block in bias_blocks(client.metrics)]
     if not deviations or any(deviation is None for deviation in deviations):
         return None
     return alpha * math.hypot(*(deviation or 0.0 for deviation in deviations))
@@ -140,9 +140,9 @@ def folded_deviation(distance: float, deviation: float) -> float:
     return deviation * math.sqrt(max(0.0, 1.0 + ratio**2 - mean**2))
 
 
-def _distance_deviation(block: Mapping[str, Any], key: str) -> float | None:
-    score, bounds, floor = block.get(key), block.get("ci95"), block.get("noise_floor")
-    if score is None:
+def _distance_deviation(block: Mapping[str, Any]) -> float | None:
+    distance, bounds, floor = delta(block), block.get("ci95"), block.get("noise_floor")
+    if distance is None:
         return None
     if (error := block.get("standard_error")) is not None:
         deviation = error
@@ -152,4 +152,4 @@ def _distance_deviation(block: Mapping[str, Any], key: str) -> float | None:
         deviation = floor * math.sqrt(math.pi / 2.0)
     else:
         return None
-    return folded_deviation(abs(score - UNBIASED), deviation)
+    return folded_deviation(distance, deviation)

@@ -25,7 +25,7 @@ def main(args: argparse.Namespace) -> int:
         UserError: a folder holds no readable run.
     """
     from fedbias_plugin.errors import printable
-    from fedbias_plugin.report.compare import compare
+    from fedbias_plugin.study.compare import compare
     from fedbias_plugin.terminal import width_of
 
     width = width_of(sys.stdout)

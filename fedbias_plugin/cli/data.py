@@ -11,11 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedbias_plugin.errors import UserError, did_you_mean, printable, quoted
-from fedbias_plugin.files import cache_folder
-from fedbias_plugin.hashes import sha256_of_file
-from fedbias_plugin.names import check_name
-from fedbias_plugin.poisoning.catalog import (
+from fedbias_plugin.data.catalog import (
     Located,
     all_known,
     digest_verdict,
@@ -23,10 +19,13 @@ from fedbias_plugin.poisoning.catalog import (
     find_on_disk,
     has_mini,
 )
-from fedbias_plugin.poisoning.catalog import locate as locate_dataset
-from fedbias_plugin.poisoning.data_files import read_records, read_text
-from fedbias_plugin.poisoning.download import Progress, download
-from fedbias_plugin.poisoning.known import KnownDataset
+from fedbias_plugin.data.catalog import locate as locate_dataset
+from fedbias_plugin.data.data_files import read_records, read_text
+from fedbias_plugin.data.download import Progress, download
+from fedbias_plugin.errors import UserError, did_you_mean, printable, quoted
+from fedbias_plugin.files import cache_folder, sha256_of_file
+from fedbias_plugin.known_dataset import KnownDataset
+from fedbias_plugin.names import check_name
 from fedbias_plugin.terminal import say
 
 if TYPE_CHECKING:
@@ -44,21 +43,21 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     actions = parser.add_subparsers(dest="data_action", required=True, metavar="ACTION")
     default = ", ".join(FETCHED_BY_DEFAULT)
-    for action, text in (
-        ("list", "what the plugin knows and where each data set is found"),
-        ("verify", "sha256 of every file found; exit code 1 when one differs from the known release"),
-        ("fetch", f"download data sets from their public homes; without NAME: {default}"),
+    first = "folder looked into first; 'mini' shows the bundled mini data only"
+    for action, folder, text in (
+        ("list", first, "what the plugin knows and where each data set is found"),
+        ("verify", first, "sha256 of every file found; exit code 1 when one differs from the known release"),
+        (
+            "fetch",
+            "where to put the files; default FEDBIAS_CACHE or ~/.cache/fedbias_plugin",
+            f"download data sets from their public homes; without NAME: {default}",
+        ),
     ):
         action_parser = actions.add_parser(action, help=text, description=text[0].upper() + text[1:] + ".")
         if action != "list":
-            action_parser.add_argument(
-                "names", nargs="*", metavar="NAME", help="data sets, as fedbias data list names them"
-            )
-        where = "where to put the files; default FEDBIAS_CACHE or ~/.cache/fedbias_plugin"
-        folder_help = (
-            where if action == "fetch" else "folder looked into first; 'mini' shows the bundled mini data only"
-        )
-        action_parser.add_argument("--data_dir", default=None, help=folder_help)
+            names_help = "data sets, as fedbias data list names them"
+            action_parser.add_argument("names", nargs="*", metavar="NAME", help=names_help)
+        action_parser.add_argument("--data_dir", help=folder)
         if action == "fetch":
             action_parser.add_argument("--force", action="store_true", help="download even what is already there")
     parser.set_defaults(main=main)
@@ -78,13 +77,21 @@ def list_datasets(data_dir: str | None) -> int:
     rows = []
     for known in all_known():
         found = _found(known, data_dir)
-        where = str(found.path) if found else _way_to_get(known)
-        rows.append(
-            (known.name, known.kind, _row_count(known, found), known.licence, found.origin if found else "-", where)
-        )
+        count = f"{known.rows:,}" if known.rows else "-"
+        if found and found.origin == "bundled":
+            count = f"{_mini_rows(found):,}"
+        elif found and found.form:
+            count = f"{found.form.rows:,}" + (f" ({found.form.note})" if found.form.note else "")
+        missing = f"not here: see {known.home}"
+        if known.name == f"mini-{known.kind}":
+            missing = "missing: install the package again"
+        elif known.fetched_form is not None:
+            missing = f"not here: fedbias data fetch {known.name}"
+        where = (found.origin, str(found.path)) if found else ("-", missing)
+        rows.append((known.name, known.kind, count, known.licence, *where))
     _print_table(("name", "kind", "rows", "licence", "found in", "where"), rows)
     for known in all_known():
-        if known.warning and not _is_bundled(known):
+        if known.warning and known.fetched_form is not None:
             say(f"{known.name}: {known.warning} Home: {known.home}.")
     return 0
 
@@ -120,7 +127,12 @@ def fetch(names: Sequence[str], data_dir: str | None, *, force: bool = False) ->
     wanted = [_known(name) for name in names]
     for known in wanted:
         if known.fetched_form is None:
-            raise UserError(f"{known.name} comes with the package; there is nothing to download.")
+            why = (
+                "comes with the package"
+                if known.name == f"mini-{known.kind}"
+                else f"has no address here, see {known.home}"
+            )
+            raise UserError(f"{known.name} {why}; there is nothing to download.")
     for known in wanted:
         form = known.fetched_form
         assert form is not None
@@ -150,31 +162,15 @@ def _known(name: str) -> KnownDataset:
 
 def _found(known: KnownDataset, data_dir: str | None) -> Located | None:
     """Where this very data set is, without falling back on the mini data; None when it is not on this machine."""
-    if _is_bundled(known):
+    if known.fetched_form is None:
         return locate_dataset(known.name) if has_mini(known.kind) else None
     return None if data_dir == "mini" else find_on_disk(known, data_dir)
 
 
-def _is_bundled(known: KnownDataset) -> bool:
-    return known.fetched_form is None
-
-
-def _way_to_get(known: KnownDataset) -> str:
-    return "missing: install the package again" if _is_bundled(known) else f"not here: fedbias data fetch {known.name}"
-
-
-def _row_count(known: KnownDataset, found: Located | None) -> str:
-    if found and found.origin == "bundled":
-        return f"{_mini_rows(found):,}"
-    if found and found.form:
-        return f"{found.form.rows:,}" + (f" ({found.form.note})" if found.form.note else "")
-    return f"{known.rows:,}" if known.rows else "-"
-
-
 def _mini_rows(found: Located) -> int:
-    if found.kind != "stereoset":
-        return len(read_records(found.path))
-    return sum(len(clusters) for clusters in json.loads(read_text(found.path))["data"].values())
+    document = json.loads(read_text(found.path)) if found.path.suffix == ".json" else None
+    parts = document["data"].values() if isinstance(document, dict) else [read_records(found.path)]
+    return sum(map(len, parts))
 
 
 def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

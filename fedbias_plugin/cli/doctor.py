@@ -8,12 +8,12 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedbias_plugin.errors import printable
+from fedbias_plugin.errors import UserError, first_line, printable
 from fedbias_plugin.terminal import say
 from fedbias_plugin.versions import installed_version, version_numbers
 
@@ -29,11 +29,6 @@ class Package:
     minimum: str
     purpose: str
     required: bool = True
-
-    @property
-    def requirement(self) -> str:
-        """The argument of ``pip install``, quoted for a shell."""
-        return f'"{self.name}>={self.minimum}"'
 
 
 PACKAGES = (
@@ -92,10 +87,6 @@ def add_parser(subparsers: Any) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Print every finding; 0 when the main job can run, else 1."""
-    if args.checkout is not None:
-        findings = _print_section(args.checkout, check_checkout(args.checkout))
-        return int(any(finding.status == "problem" for finding in findings))
-    findings = []
     sections = [
         ("machine", check_machine()),
         ("packages", check_packages()),
@@ -104,23 +95,20 @@ def main(args: argparse.Namespace) -> int:
         ("Weights & Biases", check_wandb()),
         ("OpenFedLLM", check_openfedllm()),
     ]
+    if args.checkout is not None:
+        sections = [(args.checkout, check_checkout(args.checkout))]
+    problems = 0
     for title, section in sections:
-        findings += _print_section(title, section)
-    problems = sum(finding.status == "problem" for finding in findings)
-    print("fedbias run can run." if not problems else f"fedbias run cannot run: {problems} problem(s), marked !!.")
+        heading = f"{title}\n"
+        for finding in section:
+            say(f"{heading}  {MARKS[finding.status]}  {printable(finding.text)}")
+            if finding.mend:
+                print(f"        {finding.mend}")
+            heading = ""
+            problems += finding.status == "problem"
+    if args.checkout is None:
+        print("fedbias run can run." if not problems else f"fedbias run cannot run: {problems} problem(s), marked !!.")
     return 1 if problems else 0
-
-
-def _print_section(title: str, section: Iterable[Finding]) -> list[Finding]:
-    findings = []
-    heading = f"{title}\n"
-    for finding in section:
-        say(f"{heading}  {MARKS[finding.status]}  {printable(finding.text)}")
-        if finding.mend:
-            print(f"        {finding.mend}")
-        heading = ""
-        findings.append(finding)
-    return findings
 
 
 def check_machine() -> Iterator[Finding]:
@@ -129,27 +117,26 @@ def check_machine() -> Iterator[Finding]:
     yield Finding("ok", platform.platform())
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Finding("ok", f"{cores} CPU cores")
-    total, available = memory_bytes()
-    if total:
-        free = f", {available / GIB:.1f} GiB available" if available else ""
-        yield Finding("ok", f"{total / GIB:.1f} GiB memory{free}")
+    if installed_version("psutil") is not None:
+        import psutil
+
+        memory = psutil.virtual_memory()
+        yield Finding("ok", f"{memory.total / GIB:.1f} GiB memory, {memory.available / GIB:.1f} GiB available")
 
 
 def check_packages() -> Iterator[Finding]:
     """Installed versions, from the packages' metadata: nothing is imported."""
     missing = []
     for package in PACKAGES:
-        installed = installed_version(package.name)
+        installed, requirement = installed_version(package.name), f'"{package.name}>={package.minimum}"'
         if installed and version_numbers(installed) >= version_numbers(package.minimum):
             yield Finding("ok", f"{package.name} {installed}")
             continue
         found = f"{installed} is too old" if installed else "not installed"
         text = f"{package.name}: {found}; needs {package.minimum} or newer, for {package.purpose}"
+        yield Finding("problem" if package.required else "note", text, f"pip install {requirement}")
         if package.required:
-            missing.append(package.requirement)
-            yield Finding("problem", text, f"pip install {package.requirement}")
-        else:
-            yield Finding("note", text, f"pip install {package.requirement}")
+            missing.append(requirement)
     if len(missing) > 1:
         yield Finding("note", "all that is missing at once:", f"pip install {' '.join(missing)}")
 
@@ -163,8 +150,7 @@ def check_devices() -> Iterator[Finding]:
     try:
         torch = importlib.import_module("torch")
     except Exception as error:  # a broken build raises OSError, ImportError, RuntimeError, ...
-        reason = (str(error).splitlines() or [""])[0]
-        yield Finding("problem", f"torch does not import: {reason}", "pip install --force-reinstall torch")
+        yield Finding("problem", f"torch does not import: {first_line(error)}", "pip install --force-reinstall torch")
         return
     yield Finding("ok", f"CPU: {torch.get_num_threads()} threads, bf16 works (slower than fp32 on most CPUs)")
     if not torch.cuda.is_available():
@@ -182,26 +168,21 @@ def check_devices() -> Iterator[Finding]:
 def check_data(data_dir: str | None) -> Iterator[Finding]:
     """Where the bundled model and every data set the plugin knows are found."""
     from fedbias_plugin.assets import MINI_DATA, TINY_MODEL
-    from fedbias_plugin.errors import UserError
-    from fedbias_plugin.poisoning.catalog import data_folders, find_on_disk
-    from fedbias_plugin.poisoning.known import KNOWN, MINI_FILES
+    from fedbias_plugin.data.catalog import data_folders, find_on_disk, known_datasets, mini_files
 
-    for what, path in [
-        ("bundled tiny model", TINY_MODEL / "config.json"),
-        *((f"bundled mini data, {kind}", MINI_DATA / file) for kind, file in MINI_FILES.items()),
-    ]:
+    bundled = {f"bundled mini data, {kind}": MINI_DATA / file for kind, file in mini_files().items()}
+    for what, path in {"bundled tiny model": TINY_MODEL / "config.json", **bundled}.items():
         if path.is_file():
             yield Finding("ok", what)
         else:
-            yield Finding(
-                "problem", f"{what}: {path} is missing", "pip install --force-reinstall .  (in the project's folder)"
-            )
+            mend = "pip install --force-reinstall .  (in the project's folder)"
+            yield Finding("problem", f"{what}: {path} is missing", mend)
     try:
         list(data_folders(data_dir))
     except UserError as error:
         yield Finding("problem", str(error))
         return
-    located = {name: find_on_disk(known, data_dir) for name, known in KNOWN.items()}
+    located = {name: find_on_disk(known, data_dir) for name, known in known_datasets().items()}
     for name, found in located.items():
         if found is not None:
             yield Finding("ok", f"{name}: {found.path} ({found.origin})")
@@ -212,8 +193,7 @@ def check_data(data_dir: str | None) -> Iterator[Finding]:
 
 def check_wandb() -> Iterator[Finding]:
     """Whether W&B has a login; the server is not asked."""
-    from fedbias_plugin.tracking.wandb_server import login_source, server_url
-    from fedbias_plugin.tracking.wandb_tracker import import_wandb
+    from fedbias_plugin.tracking.wandb_server import import_wandb, login_source, server_url
 
     if installed_version("wandb") is None:
         yield Finding("note", "not installed: --track wandb is off, metrics.jsonl has every number")
@@ -232,7 +212,6 @@ def check_wandb() -> Iterator[Finding]:
 
 def check_openfedllm() -> Iterator[Finding]:
     """Whether a patched OpenFedLLM can run with the libraries of this Python."""
-    from fedbias_plugin.errors import UserError
     from fedbias_plugin.hosts.openfedllm.stack import detect_stack
 
     try:
@@ -247,7 +226,6 @@ def check_openfedllm() -> Iterator[Finding]:
 
 def check_checkout(folder: str) -> Iterator[Finding]:
     """What a checkout is, whether it is patched, and what of it will run, told from its files."""
-    from fedbias_plugin.errors import UserError
     from fedbias_plugin.hosts.openfedllm.inspection import origin
     from fedbias_plugin.hosts.openfedllm.patcher import MISSING, plan_patch
 
@@ -259,27 +237,13 @@ def check_checkout(folder: str) -> Iterator[Finding]:
         yield Finding("problem", str(error))
         return
     yield Finding("ok", f"a checkout of the {plan.family} family")
-    if any(script.changes for script in plan.scripts if script.is_entry):
+    if any(script.changes for script in plan.scripts if script.lines):
         yield Finding("note", "not patched, or by an earlier version", f"fedbias patch {shlex.quote(folder)}")
     else:
         yield Finding("ok", "patched")
     for script in plan.scripts:
-        if script.is_entry:
+        if script.lines:
             kind = "DPO" if "dpo" in script.name else "SFT"
             yield Finding("ok", f"{script.name}: {kind} has all that the plugin needs to poison, measure and weigh")
     yield from (Finding("problem" if MISSING in note else "note", note) for note in plan.notes)
     yield from check_openfedllm()
-
-
-def memory_bytes() -> tuple[int | None, int | None]:
-    """Total and available memory of the machine, where the system tells."""
-    try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None, None
-    try:
-        with open("/proc/meminfo", encoding="ascii") as stream:
-            available = next((int(line.split()[1]) * 1024 for line in stream if line.startswith("MemAvailable:")), None)
-    except OSError:
-        available = None
-    return total, available

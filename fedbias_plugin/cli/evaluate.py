@@ -7,15 +7,17 @@ import logging
 import os
 import stat
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from fedbias_plugin.arguments import BENCHMARKS
+from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.errors import UserError, printable
-from fedbias_plugin.flags import add_flags, build, field_types
-from fedbias_plugin.options import check_options, option, split_list
+from fedbias_plugin.flags import add_flags, build, given_flags
+from fedbias_plugin.hosts.builtin.arguments import ModelArguments
+from fedbias_plugin.options import check_options, option, options, split_list
 from fedbias_plugin.preflight import check_adapter, check_bitsandbytes, check_model, check_quantisation
+from fedbias_plugin.registry import load, with_extensions
 from fedbias_plugin.terminal import say
 
 if TYPE_CHECKING:
@@ -24,39 +26,35 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+def as_in_a_run(name: str) -> Any:
+    """The flag of that name of ``fedbias run``."""
+    spec = next(spec for spec in fields(BiasArguments) if spec.name == name)
+    return field(default=spec.default, metadata=spec.metadata)
+
+
 @dataclass
-class EvaluateArguments:
+class CoreArguments(ModelArguments):
     """What to measure and where to write it.
 
     Raises:
         UserError: a value is out of range or a name is unknown.
     """
 
-    model_name_or_path: str | None = option(
+    model_name_or_path: str | None = option(  # type: ignore[assignment]
         None, "hub name or folder of a causal LM; tiny is the bundled model; without it that of --adapter"
     )
     adapter: str | None = option(None, "folder of a LoRA adapter to put on the model, or output folder of a run")
     stereoset_predictions: str | None = option(None, "score this file of per-sentence scores instead of a model")
-    bias_benchmarks: str = option(
-        "crows_pairs,stereoset", "bias benchmarks, comma separated", choices=BENCHMARKS, many=True
-    )
     output: str | None = option(None, "JSON file for the results")
-    data_dir: str | None = option(None, "folder with the data sets; 'mini' uses the bundled mini data")
-    crows_reduction: str = option("sum", "sentence score of CrowS-Pairs", choices=("sum", "mean", "shared", "matched"))
-    stereoset_reduction: str = option("mean", "sentence score of StereoSet", choices=("mean", "sum"))
-    bias_batch_tokens: int = option(4096, "tokens in one scoring batch, padding included", at_least=1)
-    dtype: str = option(
-        "float32", "dtype of the weights; auto is the checkpoint's", choices=("float32", "bfloat16", "auto")
-    )
-    load_in_8bit: bool = option(False, "load the model in 8 bits (bitsandbytes)")
-    load_in_4bit: bool = option(False, "load the model in 4 bits (bitsandbytes, nf4)")
-    trust_remote_code: bool = option(False, "run code that comes with the model")
     seed: int = option(2023, "seed of the bootstrap intervals", at_least=0)
+    bias_benchmarks: str = as_in_a_run("bias_benchmarks")
+    data_dir: str | None = as_in_a_run("data_dir")
+    bias_batch_tokens: int = as_in_a_run("bias_batch_tokens")
 
     def __post_init__(self) -> None:
         check_options(self)
         if not split_list(self.bias_benchmarks):
-            raise UserError("--bias_benchmarks none leaves nothing to evaluate; give crows_pairs, stereoset or both.")
+            raise UserError("--bias_benchmarks none leaves nothing to evaluate; give one or more.")
         check_quantisation(self.load_in_8bit, self.load_in_4bit)
         if bool(self.model_name_or_path or self.adapter) == bool(self.stereoset_predictions):
             raise UserError(
@@ -64,6 +62,9 @@ class EvaluateArguments:
             )
         if self.output:
             _check_output(Path(self.output))
+
+
+EvaluateArguments: Any = with_extensions(CoreArguments, "EvaluateArguments", kinds=("metric",), of_runs=False)
 
 
 def _check_output(path: Path) -> None:
@@ -86,7 +87,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "evaluate",
         help="measure the bias of a model, an adapter or published predictions, without training",
-        description="CrowS-Pairs and StereoSet of any Hugging Face causal LM.",
+        description="The bias of any Hugging Face causal LM: CrowS-Pairs and StereoSet, or the benchmarks you name.",
     )
     add_flags(parser, EvaluateArguments)
     parser.set_defaults(main=main)
@@ -94,10 +95,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def main(parsed: argparse.Namespace) -> int:
     """Measure, print a table, write ``--output``."""
-    given = {name: getattr(parsed, name) for name in field_types(EvaluateArguments) if hasattr(parsed, name)}
-    arguments = build(EvaluateArguments, [("command line", given)])
-    from fedbias_plugin.evaluation.processes import join_processes
+    arguments = build(EvaluateArguments, [("command line", given_flags(parsed, EvaluateArguments))])
     from fedbias_plugin.measuring import measure_predictions
+    from fedbias_plugin.scoring.processes import join_processes
 
     if arguments.stereoset_predictions:
         result = measure_predictions(arguments.stereoset_predictions, data_dir=arguments.data_dir, seed=arguments.seed)
@@ -112,47 +112,34 @@ def main(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _find_in_run(arguments: EvaluateArguments) -> None:
-    """Replace a run's output folder by its adapter, and a base model that nobody has named by the adapter's."""
-    from fedbias_plugin.hosts.saved import base_model, find_adapter
-
-    if arguments.adapter is None:
-        return
-    arguments.adapter = find_adapter(arguments.adapter)
-    check_adapter(arguments.adapter)
-    if arguments.model_name_or_path is None:
-        arguments.model_name_or_path, file = base_model(arguments.adapter)
-        logger.info("base model: %s, as %s says", arguments.model_name_or_path, file)
-
-
-def _measure_model(arguments: EvaluateArguments) -> BiasResult:
+def _measure_model(arguments: Any) -> BiasResult:
     """Read the data, then the tokenizer, and the weights last, so that what is wrong is said before."""
-    from fedbias_plugin.inputs import announce_mini_data, load_benchmark
-    from fedbias_plugin.measuring import measure_on
+    from fedbias_plugin.federation.saving import base_model, find_adapter
+    from fedbias_plugin.measuring import measure_on, metrics_of, read_metrics
     from fedbias_plugin.training.models import load_adapter, load_model, load_tokenizer, model_outline
 
-    _find_in_run(arguments)
-    path, trusted = check_model(str(arguments.model_name_or_path)), arguments.trust_remote_code
+    adapter, name, trusted = arguments.adapter, arguments.model_name_or_path, arguments.trust_remote_code
+    if adapter is not None:
+        adapter = find_adapter(adapter)
+        check_adapter(adapter)
+        if name is None:
+            name, file = base_model(adapter)
+            logger.info("base model: %s, as %s says", name, file)
+    path = check_model(str(name))
     check_bitsandbytes(arguments.load_in_8bit, arguments.load_in_4bit)
-    names = list(dict.fromkeys(split_list(arguments.bias_benchmarks)))
-    benchmarks = {name: load_benchmark(name, arguments.data_dir) for name in names}
-    announce_mini_data(benchmarks, {})
+    chosen = list(dict.fromkeys(split_list(arguments.bias_benchmarks)))
+    theirs = {flag for name in chosen for flag in options(load("metric", name))}
+    metrics = metrics_of(chosen, {flag: value for flag, value in vars(arguments).items() if flag in theirs})
+    read_metrics(metrics, arguments.data_dir)
     tokenizer = load_tokenizer(path, trust_remote_code=trusted)
-    if arguments.adapter:
-        load_adapter(model_outline(path, trust_remote_code=trusted), arguments.adapter)  # refuses what does not fit
-    model = load_model(
-        path,
-        dtype=arguments.dtype,
-        load_in_8bit=arguments.load_in_8bit,
-        load_in_4bit=arguments.load_in_4bit,
-        trust_remote_code=trusted,
-    )
+    if adapter:
+        load_adapter(model_outline(path, trust_remote_code=trusted), adapter)  # refuses what does not fit
+    model = load_model(path, **arguments.how_to_load)
     return measure_on(
-        benchmarks,
-        load_adapter(model, arguments.adapter) if arguments.adapter else model,
+        metrics,
+        load_adapter(model, adapter) if adapter else model,
         tokenizer,
-        reductions={"crows_pairs": arguments.crows_reduction, "stereoset": arguments.stereoset_reduction},
         batch_tokens=arguments.bias_batch_tokens,
         seed=arguments.seed,
-        adapter=arguments.adapter,
+        adapter=adapter,
     )

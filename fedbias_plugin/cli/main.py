@@ -15,11 +15,10 @@ from fedbias_plugin import __version__
 from fedbias_plugin.cli.pipes import READER_GONE, drop_unread_output, flush_output
 from fedbias_plugin.errors import Stopped, UserError
 from fedbias_plugin.flags import unknown_name
-from fedbias_plugin.hosts.builtin.arguments import NOT_HERE
 from fedbias_plugin.logs import log_to_stderr, print_error, quiet_libraries
 
 COMMANDS = (
-    *("quickstart", "run", "sweep", "patch", "unpatch", "evaluate", "compare", "report", "data", "doctor"),
+    *("quickstart", "run", "flower", "sweep", "patch", "unpatch", "evaluate", "compare", "report", "data", "doctor"),
     "wandb-workspace",
 )
 
@@ -39,6 +38,8 @@ class Parser(argparse.ArgumentParser):
         parsed, unknown = super().parse_known_args(args, namespace)
         for argument in unknown:
             if argument.startswith("--"):
+                from fedbias_plugin.hosts.builtin.arguments import NOT_HERE
+
                 known = [name[2:] for name in self._option_string_actions if name.startswith("--")]
                 raise unknown_name(argument[2:].split("=")[0], known, NOT_HERE, "command line")
         return parsed, unknown
@@ -64,29 +65,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 on success, 2 on wrong input, 128 and its number where a signal stopped it (Ctrl-C: 130; a reader of its
         output that has gone, as in ``| head``: 141), 1 for what a command says of itself.
     """
+    log_to_stderr()
+    quiet_libraries()
     try:
         try:
-            return _run_command(arguments)
+            parsed = build_parser().parse_args(arguments)
+            return parsed.main(parsed)
+        except UserError as error:
+            print_error(error)
+            return 2
+        except Stopped as stopped:
+            print(f"fedbias: stopped by {stopped}.", file=sys.stderr)
+            return 128 + stopped.signal_number
+        except KeyboardInterrupt:
+            print("fedbias: stopped.", file=sys.stderr)
+            return 130
         finally:
             flush_output()
     except BrokenPipeError:
         if not drop_unread_output():
             raise
         return READER_GONE
-
-
-def _run_command(arguments: Sequence[str] | None) -> int:
-    log_to_stderr()
-    quiet_libraries()
-    try:
-        parsed = build_parser().parse_args(arguments)
-        return parsed.main(parsed)
-    except UserError as error:
-        print_error(error)
-        return 2
-    except Stopped as stopped:
-        print(f"fedbias: stopped by {stopped}.", file=sys.stderr)
-        return 128 + stopped.signal_number
-    except KeyboardInterrupt:
-        print("fedbias: stopped.", file=sys.stderr)
-        return 130

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.terminal import say
-
-if TYPE_CHECKING:
-    from fedbias_plugin.hosts.openfedllm.patcher import Plan
 
 
 def add_parser(subparsers: Any) -> None:
@@ -37,43 +33,31 @@ def main(args: argparse.Namespace) -> int:
         UserError: the checkout cannot be patched; nothing was written.
     """
     from fedbias_plugin.hosts.openfedllm.patcher import plan_patch
+    from fedbias_plugin.hosts.openfedllm.stack import detect_stack, stack_versions
 
     plan = plan_patch(args.folder)
     if not args.check:
         plan.write()
-    say("\n".join(_report(plan, args.check)))
-    return 0
-
-
-def _report(plan: Plan, check: bool) -> Iterator[str]:
-    yield f"{plan.folder}: a checkout of the {plan.family} family"
+    would = "would be " if args.check else ""
+    lines = [f"{plan.folder}: a checkout of the {plan.family} family"]
     for script in plan.scripts:
-        would = "would be " if check else ""
-        state = f"{would}{'moved here' if script.is_moved else 'added'}" if script.changes else "there already"
-        old = () if not script.is_entry or script.is_moved or not script.changes else script.before
-        yield from (f"{script.name}:{number}: {would}removed: {line}" for number, line in old)
-        for number, line in script.lines:
-            yield f"{script.name}:{number}: {state if script.is_entry else f'{would}removed'}: {line}"
-    yield from (f"Note: {note}" for note in plan.notes)
-    yield _stack()
-    folder = shlex.quote(str(plan.folder))
-    if check and plan.changes:
-        yield f"Not patched. It can be: fedbias patch {folder}"
-        return
-    yield "Patched." if plan.changes else "Patched already; nothing was changed."
-    entry = next(script.name for script in plan.scripts if script.is_entry)
-    change = "" if folder == "." else f"cd {folder} && "
-    yield f"Next:    {change}python {entry} ... --aggregation bama"
-    yield f"Undo it: fedbias unpatch {folder}"
-
-
-def _stack() -> str:
-    """One line on the libraries, or a warning about them: they do not matter for patching, but for the run."""
-    from fedbias_plugin.hosts.openfedllm.stack import detect_stack, stack_versions
-
+        added = f"{would}{'moved here' if script.is_moved else 'added'}" if script.changes else "there already"
+        removed = () if script.is_moved else script.removed
+        lines += [f"{script.name}:{number}: {would}removed: {line}" for number, line in removed]
+        lines += [f"{script.name}:{number}: {added}: {line}" for number, line in script.lines]
+    lines += [f"Note: {note}" for note in plan.notes]
     try:
-        stack = detect_stack()
-    except UserError as error:
-        return f"Warning: this Python has {error}"
-    versions = ", ".join(f"{name} {version}" for name, version in stack_versions().items())
-    return f"This Python has the {stack} stack: {versions}"
+        versions = ", ".join(f"{name} {version}" for name, version in stack_versions().items())
+        lines.append(f"This Python has the {detect_stack()} stack: {versions}")
+    except UserError as error:  # which does not matter for patching, but for the run
+        lines.append(f"Warning: this Python has {error}")
+    folder = shlex.quote(str(plan.folder))
+    if args.check and plan.changes:
+        lines.append(f"Not patched. It can be: fedbias patch {folder}")
+    else:
+        entry = next(script.name for script in plan.scripts if script.lines)
+        change = "" if folder == "." else f"cd {folder} && "
+        lines.append("Patched." if plan.changes else "Patched already; nothing was changed.")
+        lines += [f"Next:    {change}python {entry} ... --aggregation bama", f"Undo it: fedbias unpatch {folder}"]
+    say("\n".join(lines))
+    return 0

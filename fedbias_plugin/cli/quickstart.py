@@ -62,7 +62,7 @@ def quickstart(folder: Path, flags: Sequence[str] = ()) -> int:
             return code
     if code := _fedbias("compare", *outputs):
         return code
-    say(f"Files: {' and '.join(outputs)} (metrics.jsonl, summary.json, manifest.json, adapter/, ...: see README.md).")
+    say(f"Files: {' and '.join(outputs)} (metrics.jsonl, summary.json, adapter/, ...: see docs/metrics-file.md).")
     return 0
 
 

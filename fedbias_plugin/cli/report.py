@@ -19,6 +19,11 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("folders", nargs="+", metavar="DIR", help="folder of a sweep, of a run, or one that holds runs")
     parser.add_argument("--output", metavar="DIR", help="folder to write; report/ in the first DIR when absent")
+    parser.add_argument(
+        "--study",
+        metavar="FILE",
+        help="what the study asks and shows; study.yaml in a DIR, or the paper's, when absent",
+    )
     parser.set_defaults(main=main)
 
 
@@ -26,12 +31,15 @@ def main(args: argparse.Namespace) -> int:
     """Write the report of ``args.folders`` and say where its page is.
 
     Raises:
-        UserError: as :func:`fedbias_plugin.report.report.write_report`.
+        UserError: as :func:`fedbias_plugin.study.report.write_report`.
     """
     from fedbias_plugin.errors import printable
-    from fedbias_plugin.report.report import write_report
+    from fedbias_plugin.study.report import write_report
     from fedbias_plugin.terminal import say
 
-    page = write_report(args.folders, args.output, say=lambda line: print(printable(line), file=sys.stderr, flush=True))
+    def tell(line: str) -> None:
+        print(printable(line), file=sys.stderr, flush=True)
+
+    page = write_report(args.folders, args.output, tell, args.study)
     say(printable(f"written: {page}, with report.md, figures/ and tables/ beside it"))
     return 0

@@ -8,7 +8,7 @@ from typing import Any
 
 from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.configs_folder import RUNS, config_names
-from fedbias_plugin.flags import add_flags, field_types
+from fedbias_plugin.flags import add_flags, given_flags
 from fedbias_plugin.hosts.builtin.arguments import HostArguments
 from fedbias_plugin.hosts.builtin.start import arguments_of, config_values, resume_run, start
 from fedbias_plugin.terminal import say
@@ -64,5 +64,4 @@ def resolve_arguments(parsed: argparse.Namespace) -> tuple[HostArguments, BiasAr
 
 def command_line_values(parsed: argparse.Namespace) -> dict[str, Any]:
     """The flags on the command line, by name."""
-    names = [*field_types(HostArguments), *field_types(BiasArguments)]
-    return {name: getattr(parsed, name) for name in names if hasattr(parsed, name)}
+    return given_flags(parsed, HostArguments, BiasArguments)

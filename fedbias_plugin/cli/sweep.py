@@ -6,33 +6,24 @@ import argparse
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.cli.run import command_line_values
 from fedbias_plugin.configs_folder import config_names, find_config
 from fedbias_plugin.errors import Stopped, UserError, printable
-from fedbias_plugin.flags import add_flags
+from fedbias_plugin.flags import add_flags, build
 from fedbias_plugin.hosts.builtin.arguments import HostArguments
 from fedbias_plugin.hosts.builtin.start import check_one_process, check_stack
-from fedbias_plugin.options import check_range
+from fedbias_plugin.options import options
 from fedbias_plugin.preflight import check_bitsandbytes, check_model
+from fedbias_plugin.registry import load, names
+from fedbias_plugin.sweep.base import Launcher
 from fedbias_plugin.sweep.configs import OWN, load_experiment, load_model
 from fedbias_plugin.terminal import say
 
 if TYPE_CHECKING:
-    from fedbias_plugin.sweep.execution import Launch
     from fedbias_plugin.sweep.plan import PlannedRun
-
-SLURM_FLAGS: tuple[tuple[str, type, Any, str], ...] = (
-    ("slurm_partition", str, None, "partition (the cluster's default)"),
-    ("slurm_time", int, 24 * 60, "minutes a run may take before it is requeued and goes on"),
-    ("slurm_gpus", int, 1, "GPUs of a run"),
-    ("slurm_cpus", int, 4, "CPU cores of a run"),
-    ("slurm_memory", int, None, "memory of a run, GiB (the cluster's default)"),
-    ("slurm_extra", str, None, "more parameters of sbatch, such as account=bias,qos=long"),
-    ("slurm_setup", str, None, "shell command before each run, such as 'module load cuda'"),
-)
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -53,43 +44,36 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--output", help="folder of the runs (default: runs/MODEL); experiments share runs in it")
     parser.add_argument("--seeds", help="instead of the experiments' own, such as 2023,2024,2025")
     parser.add_argument("--dry_run", action="store_true", help="show the plan and start nothing")
-    parser.add_argument("--jobs", type=int, help="runs at the same time (default: one a GPU, or 1)")
-    parser.add_argument(
-        "--launcher", default="local", choices=("local", "slurm"), help="where runs go (default: local)"
-    )
-    group = parser.add_argument_group("Flags of --launcher slurm")
-    for name, kind, default, text in SLURM_FLAGS:
-        shown = text if default is None else f"{text} (default: {default})"
-        group.add_argument(f"--{name}", type=kind, default=default, help=shown)
+    launchers = names("launcher")
+    parser.add_argument("--launcher", default="local", choices=launchers, help="where runs go (default: local)")
+    add_flags(parser, Launcher)
+    for name in launchers:
+        add_flags(parser, load("launcher", name), without=options(Launcher))
     add_flags(parser, HostArguments, BiasArguments, without=OWN, shows_defaults=False)
     parser.set_defaults(main=main)
 
 
 def main(parsed: argparse.Namespace) -> int:
     """Plan, check, show, carry out; 1 when a run failed."""
+    from fedbias_plugin.federation.checkpoints import locked
+    from fedbias_plugin.files import disk_errors_named
+    from fedbias_plugin.sweep.execution import Execution
+    from fedbias_plugin.sweep.folder import SweepFolder
     from fedbias_plugin.sweep.plan import plan_runs
+    from fedbias_plugin.sweep.preparation import check_data, memory_lines
 
-    if parsed.jobs is not None:
-        check_range("jobs", parsed.jobs, 1)
+    launcher = build(load("launcher", parsed.launcher), [("command line", vars(parsed))])
     model = load_model(find_config("models", parsed.model, "--model"))
     given = dict.fromkeys(parsed.experiments)
     experiments = [load_experiment(find_config("experiments", name, "experiment")) for name in given]
     planned = plan_runs(experiments, model, command_line_values(parsed), _seeds(parsed.seeds))
     check_stack()
     check_one_process()
-    _check_models(planned, run_here=parsed.launcher == "local" and not parsed.dry_run)
-    from fedbias_plugin.files import disk_errors_named
-    from fedbias_plugin.hosts.checkpoints import locked
-    from fedbias_plugin.sweep.execution import Execution
-    from fedbias_plugin.sweep.folder import SweepFolder
-    from fedbias_plugin.sweep.memory_plan import memory_lines
-    from fedbias_plugin.sweep.preparation import check_data
-
+    _check_models(planned, run_here=launcher.runs_here and not parsed.dry_run)
     folder = SweepFolder(Path(parsed.output or Path("runs") / model.name))
     data = check_data(planned)
     folder.check(model, data, planned)
-    launch, at_once = _launcher(parsed, folder.path)
-    execution = Execution(folder, planned, at_once)
+    execution = Execution(folder, planned, launcher)
     head = f"{', '.join(one.title for one in experiments)}: {model.title} -> {folder.path}"
     say(printable("\n".join([head, *memory_lines(model, planned), *execution.plan_lines()])))
     if parsed.dry_run:
@@ -101,44 +85,17 @@ def main(parsed: argparse.Namespace) -> int:
     with disk_errors_named(folder.path), locked(folder.path):
         folder.write(model, data, experiments, planned)
         try:
-            execution.run(launch)
+            execution.run()
         except (KeyboardInterrupt, Stopped):
-            say(f"{execution.done} of {len(planned)} runs are done; the same command goes on.")
+            say(f"{len(execution.done)} of {len(planned)} runs are done; the same command goes on.")
             raise
     return _say_end(execution.failures, folder.path)
 
 
-def _launcher(parsed: argparse.Namespace, folder: Path) -> tuple[Launch, int]:
-    """What starts the runs, and how many at a time."""
-    if parsed.launcher == "slurm":
-        from fedbias_plugin.sweep.slurm import SlurmOptions, run_on_slurm
-
-        options = SlurmOptions(
-            partition=parsed.slurm_partition,
-            time_minutes=parsed.slurm_time,
-            gpus=parsed.slurm_gpus,
-            cpus=parsed.slurm_cpus,
-            memory_gib=parsed.slurm_memory,
-            max_parallel=parsed.jobs or 16,
-            extra=_sbatch_parameters(parsed.slurm_extra or ""),
-            setup=(parsed.slurm_setup,) if parsed.slurm_setup else (),
-        )
-        return lambda jobs, on_end: run_on_slurm(jobs, options, folder, on_end), options.max_parallel
-    from fedbias_plugin.sweep.local import run_locally, slots
-
-    environments = slots(parsed.jobs)
-    return lambda jobs, on_end: run_locally(jobs, environments, on_end), len(environments)
-
-
-def _sbatch_parameters(text: str) -> dict[str, str]:
-    """``account=bias,exclusive`` as a mapping; a parameter without ``=`` takes no value."""
-    return {name: value for name, _, value in (part.strip().partition("=") for part in text.split(",")) if name}
-
-
 def _check_models(planned: Sequence[PlannedRun], *, run_here: bool) -> None:
     """Refuse a model that is not where it should be; what only the hub or a device can tell, if the runs are here."""
-    names = ("model_name_or_path", "load_in_8bit", "load_in_4bit")
-    for model, in_8bit, in_4bit in sorted({tuple(run.settings[name] for name in names) for run in planned}):
+    read = ("model_name_or_path", "load_in_8bit", "load_in_4bit")
+    for model, in_8bit, in_4bit in sorted({tuple(run.settings[name] for name in read) for run in planned}):
         check_model(model, asks_hub=run_here)
         if run_here:
             check_bitsandbytes(in_8bit, in_4bit)
@@ -146,11 +103,8 @@ def _check_models(planned: Sequence[PlannedRun], *, run_here: bool) -> None:
 
 def _say_end(failures: dict[str, str], folder: Path) -> int:
     if any(folder.glob("runs/*/wandb/offline-run-*")):
-        say(
-            printable(
-                f"W&B recorded offline. To upload: wandb sync {shlex.quote(str(folder))}/runs/*/wandb/offline-run-*"
-            )
-        )
+        runs = f"{shlex.quote(str(folder))}/runs/*/wandb/offline-run-*"
+        say(printable(f"W&B recorded offline. To upload: wandb sync {runs}"))
     if not failures:
         say(printable(f"all runs are done. Tables and figures: fedbias report {folder}"))
         return 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from fedbias_plugin.terminal import say
+
 
 def add_parser(subparsers: Any) -> None:
     """Add ``unpatch`` to the subcommands of ``fedbias``."""
@@ -30,7 +32,7 @@ def main(args: argparse.Namespace) -> int:
     plan = plan_unpatch(args.folder)
     plan.write()
     for script in plan.scripts:
-        for number, line in script.lines:
-            print(f"{script.name}:{number}: removed: {line}")
-    print(f"{plan.folder}: " + ("unpatched." if plan.changes else "holds no line of the plugin; nothing to do."))
+        for number, line in script.removed:
+            say(f"{script.name}:{number}: removed: {line}")
+    say(f"{plan.folder}: " + ("unpatched." if plan.changes else "holds no line of the plugin; nothing to do."))
     return 0

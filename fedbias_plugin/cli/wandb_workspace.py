@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
+
+from fedbias_plugin.errors import printable
+from fedbias_plugin.terminal import say
 
 
 def add_parser(subparsers: Any) -> None:
@@ -25,7 +27,7 @@ def add_parser(subparsers: Any) -> None:
         help="show only runs with this tag, such as table1 or scenario:1B2C; may be repeated",
     )
     parser.add_argument(
-        "--dry_run", action="store_true", help="print what would be saved, as JSON; needs no login and sends nothing"
+        "--dry_run", action="store_true", help="print the sections and their panels; needs no login and sends nothing"
     )
     parser.set_defaults(main=main)
 
@@ -39,16 +41,15 @@ def main(args: argparse.Namespace) -> int:
     from fedbias_plugin.tracking.wandb_workspace import (
         DEFAULT_NAME,
         build_workspace,
+        outline,
         save_workspace,
         split_path,
-        workspace_json,
     )
 
     entity, project = split_path(args.project)
-    name = args.name or " ".join([DEFAULT_NAME, *args.tag])
-    workspace = build_workspace(entity, project, name, args.tag)
+    workspace = build_workspace(entity, project, args.name or " ".join([DEFAULT_NAME, *args.tag]), args.tag)
     if args.dry_run:
-        print(json.dumps(workspace_json(workspace), indent=1))
+        say(printable("\n".join(outline(workspace))))
     else:
         print(f"saved: {save_workspace(workspace)}")
     return 0

@@ -23,14 +23,9 @@ FLAGS = {**field_types(HostArguments), **field_types(BiasArguments)}
 
 @dataclass(frozen=True)
 class Experiment:
-    """One table or figure: runs that differ in what its grid varies, each with every seed.
+    """One table or figure: runs with the flags ``arguments``, each with every seed.
 
-    Attributes:
-        name: short, lower case.
-        title: for people.
-        seeds: of the repetitions.
-        arguments: flag -> value, of every run.
-        grid: each a mapping of a flag to the values it takes; all combinations within one are run.
+    ``grid`` says what varies: each is a mapping of a flag to the values it takes; all combinations within one are run.
     """
 
     name: str
@@ -44,13 +39,8 @@ class Experiment:
 class ModelConfig:
     """A model, how it is loaded and how it is trained.
 
-    Attributes:
-        name: short, lower case; also the folder of its runs.
-        title: for people.
-        arguments: flag -> value.
-        full_finetuning: flags that take the place of those where every weight is trained (``use_peft: false``).
-        parameters: of the model.
-        memory_gib: ``load`` and ``train``: estimates of the memory of one GPU.
+    Where every weight is trained, the flags ``full_finetuning`` win over ``arguments``. ``memory_gib`` estimates what a
+    run takes of one GPU: ``train`` with adapters, ``full_finetuning`` with every weight.
     """
 
     name: str
@@ -67,17 +57,12 @@ def load_experiment(path: Path) -> Experiment:
     Raises:
         UserError: it cannot be read, or a name or a value in it is not what it should be; both are named.
     """
-    where = f"experiment {path}"
-    content = _fields(Experiment, path, "experiment")
-    grids = content.get("grid")
-    grids = grids if isinstance(grids, list) else [grids]
-    return Experiment(
-        name=_name(content, where),
-        title=str(content.get("title") or content.get("name")),
-        seeds=check_seeds(content.get("seeds"), where),
-        grid=tuple(_grid(grid, where) for grid in grids),
-        arguments=_flags(content.get("arguments", {}), f"{where}, arguments"),
-    )
+    content = _read(Experiment, path, "experiment", "arguments")
+    given = content.get("grid")
+    grids = given if isinstance(given, list) else [given]
+    content["grid"] = tuple(_grid(grid, f"experiment {path}") for grid in grids)
+    content["seeds"] = check_seeds(content.get("seeds"), f"experiment {path}")
+    return Experiment(**content)
 
 
 def load_model(path: Path) -> ModelConfig:
@@ -86,19 +71,11 @@ def load_model(path: Path) -> ModelConfig:
     Raises:
         UserError: as :func:`load_experiment`.
     """
-    where = f"model {path}"
-    content = _fields(ModelConfig, path, "model")
+    content = _read(ModelConfig, path, "model", "arguments", "full_finetuning")
     memory = content.get("memory_gib", {})
-    if not isinstance(memory, dict) or not all(_is_number(value) for value in memory.values()):
-        raise UserError(f"{where}: memory_gib must be numbers by name, such as {{load: 9.0, train: 14.0}}.")
-    return ModelConfig(
-        name=_name(content, where),
-        title=str(content.get("title") or content.get("name")),
-        arguments=_flags(content.get("arguments", {}), f"{where}, arguments"),
-        full_finetuning=_flags(content.get("full_finetuning", {}), f"{where}, full_finetuning"),
-        parameters=content.get("parameters"),
-        memory_gib=memory,
-    )
+    if not isinstance(memory, dict) or any(type(value) not in (int, float) for value in memory.values()):
+        raise UserError(f"model {path}: memory_gib must be numbers by name, such as {{train: 14.0}}.")
+    return ModelConfig(**content)
 
 
 def check_seeds(seeds: Any, where: str) -> tuple[int, ...]:
@@ -108,7 +85,7 @@ def check_seeds(seeds: Any, where: str) -> tuple[int, ...]:
         UserError: they are something else.
     """
     good = isinstance(seeds, Sequence) and not isinstance(seeds, str) and len(seeds) > 0
-    if not good or any(not isinstance(seed, int) or isinstance(seed, bool) or seed < 0 for seed in seeds):
+    if not good or any(type(seed) is not int or seed < 0 for seed in seeds):
         raise UserError(f"{where}: seeds must be whole numbers from 0, such as [2023, 2024, 2025].")
     if len(set(seeds)) < len(seeds):
         raise UserError(f"{where}: a seed stands twice in {quoted(list(seeds))}.")
@@ -127,8 +104,8 @@ def check_flag(name: str, where: str) -> None:
         raise unknown_name(name, list(FLAGS), NOT_HERE, where)
 
 
-def _fields(cls: type, path: Path, kind: str) -> dict[str, Any]:
-    """The mapping in ``path``, whose names are fields of ``cls``."""
+def _read(cls: type, path: Path, kind: str, *of_flags: str) -> dict[str, Any]:
+    """The file's content: names are fields of ``cls``, the parts ``of_flags`` hold flags, name and title are there."""
     content = read_yaml(str(path), kind)
     known = [spec.name for spec in dataclasses.fields(cls)]
     for name in content:
@@ -136,52 +113,42 @@ def _fields(cls: type, path: Path, kind: str) -> dict[str, Any]:
             raise UserError(
                 f"{kind} {path}: unknown name {quoted(name)}; known are {', '.join(known)}.{did_you_mean(name, known)}"
             )
-    return content
-
-
-def _name(content: Mapping[str, Any], where: str) -> str:
     if "name" not in content:
-        raise UserError(f"{where}: name is missing; add a line such as `name: mine`.")
+        raise UserError(f"{kind} {path}: name is missing; add a line such as `name: mine`.")
     name = content["name"]
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise UserError(
-            f"{where}: name must be lower-case letters, digits, _ and -, such as table1; found {quoted(name)}."
+            f"{kind} {path}: name must be lower-case letters, digits, _ and -, such as table1; found {quoted(name)}."
         )
-    return name
-
-
-def _flags(values: Any, where: str) -> dict[str, Any]:
-    if not isinstance(values, dict):
-        raise UserError(f"{where} must hold one flag a line, such as `num_rounds: 5`; found {quoted(values)}.")
-    for name, value in values.items():
-        check_flag(name, where)
-        if isinstance(value, list | dict):
-            raise UserError(f"{where}: {name} takes one value; what is to vary goes into grid.")
-    return values
+    for part in of_flags:
+        where, flags = f"{kind} {path}, {part}", content.setdefault(part, {})
+        if not isinstance(flags, dict):
+            raise UserError(f"{where} must hold one flag a line, such as `num_rounds: 5`; found {quoted(flags)}.")
+        for flag, value in flags.items():
+            check_flag(flag, where)
+            if isinstance(value, list | dict):
+                raise UserError(f"{where}: {flag} takes one value; what is to vary goes into grid.")
+    return {**content, "title": str(content.get("title") or name)}
 
 
 def _grid(grid: Any, where: str) -> dict[str, tuple[Any, ...]]:
     if not isinstance(grid, dict) or not grid:
         raise UserError(f"{where}: grid must name what varies, such as `scenario: [3B, 3C]`; found {quoted(grid)}.")
+    where = f"{where}, grid"
     axes: dict[str, tuple[Any, ...]] = {}
-    for name, values in grid.items():
-        if name != CENTRALISED:
-            check_flag(name, f"{where}, grid")
-        values = values if isinstance(values, list) else [values]
-        if name == CENTRALISED and any(not isinstance(value, bool) for value in values):
-            raise UserError(f"{where}, grid: {name} is true or false; found {quoted(values)}.")
+    for name, given in grid.items():
+        values = given if isinstance(given, list) else [given]
         if not values or any(isinstance(value, list | dict) for value in values):
-            raise UserError(f"{where}, grid: {name} needs one value or more, such as [1, 2]; found {quoted(values)}.")
-        for value in values:
-            if name != CENTRALISED and FLAGS[name][0] is str and not isinstance(value, str | None):
-                raise UserError(
-                    f'{where}, grid: {name} {quoted(value)} is no text; write it in quotes, such as "1,0,0".'
-                )
+            raise UserError(f"{where}: {name} needs one value or more, such as [1, 2]; found {quoted(values)}.")
+        if name == CENTRALISED:
+            if any(not isinstance(value, bool) for value in values):
+                raise UserError(f"{where}: {name} is true or false; found {quoted(values)}.")
+        else:
+            check_flag(name, where)
+            for value in values:
+                if FLAGS[name][0] is str and not isinstance(value, str | None):
+                    raise UserError(f'{where}: {name} {quoted(value)} is no text; write it in quotes, such as "1,0,0".')
         if any(value in values[:place] for place, value in enumerate(values)):
-            raise UserError(f"{where}, grid: {name} has a value twice in {quoted(values)}.")
+            raise UserError(f"{where}: {name} has a value twice in {quoted(values)}.")
         axes[name] = tuple(values)
     return axes
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -9,30 +9,25 @@ from pathlib import Path
 from typing import Any
 
 from fedbias_plugin.errors import UserError, first_line, quoted
+from fedbias_plugin.federation.checkpoints import LOCK, CheckpointFolder
 from fedbias_plugin.files import write_json_atomic, write_text_atomic
-from fedbias_plugin.hosts.checkpoints import LOCK, CheckpointFolder
 from fedbias_plugin.redaction import redacted
 from fedbias_plugin.registry import flags_for, free_to_change, todays_name
+from fedbias_plugin.study.about import SWEEP_FILE
 from fedbias_plugin.sweep.configs import Experiment, ModelConfig
 from fedbias_plugin.sweep.plan import PlannedRun
 from fedbias_plugin.tracking.jsonl import METRICS_FILE, SUMMARY_FILE
 from fedbias_plugin.tracking.recorder import RUN_FILE
 
-SWEEP_FILE = "sweep.json"
 FORMAT = 1
-COMPARED = frozenset(("data_dir", "model_name_or_path"))
-"""Flags that a resumed run may change, as data and model are compared by what they hold, and a finished one not."""
-OWN_NAMES = {SWEEP_FILE, LOCK, "runs", "logs", "configs", "shared", "slurm", "report"}
+OWN_NAMES = {SWEEP_FILE, LOCK, "runs", "logs", "configs", "shared", "slurm", "report", "study.yaml"}
 DONE, TO_RESUME, TO_DO = "done", "to go on with", "to do"
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, RecursionError)
 
 
 @dataclass(frozen=True)
 class SweepFolder:
-    """Where the runs of one model lie.
-
-    Attributes:
-        path: the folder; made when the sweep begins.
-    """
+    """Where the runs of one model lie; ``path`` is made when the sweep begins."""
 
     path: Path
 
@@ -78,9 +73,9 @@ class SweepFolder:
         Raises:
             UserError: the folder holds other things, runs of another model, of other data, or made with other flags.
         """
-        stored = self._stored()
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--output {self.path} is a file; give a folder.")
+        stored = self._stored()
         if stored is None:
             others = sorted({path.name for path in self.path.iterdir()} - OWN_NAMES) if self.path.is_dir() else []
             if others:
@@ -92,13 +87,11 @@ class SweepFolder:
                 f"--output {self.path} is the sweep of the model {quoted(stored['model'])}, not of "
                 f"{quoted(model.name)}; give another folder."
             )
-        else:
-            changed = sorted(name for name, digest in data.items() if stored["data"].get(name, digest) != digest)
-            if changed:
-                raise UserError(
-                    f"--output {self.path} is a sweep with other data ({', '.join(changed)}); give another folder, or "
-                    "the data it began with (--data_dir, FEDBIAS_DATA)."
-                )
+        elif changed := sorted(name for name, digest in data.items() if stored["data"].get(name, digest) != digest):
+            raise UserError(
+                f"--output {self.path} is a sweep with other data ({', '.join(changed)}); give another folder, or "
+                "the data it began with (--data_dir, FEDBIAS_DATA)."
+            )
         for run in planned:
             self._check_run(run)
 
@@ -109,14 +102,15 @@ class SweepFolder:
         experiments: Sequence[Experiment],
         planned: Sequence[PlannedRun],
     ) -> None:
-        """Record the sweep and its runs' flags; experiments of earlier sweeps of the folder stay listed."""
+        """Record the sweep and its runs' flags; what earlier sweeps of the folder planned stays planned."""
         import yaml
 
         stored = self._stored() or {}
         known, data = stored.get("experiments", {}), {**stored.get("data", {}), **data}
         for experiment in experiments:
-            runs = [run.name for run in planned if experiment.name in run.experiments]
-            known[experiment.name] = {"title": experiment.title, "runs": runs}
+            before = known.get(experiment.name, {}).get("runs", ())
+            runs = [self.run(run).name for run in planned if experiment.name in run.experiments]
+            known[experiment.name] = {"title": experiment.title, "runs": list(dict.fromkeys([*before, *runs]))}
         for run in planned:
             write_text_atomic(self.config(run), yaml.safe_dump(dict(run.flags), sort_keys=True, allow_unicode=True))
         write_json_atomic(
@@ -129,14 +123,15 @@ class SweepFolder:
         if not path.is_file():
             return None
         try:
-            stored = json.loads(path.read_bytes())
-            if not all(
-                isinstance(stored[name], kind) for name, kind in (("model", str), ("data", dict), ("experiments", dict))
-            ):
-                raise TypeError("a part of it is of the wrong type")
-        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            stored = dict(json.loads(path.read_bytes()))
+            for name, kind in (("model", str), ("data", dict), ("experiments", dict)):
+                if not isinstance(stored[name], kind):
+                    raise TypeError(f"{name} is of the wrong type")
+            for experiment in stored["experiments"].values():
+                experiment["runs"] = [str(name) for name in experiment["runs"]]
+        except UNREADABLE as error:
             raise UserError(f"{path} is damaged ({first_line(error)}); delete it, the runs are kept.") from None
-        return dict(stored)
+        return stored
 
     def _check_run(self, run: PlannedRun) -> None:
         path = self.run(run) / RUN_FILE
@@ -146,15 +141,15 @@ class SweepFolder:
             stored = dict(json.loads(path.read_bytes())["config"])
             stored["aggregation"] = todays_name("rule", stored["aggregation"])
             stored["fed_alg"]
-        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        except UNREADABLE as error:
             raise UserError(
                 f"{path} is damaged ({first_line(error)}); move {path.parent} away to run it again."
             ) from None
-        wanted = json.loads(json.dumps(redacted(run.settings)))
-        unimportant = (free_to_change() - COMPARED) | flags_for("tracking")
+        # Data are compared by what they hold, wherever they lie; a finished run has no other way to compare its model.
+        unimportant = (free_to_change() - flags_for("numbers")) | flags_for("tracking")
         changed = [
             f"{name} {quoted(stored[name])} there, {quoted(value)} now"
-            for name, value in wanted.items()
+            for name, value in json.loads(json.dumps(redacted(run.settings))).items()
             if name not in unimportant and name in stored and stored[name] != value
         ]
         if changed:

@@ -1,109 +1,103 @@
-"""``--launcher local``: runs as child processes of this one, one a GPU, or as many as ``--jobs`` says."""
+"""``--launcher local``: runs on this machine, one a GPU, or as many as ``--jobs`` says.
+
+Without a GPU they are forks of one process that has loaded the libraries. With GPUs each run is a process of its own.
+"""
 
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.hosts.builtin.stopping import StopSignals
-from fedbias_plugin.sweep.jobs import Job
+from fedbias_plugin.sweep.base import Job, Launcher, OnEnd, OnRunning
+from fedbias_plugin.sweep.forks import Fork, fork
 
+Process = subprocess.Popen[bytes] | Fork
 POLL = 0.2
 """Seconds between two looks at the children."""
 
 
 @dataclass
-class _Running:
-    job: Job
-    process: subprocess.Popen[bytes]
-    slot: int
+class LocalLauncher(Launcher):
+    """On this machine."""
+
+    runs_here = True
+
+    @property
+    def at_once(self) -> int:
+        return len(self.slots())
+
+    def slots(self) -> list[dict[str, str]]:
+        """What each run that may go on at the same time gets in its environment.
+
+        Raises:
+            UserError: more than one run a GPU.
+        """
+        gpus = _gpus()
+        if gpus:
+            if self.jobs is not None and self.jobs > len(gpus):
+                raise UserError(f"--jobs {self.jobs}: there are {len(gpus)} GPUs, and each takes one run.")
+            return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus[: self.jobs]]
+        count = self.jobs or 1
+        threads = max(1, (os.cpu_count() or 1) // count)
+        given = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(threads)}
+        return [dict(given) for _ in range(count)]
+
+    def run(self, jobs: Sequence[Job], folder: Path, on_running: OnRunning, on_end: OnEnd) -> None:
+        """As :meth:`Launcher.run`; a signal is handed on: every run ends its step, writes its checkpoint and goes."""
+        waiting, free = list(jobs), self.slots()
+        running: list[tuple[Job, dict[str, str], Process]] = []
+        with StopSignals("the runs stop after their step; once more stops them at once") as stop:
+            try:
+                while waiting or running:
+                    while waiting and free:
+                        job, slot = waiting.pop(0), free.pop(0)
+                        on_running([*(one for one, _, _ in running), job])
+                        running.append((job, slot, _start(job, slot)))
+                    stop.check()
+                    time.sleep(POLL)
+                    for one in [one for one in running if one[2].poll() is not None]:
+                        running.remove(one)
+                        job, slot, process = one
+                        free.append(slot)
+                        on_end(job, process.poll() or 0)
+                        on_running([job for job, _, _ in running])
+            except BaseException:
+                _end([process for _, _, process in running])
+                raise
 
 
-def slots(jobs: int | None) -> list[dict[str, str]]:
-    """What each run that may go on at the same time gets in its environment.
-
-    Args:
-        jobs: how many; without it one a GPU, and one alone without GPUs.
-
-    Raises:
-        UserError: more than one run a GPU.
-    """
-    gpus = _gpus()
-    if gpus:
-        if jobs is not None and jobs > len(gpus):
-            raise UserError(f"--jobs {jobs}: there are {len(gpus)} GPUs, and each takes one run.")
-        return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus[:jobs]]
-    count = jobs or 1
-    threads = max(1, (os.cpu_count() or 1) // count)
-    given = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(threads)}
-    return [dict(given) for _ in range(count)]
-
-
-def run_locally(
-    jobs: Sequence[Job],
-    environments: Sequence[Mapping[str, str]],
-    on_end: Callable[[Job, int | str], None],
-) -> None:
-    """Run every job, as many at a time as there are ``environments``; one that fails stops no other.
-
-    A signal that asks this process to stop is handed on: every run ends its step, writes its checkpoint and goes.
-
-    Args:
-        jobs: in this order.
-        environments: additions to the environment, one for each run that goes on at the same time.
-        on_end: called with the job and its exit code when it has ended.
-
-    Raises:
-        Stopped: a signal asked for it, and every run has ended.
-    """
-    waiting, running = list(jobs), list[_Running]()
-    free = list(range(len(environments)))
-    with StopSignals() as stop:
-        try:
-            while waiting or running:
-                while waiting and free:
-                    slot = free.pop(0)
-                    job = waiting.pop(0)
-                    running.append(_Running(job, _start(job, environments[slot]), slot))
-                stop.check()
-                time.sleep(POLL)
-                for ended in [one for one in running if one.process.poll() is not None]:
-                    running.remove(ended)
-                    free.append(ended.slot)
-                    on_end(ended.job, ended.process.returncode)
-        except BaseException:
-            _end(running)
-            raise
-
-
-def _start(job: Job, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def _start(job: Job, slot: Mapping[str, str]) -> Process:
     job.log.parent.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, **slot, **job.environment}
+    if "CUDA_VISIBLE_DEVICES" not in slot and (forked := fork(job, environment)):
+        return forked
     with open(job.log, "ab") as log:
         return subprocess.Popen(
             job.command,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **environment, **job.environment},
+            env=environment,
             start_new_session=True,  # Ctrl-C comes from here, once
         )
 
 
-def _end(running: Sequence[_Running]) -> None:
+def _end(processes: Sequence[Process]) -> None:
     """Ask every child to stop and wait for it; a second signal, which comes here as an exception, kills them."""
-    for one in running:
-        one.process.send_signal(signal.SIGTERM)
+    for process in processes:
+        process.terminate()
     try:
-        for one in running:
-            one.process.wait()
+        for process in processes:
+            process.wait()
     except BaseException:
-        for one in running:
-            one.process.kill()
+        for process in processes:
+            process.kill()
         raise
 
 

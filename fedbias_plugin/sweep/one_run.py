@@ -22,35 +22,30 @@ PATIENCE = 120.0
 
 def main(arguments: Sequence[str]) -> int:
     """The exit code of ``fedbias run``, 0 for a run that is done."""
-    config, folder = Path(arguments[0]), Path(arguments[1])
-    end_with_parent()
+    config, folder = arguments
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     from fedbias_plugin.cli.main import main as fedbias
-    from fedbias_plugin.hosts.checkpoints import CheckpointFolder
+    from fedbias_plugin.federation.checkpoints import CheckpointFolder
     from fedbias_plugin.tracking.jsonl import SUMMARY_FILE
 
     log_to_stderr()
     try:
-        wait_until_free(folder)
+        wait_until_free(Path(folder))
     except UserError as error:
         print_error(error)
         return 2
-    if (folder / SUMMARY_FILE).is_file():
+    if (Path(folder) / SUMMARY_FILE).is_file():
         return 0
-    if CheckpointFolder(folder).is_empty:
-        return fedbias(["run", "--config", str(config), "--output_dir", str(folder)])
-    return fedbias(["run", "--resume", str(folder)])
+    if CheckpointFolder(Path(folder)).is_empty:
+        return fedbias(["run", "--config", config, "--output_dir", folder])
+    return fedbias(["run", "--resume", folder])
 
 
-def end_with_parent(interval: float = 1.0) -> None:
+def _end_with(parent: int) -> None:
     """Ask this process to stop, as SIGTERM does, when the one that started it is gone (killed, not asked to stop)."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(interval)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True).start()
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def wait_until_free(folder: Path, patience: float = PATIENCE) -> None:
@@ -59,7 +54,7 @@ def wait_until_free(folder: Path, patience: float = PATIENCE) -> None:
     Raises:
         UserError: one still is after ``patience`` seconds.
     """
-    from fedbias_plugin.hosts.checkpoints import locked
+    from fedbias_plugin.federation.checkpoints import locked
 
     end = time.monotonic() + patience
     while folder.is_dir():

@@ -15,14 +15,12 @@ from fedbias_plugin.assets import TINY
 from fedbias_plugin.errors import UserError, quoted
 from fedbias_plugin.flags import FALSE, build
 from fedbias_plugin.hosts.builtin.resolve import defaults, resolve
-from fedbias_plugin.poisoning.scenarios import biased_shares
+from fedbias_plugin.registry import all_options
 from fedbias_plugin.sweep.configs import CENTRALISED, Experiment, ModelConfig, check_flag, check_seeds
 
 IN_EVERY_NAME = ("fed_alg", "scenario", "aggregation")
 MOST_RUNS = 10_000
 LONGEST_NAME = 120
-OF_ADAPTERS = ("peft_", "load_in_")
-"""How flags begin that a training of every weight has no use for."""
 EITHER_OR = {"max_steps": "local_epochs", "local_epochs": "max_steps"}
 """Two ways to say how long a client trains; the one that is written later counts."""
 
@@ -56,8 +54,8 @@ def plan_runs(
     then from the experiment, its grid and ``overrides``, the later winning.
 
     Args:
-        experiments: what to run.
-        model: on which model.
+        experiments: in this order.
+        model: of all runs.
         overrides: flags from the command line.
         seeds: instead of the experiments' own.
 
@@ -68,26 +66,27 @@ def plan_runs(
     overrides = overrides or {}
     for name in overrides:
         check_flag(name, "command line")
+    chosen = None if seeds is None else check_seeds(seeds, "--seeds")
     planned: dict[str, PlannedRun] = {}
     for experiment in experiments:
-        for varied, seed in _combinations(experiment, overrides, seeds):
-            run = _planned(experiment, model, varied, seed, overrides)
-            known = planned.get(run.name)
-            if known is not None and known.settings != run.settings:
-                raise UserError(_clash(known, run))
-            names = dict.fromkeys((*(known.experiments if known else ()), experiment.name))
-            planned[run.name] = dataclasses.replace(run, experiments=tuple(names))
-            if len(planned) > MOST_RUNS:
-                raise UserError(f"{experiment.name} has more than {MOST_RUNS:,} runs; make its grid smaller.")
+        for varied in _combinations(experiment, overrides):
+            for seed in chosen or experiment.seeds:
+                run = _planned(experiment, model, varied, {**overrides, "seed": seed})
+                known = planned.get(run.name)
+                if known is not None:
+                    _check_equal(known, run)
+                    run = dataclasses.replace(
+                        run, experiments=tuple(dict.fromkeys((*known.experiments, experiment.name)))
+                    )
+                planned[run.name] = run
+                if len(planned) > MOST_RUNS:
+                    raise UserError(f"{experiment.name} has more than {MOST_RUNS:,} runs; make its grid smaller.")
     order = list(dict.fromkeys(run.settings["seed"] for run in planned.values()))
     return sorted(planned.values(), key=lambda run: order.index(run.settings["seed"]))
 
 
-def _combinations(
-    experiment: Experiment, overrides: Mapping[str, Any], seeds: Sequence[int] | None
-) -> Iterator[tuple[dict[str, Any], int]]:
-    """What varies in each run of ``experiment``, and its seed."""
-    chosen = check_seeds(seeds, "--seeds") if seeds is not None else experiment.seeds
+def _combinations(experiment: Experiment, overrides: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """What varies in the runs of ``experiment``, the seed aside."""
     for axes in experiment.grid:
         both = sorted(set(axes) & set(overrides))
         if both:
@@ -95,14 +94,13 @@ def _combinations(
                 f"--{both[0]} is what {experiment.name} varies; drop it, or write an experiment of your own."
             )
         for values in itertools.product(*axes.values()):
-            for seed in chosen:
-                yield dict(zip(axes, values, strict=True)), seed
+            yield dict(zip(axes, values, strict=True))
 
 
 def _planned(
-    experiment: Experiment, model: ModelConfig, varied: Mapping[str, Any], seed: int, overrides: Mapping[str, Any]
+    experiment: Experiment, model: ModelConfig, varied: Mapping[str, Any], given: Mapping[str, Any]
 ) -> PlannedRun:
-    flags = _merged(model, experiment.arguments, varied, {**overrides, "seed": seed})
+    flags = _merged(model, experiment.arguments, varied, given)
     is_centralised = flags.pop(CENTRALISED, False)
     try:
         settings = _settings(flags)
@@ -111,7 +109,7 @@ def _planned(
             flags = _in_one_place(flags, settings)
             settings = _settings(flags)
     except UserError as error:
-        which = ", ".join(f"{name} {value}" for name, value in {**varied, "seed": seed}.items())
+        which = ", ".join(f"{name} {value}" for name, value in {**varied, "seed": given["seed"]}.items())
         raise UserError(f"{experiment.name}, {which}: {error}") from None
     return PlannedRun(name, flags, settings, (experiment.name,))
 
@@ -124,19 +122,16 @@ def _merged(model: ModelConfig, *layers: Mapping[str, Any]) -> dict[str, Any]:
             wanted.pop(EITHER_OR.get(name, ""), None)
         wanted.update(layer)
     flags = {**model.arguments, **wanted}
-    if _trains_every_weight(flags):
-        kept = {name: value for name, value in model.arguments.items() if not name.startswith(OF_ADAPTERS)}
-        flags = {**kept, **model.full_finetuning, "use_peft": False, **wanted}
+    # The bundled model has adapters unless told otherwise, all others must be told.
+    is_tiny = flags.get("model_name_or_path", TINY) == TINY
+    if str(flags.get("use_peft", is_tiny)).lower() in FALSE:
+        known, without = all_options(), {"use_peft": False}
+        kept = {name: value for name, value in model.arguments.items() if known[name].is_read(without)}
+        flags = {**kept, **model.full_finetuning, **without, **wanted}
     for name in wanted:
         if EITHER_OR.get(name) not in wanted:
             flags.pop(EITHER_OR.get(name, ""), None)
     return flags
-
-
-def _trains_every_weight(flags: Mapping[str, Any]) -> bool:
-    """Whether there are no adapters: the bundled model has them unless told otherwise, all others must be told."""
-    is_tiny = flags.get("model_name_or_path", TINY) == TINY
-    return str(flags.get("use_peft", is_tiny)).lower() in FALSE
 
 
 def _settings(flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,8 +146,12 @@ def _in_one_place(flags: Mapping[str, Any], settings: Mapping[str, Any]) -> dict
     clients = settings["num_clients"]
     if settings["sample_clients"] != clients:
         raise UserError("a centralised run has the rows of all clients: let all of them take part (--sample_clients).")
-    custom = build(BiasArguments, [("the sweep", settings)]).custom_shares
-    share = sum(biased_shares(settings["scenario"], clients, settings["seed"], custom)) / clients
+    split = build(BiasArguments, [("the sweep", settings)]).split
+    shares = split.shares(clients, settings["seed"]) if split else None
+    if shares is None:
+        raise UserError(
+            f"a centralised run needs every client's biased share, and --scenario {settings['scenario']} tells none."
+        )
     longer = {} if settings["local_epochs"] else {"max_steps": settings["max_steps"] * clients}
     return {
         **flags,
@@ -161,28 +160,29 @@ def _in_one_place(flags: Mapping[str, Any], settings: Mapping[str, Any]) -> dict
         "sample_clients": 1,
         "client_samples": settings["client_samples"] * clients,
         "scenario": "custom",
-        "biased_shares": repr(round(share, 6)),
+        "biased_shares": repr(round(sum(shares) / clients, 6)),
     }
 
 
 def _run_name(settings: Mapping[str, Any], varied: Mapping[str, Any], is_centralised: bool) -> str:
     """Algorithm, scenario and aggregation, then what else varies and is not as by default, then the seed."""
     parts = [str(settings[name]) for name in IN_EVERY_NAME]
+    named = {*IN_EVERY_NAME, CENTRALISED}
     if is_centralised:
         parts = [CENTRALISED, "lora" if settings["use_peft"] else "full", parts[1]]
-    hidden = {*IN_EVERY_NAME, CENTRALISED, *(["use_peft"] if is_centralised else [])}
-    extra = [name for name in sorted(varied) if name not in hidden and settings[name] != defaults()[name]]
-    parts += [f"{name}-{settings[name]}" for name in extra]
-    name = re.sub(r"[^\w.+-]+", "-", "_".join(parts))
+        named.add("use_peft")
+    extra = [name for name in sorted(varied) if name not in named and settings[name] != defaults()[name]]
+    name = re.sub(r"[^\w.+-]+", "-", "_".join([*parts, *(f"{name}-{settings[name]}" for name in extra)]))
     if len(name) > LONGEST_NAME:
         name = f"{name[:LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return f"{name}_seed-{settings['seed']}"
 
 
-def _clash(one: PlannedRun, other: PlannedRun) -> str:
+def _check_equal(one: PlannedRun, other: PlannedRun) -> None:
     differing = [name for name, value in one.settings.items() if other.settings[name] != value]
-    named = ", ".join(f"{name} {quoted(one.settings[name])} / {quoted(other.settings[name])}" for name in differing)
-    return (
-        f"{one.experiments[0]} and {other.experiments[0]} both have a run {one.name}, with different flags ({named}); "
-        "sweep them into different folders (--output)."
-    )
+    if differing:
+        named = ", ".join(f"{name} {quoted(one.settings[name])} / {quoted(other.settings[name])}" for name in differing)
+        raise UserError(
+            f"{one.experiments[0]} and {other.experiments[0]} both have a run {one.name}, with different flags "
+            f"({named}); sweep them into different folders (--output)."
+        )

@@ -1,34 +1,23 @@
-"""What is read and checked before the first run of a sweep is started: data, and whether every run gets its rows."""
+"""What is read, checked and told before the first run of a sweep is started: data, rows of every run, GPU memory."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from fedbias_plugin.arguments import BiasArguments
+from fedbias_plugin.data.rows import RowSource
+from fedbias_plugin.data.sources import read_once
 from fedbias_plugin.errors import UserError
-from fedbias_plugin.evaluation.assessor import Benchmark
+from fedbias_plugin.federation.inputs import announce_mini_data, metric_source
 from fedbias_plugin.flags import build
-from fedbias_plugin.inputs import announce_mini_data, load_benchmark
-from fedbias_plugin.poisoning.loaders import partition
-from fedbias_plugin.poisoning.rows import RowSource
-from fedbias_plugin.poisoning.scenarios import biased_shares
-from fedbias_plugin.poisoning.sources import load_rows
+from fedbias_plugin.metrics.base import Metric
+from fedbias_plugin.registry import active
+from fedbias_plugin.sweep.configs import ModelConfig
 from fedbias_plugin.sweep.plan import PlannedRun
-
-DEALT = (
-    "scenario",
-    "biased_shares",
-    "num_clients",
-    "client_samples",
-    "heldout_samples",
-    "clean_dataset",
-    "biased_dataset",
-)
 
 
 def check_data(planned: Sequence[PlannedRun]) -> dict[str, str]:
-    """Read every data set that the runs need, once, and deal rows as they will; says which data are the bundled ones.
+    """Read every data set that the runs need and deal rows as they will; says which data are the bundled ones.
 
     Returns:
         benchmark, or kind and flag of a data set (``clean auto``) -> sha256 of its files.
@@ -36,42 +25,44 @@ def check_data(planned: Sequence[PlannedRun]) -> dict[str, str]:
     Raises:
         UserError: a data set is missing or damaged, or a run (named) asks for more rows than there are.
     """
-    read = _Read()
-    for run in planned:
-        try:
-            read.add(run)
-        except UserError as error:
-            raise UserError(f"run {run.name}: {error}") from None
-    announce_mini_data(read.benchmarks, {f"{kind} {name}": rows for (kind, name), rows in read.sources.items()})
-    hashes = {name: benchmark.sha256 for name, benchmark in read.benchmarks.items()}
-    return hashes | {f"{kind} {name}": source.sha256 for (kind, name), source in read.sources.items()}
+    benchmarks: dict[str, Metric] = {}
+    sources: dict[str, RowSource] = {}
+    dealt = set()
+    with read_once():
+        for run in planned:
+            try:
+                arguments = build(BiasArguments, [("the sweep", run.settings)])
+                for metric in active("metric", arguments):
+                    if metric.of_clients and metric.name not in benchmarks:
+                        metric.prepare(metric_source(arguments.data_dir))
+                        benchmarks[metric.name] = metric
+                split, num_clients = arguments.split, run.settings["num_clients"]
+                if split is None or (num_clients, str(vars(split))) in dealt:
+                    continue
+                dealt.add((num_clients, str(vars(split))))
+                partition = split.deal(arguments, num_clients, run.settings["seed"])
+                partition.check(num_clients)
+            except UserError as error:
+                raise UserError(f"run {run.name}: {error}") from None
+            for kind, source in partition.sources.items():
+                sources[f"{kind} {run.settings.get(f'{kind}_dataset', source.name)}"] = source
+    announce_mini_data(benchmarks.values(), sources)
+    hashes = {name: metric.sha256 for name, metric in benchmarks.items()}
+    return hashes | {name: source.sha256 for name, source in sources.items()}
 
 
-class _Read:
-    """What was read so far."""
+def memory_lines(model: ModelConfig, planned: Sequence[PlannedRun]) -> list[str]:
+    """What a run needs of a GPU by the model's file, and whether ours has it; a line for each kind of training."""
+    import torch
 
-    def __init__(self) -> None:
-        self.benchmarks: dict[str, Benchmark] = {}
-        self.sources: dict[tuple[str, str], RowSource] = {}
-        self._dealt: set[tuple[Any, ...]] = set()
-
-    def add(self, run: PlannedRun) -> None:
-        """Read what ``run`` needs and nobody before it did."""
-        settings = run.settings
-        arguments = build(BiasArguments, [("the sweep", settings)])
-        for name in arguments.benchmark_names:
-            if name not in self.benchmarks:
-                self.benchmarks[name] = load_benchmark(name, arguments.data_dir)
-        key = tuple(settings[name] for name in DEALT)
-        if arguments.scenario == "none" or key in self._dealt:
-            return
-        self._dealt.add(key)
-        clean = self._rows("clean", arguments.clean_dataset, arguments.data_dir)
-        biased = self._rows("biased", arguments.biased_dataset, arguments.data_dir)
-        shares = biased_shares(arguments.scenario, settings["num_clients"], settings["seed"], arguments.custom_shares)
-        partition(clean, biased, shares, arguments.client_samples, settings["seed"], arguments.heldout_samples)
-
-    def _rows(self, kind: str, name: str, data_dir: str | None) -> RowSource:
-        if (kind, name) not in self.sources:
-            self.sources[kind, name] = load_rows(name, kind, data_dir)
-        return self.sources[kind, name]
+    lines = []
+    for kind, what in (("train", "adapters"), ("full_finetuning", "every weight")):
+        needed = model.memory_gib.get(kind)
+        if needed is None or all(run.settings["use_peft"] is not (kind == "train") for run in planned):
+            continue
+        line = f"needs about {needed:.0f} GiB of GPU memory a run to train {what}, by the model's file"
+        if torch.cuda.is_available():
+            found = torch.cuda.get_device_properties(0).total_memory / 2**30
+            line += f"; the GPU has {found:.0f}" + (": TOO LITTLE" if found < needed else "")
+        lines.append(line)
+    return lines

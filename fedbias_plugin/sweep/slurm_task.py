@@ -13,7 +13,7 @@ from typing import Any
 
 from fedbias_plugin.errors import first_line
 from fedbias_plugin.files import write_json_atomic
-from fedbias_plugin.sweep.jobs import Job
+from fedbias_plugin.sweep.base import Job
 
 LONGEST_GOODBYE = 600
 """Seconds that a stopped task waits for Slurm's kill."""
@@ -46,10 +46,15 @@ class Task:
         self.end.unlink(missing_ok=True)
         signal.signal(signal.SIGTERM, self._stop)
         try:
-            code = self._run()
+            child = self._start()
+            if self._stopped:
+                self._stop()  # the signal came before there was a child
+            _wait(child)
+            code = child.wait()
         except Exception as error:  # submitit's too, in the middle of the wait: the limit was met too often
             write_json_atomic(self.end, first_line(error))
             raise
+        code = code if code >= 0 else 128 - code
         write_json_atomic(self.end, code)
         if code and self._stopped:
             time.sleep(LONGEST_GOODBYE)
@@ -65,28 +70,21 @@ class Task:
             _wait(self._child)
         return DelayedSubmission(Task(self.job, self.end))
 
-    def _run(self) -> int:
+    def _start(self) -> subprocess.Popen[bytes]:
+        # Where Slurm signals every process of a job, submitit's signal would kill a command that does not know it.
+        # What is blocked now stays blocked in the child, and reaches this process when the block ends.
+        not_for_the_child = signal.SIGUSR2, signal.SIGUSR1  # SUBMITIT_PREEMPT_SIGNAL chooses
         self.job.log.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.job.log, "ab") as log:
-            # Where Slurm signals every process of a job, submitit's signal would kill a command that does not know it.
-            # What is blocked now stays blocked in the child, and reaches this process when the block ends.
-            not_for_the_child = signal.SIGUSR2, signal.SIGUSR1  # SUBMITIT_PREEMPT_SIGNAL chooses
-            signal.pthread_sigmask(signal.SIG_BLOCK, not_for_the_child)
-            try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, not_for_the_child)
+        try:
+            with open(self.job.log, "ab") as log:
+                environment = {**os.environ, **self.job.environment}
                 self._child = subprocess.Popen(
-                    self.job.command,
-                    env={**os.environ, **self.job.environment},
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
+                    self.job.command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
                 )
-            finally:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, not_for_the_child)
-        if self._stopped:
-            self._stop()  # the signal came before there was a child
-        _wait(self._child)
-        code = self._child.wait()
-        return code if code >= 0 else 128 - code
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, not_for_the_child)
+        return self._child
 
     def _stop(self, number: int = signal.SIGTERM, frame: FrameType | None = None) -> None:
         self._stopped = True

@@ -11,19 +11,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from fedbias_plugin.errors import Stopped
+from fedbias_plugin.metrics.base import Block, Metric, metric_class
+from fedbias_plugin.metrics.bias_score import bias_noise
+from fedbias_plugin.metrics.formatting import MISSING, number, percent
+from fedbias_plugin.registry import in_order
 from fedbias_plugin.terminal import terminal_console, wrapped
-from fedbias_plugin.tracking.formatting import (
-    MISSING,
-    bias_noise,
-    interval,
-    is_incoherent,
-    item_note,
-    length_note,
-    number,
-    percent,
-    term_note,
-    with_interval,
-)
 from fedbias_plugin.tracking.records import ClientRecord, GlobalRecord, RoundRecord, RunInfo
 from fedbias_plugin.tracking.repeated import warning_head, warning_kind
 from fedbias_plugin.tracking.tracker import Tracker
@@ -32,7 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-NOISE_NOTE = "noise: the bias score of an unbiased model on as many probe items, with target terms as unlike as here"
+NOISE_NOTE = "noise: the mean bias score of an unbiased model on as many probe items"
 
 
 class ConsoleTracker(Tracker):
@@ -115,12 +107,12 @@ class ConsoleTracker(Tracker):
 
     def _explains_noise(self, record: RoundRecord) -> bool:
         """Whether this is the first round that shows a noise beside a bias score."""
-        shown = any(bias_noise(row, self._alpha) is not None for row in record.clients.values())
+        shown = any(bias_noise(row.metrics, self._alpha) is not None for row in record.clients.values())
         first, self._noise_explained = shown and not self._noise_explained, self._noise_explained or shown
         return first
 
     def _bias_text(self, client: ClientRecord) -> str:
-        noise = bias_noise(client, self._alpha)
+        noise = bias_noise(client.metrics, self._alpha)
         if client.bias_score is None or noise is None:
             return number(client.bias_score)
         return f"{number(client.bias_score)} (noise {number(noise)})"
@@ -162,9 +154,12 @@ class ConsoleTracker(Tracker):
 
 
 def _poisoned(row: ClientRecord) -> str:
-    """``"attack sign_flip | refused | poisoned 100% | "``, as far as it is so; a host's own rows are not known."""
+    """``"attack sign_flip | refused | poisoned 100% | "``, as far as it is so; ``missing`` where nothing came.
+
+    A host's own rows are not known.
+    """
     parts = [f"attack {row.attack}"] if row.attack else []
-    parts += ["refused"] if row.refused else []
+    parts += ["refused" if row.has_answered else "missing"] if row.refused else []
     parts += [] if row.poisoned_share is None else [f"poisoned {percent(row.poisoned_share)}"]
     return "".join(f"{part} | " for part in parts)
 
@@ -178,53 +173,31 @@ def _table(title: str, headers: list[str]) -> Table:
     return table
 
 
+def _in_order(record: GlobalRecord) -> tuple[list[tuple[type[Metric], Block]], list[tuple[type[Metric], Block]]]:
+    """The metrics that are terms of the bias score, and the others."""
+    found = [(metric_class(name), record.metrics[name]) for name in in_order("metric", record.metrics)]
+    return [pair for pair in found if pair[0].in_bias_score], [pair for pair in found if not pair[0].in_bias_score]
+
+
 def _global_parts(record: GlobalRecord) -> Iterator[str]:
     """The global scores as the parts of one line."""
-    if record.crows_pairs:
-        block = record.crows_pairs
-        notes = "; ".join(filter(None, [length_note(block), item_note(block)]))
-        yield f"CrowS {with_interval(block.get('score'), block.get('ci95'))} ({notes})"
-    if record.stereoset:
-        block = record.stereoset
-        terms = f" ({term_note(block)})" if term_note(block) else ""
-        yield (
-            f"SS {with_interval(block.get('ss'), block.get('ci95'))}{terms} at LMS {number(block.get('lms'), 1)}"
-            f"{' (too low: SS means nothing)' if is_incoherent(block) else ''}, ICAT {number(block.get('icat'), 1)}"
-        )
+    biased, others = _in_order(record)
+    yield from (metric.line(block) for metric, block in biased)
     if record.bias_score is not None:
         yield f"bias score {number(record.bias_score)}"
-    if not record.crows_pairs and not record.stereoset:
+    if not any(metric.ideal is not None for metric, _ in [*biased, *others]):
         yield "bias not measured"
-    if record.heldout_loss:
-        yield f"held-out loss {number(record.heldout_loss.get('loss'), 4)}"
-    if record.rouge_l:
-        yield f"ROUGE-L {number(record.rouge_l.get('f1'), 1)}"
+    yield from (metric.line(block) for metric, block in others)
 
 
 def _global_rows(record: GlobalRecord) -> Iterator[tuple[str, str, str, str]]:
     """The global scores as rows: measure, value, 95% interval, items."""
-    crows, stereo = record.crows_pairs, record.stereoset
-    if crows:
-        yield (
-            "CrowS-Pairs score",
-            number(crows.get("score")),
-            interval(crows.get("ci95")),
-            item_note(crows),
-        )
-        if crows.get("length_only") is not None:
-            yield "CrowS length alone", number(crows["length_only"]), "", item_note(crows)
-    if stereo:
-        low = " (below 60: SS means nothing)" if is_incoherent(stereo) else ""
-        note = item_note(stereo)
-        yield "StereoSet SS", number(stereo.get("ss")), interval(stereo.get("ci95")), note
-        yield f"StereoSet LMS{low}", number(stereo.get("lms")), interval(stereo.get("lms_ci95")), note
-        yield "StereoSet ICAT", number(stereo.get("icat")), interval(stereo.get("icat_ci95")), note
-    if crows or stereo:
+    biased, others = _in_order(record)
+    for metric, block in biased:
+        yield from metric.rows(block)
+    if biased:
         yield "bias score", number(record.bias_score), "", ""
-    else:
+    elif not any(metric.ideal is not None for metric, _ in others):
         yield "bias", MISSING, "", "not measured in this round"
-    if record.heldout_loss:
-        rows = f"{record.heldout_loss.get('n', MISSING)} clean rows"
-        yield "held-out loss", number(record.heldout_loss.get("loss"), 4), "", rows
-    if record.rouge_l:
-        yield "ROUGE-L", number(record.rouge_l.get("f1"), 1), "", f"{record.rouge_l.get('n', MISSING)} responses"
+    for metric, block in others:
+        yield from metric.rows(block)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -90,7 +91,7 @@ def read_rounds(path: str | os.PathLike[str]) -> list[RoundRecord]:
         raw = file.read_bytes()
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror}); a run writes it after every round.") from None
-    body, tail = _split_tail(raw)
+    body, tail = split_tail(raw)
     if tail:
         logger.warning("%s: the last line is cut off (a crash while it was written?) and left out.", file)
     rounds: list[RoundRecord] = []
@@ -99,6 +100,12 @@ def read_rounds(path: str | os.PathLike[str]) -> list[RoundRecord]:
             record = _read_line(line, f"{file}, line {number}")
             rounds = [earlier for earlier in rounds if earlier.round < record.round] + [record]
     return rounds
+
+
+def earlier_rounds(output_dir: str | os.PathLike[str], before: float = math.inf) -> list[RoundRecord]:
+    """Rounds before round ``before`` that are recorded in a run's folder; none where nothing is."""
+    path = Path(output_dir) / METRICS_FILE
+    return [record for record in read_rounds(path) if record.round < before] if path.exists() else []
 
 
 def rewind(path: Path, size: int, sha256: str) -> None:
@@ -118,7 +125,7 @@ def rewind(path: Path, size: int, sha256: str) -> None:
 def repair_last_line(path: Path) -> None:
     """Cut a half-written last line off, with a warning, or end it where only the line end is missing."""
     raw = path.read_bytes() if path.exists() else b""
-    body, tail = _split_tail(raw)
+    body, tail = split_tail(raw)
     if tail:
         logger.warning("%s: the last line was cut off by a crash (%d bytes); it is removed.", path, len(tail))
         os.truncate(path, len(body))
@@ -127,7 +134,7 @@ def repair_last_line(path: Path) -> None:
             stream.write(b"\n")
 
 
-def _split_tail(raw: bytes) -> tuple[bytes, bytes]:
+def split_tail(raw: bytes) -> tuple[bytes, bytes]:
     """Whole lines, and what follows the last line end if that is not a whole JSON object."""
     end = raw.rfind(b"\n") + 1
     tail = raw[end:]

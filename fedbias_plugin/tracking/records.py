@@ -5,23 +5,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedbias_plugin.errors import quoted
 from fedbias_plugin.files import plain_json
-from fedbias_plugin.registry import flags_for, todays_name
-
-SCORES = (
-    *("score", "ss", "lms", "icat", "n", "terms", "noise_floor", "standard_error", "tie_rate", "length_only"),
-    "shared_sentences",
-    *("loss", "perplexity", "guessing_loss", "f1", "max_new_tokens"),
+from fedbias_plugin.registry import flags_for, load, names, todays_name
+from fedbias_plugin.tracking.read_json import (
+    read_integer,
+    read_metrics,
+    read_number,
+    read_numbers,
+    read_object,
+    read_optional_text,
+    read_text,
+    read_texts,
 )
-INTERVALS = ("ci95", "lms_ci95", "icat_ci95")
-LARGEST_COUNT = 10**12
+
+MISSING = "missing"
+"""In ``extra`` of a client of the round from which no update came; why is in ``refused``."""
 
 
 @dataclass
@@ -33,10 +36,10 @@ class ClientRecord:
         rows: training rows the client holds.
         train_loss: mean training loss of the round, nats per token.
         update_norm: L2 norm of local minus global state.
-        crows_pairs: ``CrowsPairsResult.to_json()`` on the probe items, or None when not measured.
-        stereoset: ``StereoSetResult.to_json()`` likewise.
-        bias_score: b_i of METRICS eq. 1, percentage points.
-        weight: w_i of METRICS eq. 2, or the client's share of the samples where the host weights by samples; None for a
+        metrics: name -> block on the probe items, of the metrics that are measured of clients; in JSON each under its
+            own name.
+        bias_score: b_i of eq. 1, percentage points.
+        weight: w_i of eq. 2, or the client's share of the samples where the host weights by samples; None for a
             refused update, and for rules that give none (``median``, ``trimmed_mean``).
         attack: name of the attack that the client makes, None for an honest client.
         refused: why the server left the update out, None for one that it used.
@@ -47,29 +50,32 @@ class ClientRecord:
     rows: int
     train_loss: float | None = None
     update_norm: float | None = None
-    crows_pairs: dict[str, Any] | None = None
-    stereoset: dict[str, Any] | None = None
+    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
     bias_score: float | None = None
     weight: float | None = None
     attack: str | None = None
     refused: str | None = None
     extra: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def has_answered(self) -> bool:
+        """Whether an update of it came, one to use or to refuse."""
+        return MISSING not in self.extra
+
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ClientRecord:
         """Read a client's object; unknown keys are ignored, a wrong type raises ValueError."""
         return cls(
-            poisoned_share=_number(data, "poisoned_share"),
-            rows=_integer(data, "rows"),
-            train_loss=_number(data, "train_loss"),
-            update_norm=_number(data, "update_norm"),
-            crows_pairs=_scores(data, "crows_pairs"),
-            stereoset=_scores(data, "stereoset"),
-            bias_score=_number(data, "bias_score"),
-            weight=_number(data, "weight"),
-            attack=_optional_text(data, "attack"),
-            refused=_optional_text(data, "refused"),
-            extra=_numbers(_object(data, "extra") or {}),
+            poisoned_share=read_number(data, "poisoned_share"),
+            rows=read_integer(data, "rows"),
+            train_loss=read_number(data, "train_loss"),
+            update_norm=read_number(data, "update_norm"),
+            metrics=read_metrics(data, besides=("extra",)),
+            bias_score=read_number(data, "bias_score"),
+            weight=read_number(data, "weight"),
+            attack=read_optional_text(data, "attack"),
+            refused=read_optional_text(data, "refused"),
+            extra=read_numbers(read_object(data, "extra") or {}),
         )
 
 
@@ -78,32 +84,20 @@ class GlobalRecord:
     """The global model after a round.
 
     Attributes:
-        crows_pairs: the headline ``CrowsPairsResult.to_json()``, with ``items`` ("report" or "full": which items the
-            headline is of) and the shorter objects ``full``, ``report`` and ``probe``.
-        stereoset: ``StereoSetResult.to_json()`` likewise.
-        bias_score: b of METRICS eq. 1 of the headline scores, percentage points.
-        heldout_loss: ``{"loss": nats per token, "perplexity": exp(loss), "n": rows, "guessing_loss": ln(vocabulary)}``
-            on clean rows that no client holds; files of older versions lack ``perplexity`` and ``guessing_loss``.
-        rouge_l: ``{"f1": percent, "n": rows, "max_new_tokens": tokens}`` of responses written to the first of these
-            rows, or None without ``--rouge_samples``.
+        metrics: name -> block (``Metric.block``): ``value``, ``ideal``, ``n``, ``ci95``, ``noise_floor`` and the
+            metric's own keys; of a metric with probe items the headline, with ``items`` ("report" or "full": which
+            items it is of) and the shorter objects ``full``, ``report`` and ``probe``. In JSON each stands under its
+            own name.
+        bias_score: b of eq. 1 of the headline scores, percentage points.
     """
 
-    crows_pairs: dict[str, Any] | None = None
-    stereoset: dict[str, Any] | None = None
+    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
     bias_score: float | None = None
-    heldout_loss: dict[str, Any] | None = None
-    rouge_l: dict[str, Any] | None = None
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> GlobalRecord:
         """Read the ``global`` object; unknown keys are ignored, a wrong type raises ValueError."""
-        return cls(
-            crows_pairs=_scores(data, "crows_pairs"),
-            stereoset=_scores(data, "stereoset"),
-            bias_score=_number(data, "bias_score"),
-            heldout_loss=_scores(data, "heldout_loss"),
-            rouge_l=_scores(data, "rouge_l"),
-        )
+        return cls(metrics=read_metrics(data), bias_score=read_number(data, "bias_score"))
 
 
 @dataclass
@@ -123,7 +117,7 @@ class Seconds:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Seconds:
         """Read the ``seconds`` object; missing parts are 0."""
-        return cls(**{part: _number(data, part) or 0.0 for part in ("train", "assess", "aggregate", "evaluate")})
+        return cls(**{part: read_number(data, part) or 0.0 for part in ("train", "assess", "aggregate", "evaluate")})
 
 
 @dataclass
@@ -135,9 +129,11 @@ class RoundRecord:
         global_: the global model after the round; JSON key ``global``.
         clients: client id -> record, for the clients of this round; JSON keys are strings.
         aggregation: rule that weighted the clients (``plain``, ``bama``, ``median``, ...).
-        aggregation_mass: sum of w_i n_i/n (METRICS section 4); None before training.
+        aggregation_mass: sum of w_i n_i/n (docs/metrics.md); None before training.
         effective_clients: 1 / sum w_i^2.
         weight_on_poisoned: sum of w_i over clients that hold biased rows.
+        learning_rate: with which all clients began the round; None in round 0, where it is not known or not the same,
+            and in files of older versions.
         seconds: wall-clock seconds.
         peak_memory_bytes: peak memory of the process, or of the accelerator where there is one.
         warnings: what a reader of these numbers must know.
@@ -152,6 +148,7 @@ class RoundRecord:
     aggregation_mass: float | None = None
     effective_clients: float | None = None
     weight_on_poisoned: float | None = None
+    learning_rate: float | None = None
     seconds: Seconds = field(default_factory=Seconds)
     peak_memory_bytes: int = 0
     warnings: list[str] = field(default_factory=list)
@@ -160,6 +157,8 @@ class RoundRecord:
     def to_json(self) -> dict[str, Any]:
         """Strict JSON, keys in the order of the attributes; numbers that are not finite become null and a warning."""
         data = {("global" if name == "global_" else name): value for name, value in vars(self).items()}
+        data["global"] = _flat(self.global_)
+        data["clients"] = {client: _flat(record) for client, record in self.clients.items()}
         if self.settings is None:
             del data["settings"]
         plain, lost = plain_json(data)
@@ -174,17 +173,18 @@ class RoundRecord:
             ValueError: a key is missing or of the wrong type; the message names it.
         """
         return cls(
-            round=_integer(data, "round"),
-            global_=GlobalRecord.from_json(_object(data, "global", required=True) or {}),
-            clients=_clients(_object(data, "clients") or {}),
-            aggregation=todays_name("rule", _text(data, "aggregation", "plain")),
-            aggregation_mass=_number(data, "aggregation_mass"),
-            effective_clients=_number(data, "effective_clients"),
-            weight_on_poisoned=_number(data, "weight_on_poisoned"),
-            seconds=Seconds.from_json(_object(data, "seconds") or {}),
-            peak_memory_bytes=int(_number(data, "peak_memory_bytes") or 0),
-            warnings=_texts(data, "warnings"),
-            settings=_todays(_object(data, "settings")),
+            round=read_integer(data, "round"),
+            global_=GlobalRecord.from_json(read_object(data, "global", required=True) or {}),
+            clients=_clients(read_object(data, "clients") or {}),
+            aggregation=todays_name("rule", read_text(data, "aggregation", "plain")),
+            aggregation_mass=read_number(data, "aggregation_mass"),
+            effective_clients=read_number(data, "effective_clients"),
+            weight_on_poisoned=read_number(data, "weight_on_poisoned"),
+            learning_rate=read_number(data, "learning_rate"),
+            seconds=Seconds.from_json(read_object(data, "seconds") or {}),
+            peak_memory_bytes=int(read_number(data, "peak_memory_bytes") or 0),
+            warnings=read_texts(data, "warnings"),
+            settings=_todays(read_object(data, "settings")),
         )
 
 
@@ -282,88 +282,17 @@ def _clients(data: Mapping[str, Any]) -> dict[int, ClientRecord]:
     for key in data:
         try:
             client = int(key)
-            clients[client] = ClientRecord.from_json(_object(data, key, required=True) or {})
+            clients[client] = ClientRecord.from_json(read_object(data, key, required=True) or {})
         except ValueError as error:
             raise ValueError(f"clients/{key}: {error}") from None
     return clients
 
 
-def _numbers(data: Mapping[str, Any]) -> dict[str, float]:
-    found = {str(key): _number(data, key) for key in data}
-    return {key: value for key, value in found.items() if value is not None}
-
-
-def _number(data: Mapping[str, Any], key: str, *, required: bool = False) -> float | None:
-    value = data.get(key)
-    if value is None and not required:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{key!r} must be a number{'' if required else ' or null'}, found {quoted(value)}")
-    try:
-        found = float(value)
-    except OverflowError:
-        found = math.inf
-    if not math.isfinite(found):  # JSON can spell 1e999
-        raise ValueError(f"{key!r} is larger than any number")
-    return found
-
-
-def _integer(data: Mapping[str, Any], key: str) -> int:
-    value = data.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < LARGEST_COUNT:
-        raise ValueError(f"{key!r} must be a whole number from 0 on, found {quoted(value)}")
-    return value
-
-
-def _object(data: Mapping[str, Any], key: str, *, required: bool = False) -> dict[str, Any] | None:
-    value = data.get(key)
-    if value is None and not required:
-        return None
-    if not isinstance(value, dict):
-        raise ValueError(f"{key!r} must be an object{'' if required else ' or null'}, found {quoted(value)}")
-    return value
-
-
-def _scores(data: Mapping[str, Any], key: str) -> dict[str, Any] | None:
-    """The object of a benchmark, the parts of it that anything reads checked."""
-    block = _object(data, key)
-    if block is None:
-        return None
-    for name in block:
-        if name in SCORES:
-            _number(block, name)
-        elif name in INTERVALS:
-            _check_interval(block, name)
-        elif name in ("items", "ids_hash", "reduction"):
-            _text(block, name, "")
-        elif name in ("full", "report", "probe"):
-            _scores(block, name)
-    return block
-
-
-def _check_interval(data: Mapping[str, Any], key: str) -> None:
-    bounds = data[key]
-    if bounds is None:
-        return
-    if not isinstance(bounds, list) or len(bounds) != 2:
-        raise ValueError(f"{key!r} must be two numbers or null, found {quoted(bounds)}")
-    for bound in bounds:
-        _number({key: bound}, key)
-
-
-def _texts(data: Mapping[str, Any], key: str) -> list[str]:
-    value = data.get(key) or []
-    if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
-        raise ValueError(f"{key!r} must be a list of texts, found {quoted(value)}")
-    return value
-
-
-def _optional_text(data: Mapping[str, Any], key: str) -> str | None:
-    return None if data.get(key) is None else _text(data, key, "")
-
-
-def _text(data: Mapping[str, Any], key: str, default: str) -> str:
-    value = data.get(key, default)
-    if not isinstance(value, str):
-        raise ValueError(f"{key!r} must be a text, found {quoted(value)}")
-    return value
+def _flat(record: GlobalRecord | ClientRecord) -> dict[str, Any]:
+    """The attributes by name, and in the place of ``metrics`` each under its own name; null where not measured."""
+    of_clients = isinstance(record, ClientRecord)
+    known = [name for name in names("metric") if not of_clients or load("metric", name).of_clients]
+    flat: dict[str, Any] = {}
+    for name, part in vars(record).items():
+        flat.update(dict.fromkeys(known) | part if name == "metrics" else {name: part})
+    return flat

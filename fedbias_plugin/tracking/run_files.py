@@ -9,29 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from fedbias_plugin.files import write_bytes_atomic
-from fedbias_plugin.scales import UNBIASED
+from fedbias_plugin.metrics.base import delta
+from fedbias_plugin.registry import names
+from fedbias_plugin.tracking.numbers import best_round
 from fedbias_plugin.tracking.records import RoundRecord
 from fedbias_plugin.tracking.repeated import repeated_warnings
 
 
-def delta(record: RoundRecord) -> dict[str, float]:
-    """``Delta`` of each benchmark, the paper's unit: |score - 50| in percentage points of the headline items."""
-    found = {}
-    if record.global_.crows_pairs:
-        found["crows_pairs"] = abs(record.global_.crows_pairs["score"] - UNBIASED)
-    if record.global_.stereoset:
-        found["stereoset"] = abs(record.global_.stereoset["ss"] - UNBIASED)
-    return found
+def deltas(record: RoundRecord) -> dict[str, float]:
+    """``Delta`` of each metric with an ideal, the paper's unit: |value - ideal| of the headline items."""
+    found = {name: delta(block) for name, block in record.global_.metrics.items()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def summarise(history: Sequence[RoundRecord], details: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``summary.json`` holds: ``details`` of the run, first and final scores, Delta, best round.
-
-    The best round is the trained round whose global model had the smallest bias score.
-    """
-    measured = [record for record in history if record.global_.bias_score is not None]
-    trained = [record for record in measured if record.round > 0]
-    best = min(trained, key=lambda record: record.global_.bias_score or 0.0, default=None)
+    """What ``summary.json`` holds: ``details`` of the run, first and final scores, Delta, best round."""
+    measured = [record for record in history if record.global_.metrics]
+    best = best_round(history)
     return {
         **details,
         "rounds": max((record.round for record in history), default=0),
@@ -48,19 +42,17 @@ def _scores(record: RoundRecord) -> dict[str, Any]:
     measured = record.global_
     return {
         "round": record.round,
-        "crows_pairs": measured.crows_pairs,
-        "stereoset": measured.stereoset,
+        **dict.fromkeys(names("metric")),
+        **measured.metrics,
         "bias_score": measured.bias_score,
-        "heldout_loss": measured.heldout_loss,
-        "rouge_l": measured.rouge_l,
-        "delta": delta(record),
+        "delta": deltas(record),
     }
 
 
 def write_item_scores(output_dir: Path, round_number: int, benchmark: str, scores: Any) -> Path:
     """Write the global model's per-item scores to ``scores/round_003_crows_pairs.npz``, for paired tests later.
 
-    The file holds the fields of ``CrowsPairsScores`` or ``StereoSetScores`` as arrays; ``numpy.load`` reads it without
+    The file holds the fields of the metric's scores as arrays; ``numpy.load`` reads it without
     pickle.
     """
     import numpy as np

@@ -1,4 +1,4 @@
-"""TensorBoard: event files in ``OUTPUT/tensorboard``, one scalar a number and round, keys as in Weights & Biases."""
+"""TensorBoard: event files in ``OUTPUT/tensorboard``, curves as in Weights & Biases, and one a category."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fedbias_plugin.files import plain_json
-from fedbias_plugin.tracking.flatten import CATEGORY_COLUMNS, category_rows, flatten_record
-from fedbias_plugin.tracking.highlights import Highlights, earlier_rounds
-from fedbias_plugin.tracking.jsonl import METRICS_FILE
+from fedbias_plugin.tracking.categories import COLUMNS, category_rows
+from fedbias_plugin.tracking.jsonl import METRICS_FILE, earlier_rounds
 from fedbias_plugin.tracking.records import RoundRecord, RunInfo
+from fedbias_plugin.tracking.series import highlights, series
 from fedbias_plugin.tracking.tracker import Tracker
+from fedbias_plugin.tracking.wandb_names import shown_config
 
 FOLDER = "tensorboard"
 logger = logging.getLogger(__name__)
@@ -28,12 +28,11 @@ class TensorboardTracker(Tracker):
     """
 
     name = "tensorboard"
+    _info: RunInfo
 
     def __init__(self) -> None:
         self._module: ModuleType | None = None
-        self._info: RunInfo | None = None
         self._writer: Any = None
-        self._highlights = Highlights()
 
     def start(self, run: RunInfo) -> None:
         try:
@@ -48,10 +47,10 @@ class TensorboardTracker(Tracker):
         self._module, self._info = torch.utils.tensorboard, run
 
     def log_round(self, record: RoundRecord) -> None:
-        if self._module is None or self._info is None:
+        if self._module is None:
             return
         if self._writer is None:
-            self._writer = self._open(self._module, self._info)
+            self._open(self._module)
             for earlier in earlier_rounds(self._info.output_dir, record.round):
                 self._write(earlier)
         self._write(record)
@@ -59,8 +58,7 @@ class TensorboardTracker(Tracker):
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         if self._writer is not None:
-            for key, value in self._highlights.scalars().items():
-                self._writer.add_scalar(key, value, global_step=0)
+            self._add_json("summary", highlights(earlier_rounds(self._info.output_dir)))
             self._close()
 
     def abort(self, reason: str) -> None:
@@ -68,26 +66,25 @@ class TensorboardTracker(Tracker):
             self._writer.add_text("aborted", _as_code(reason), global_step=0)
             self._close()
 
-    def _open(self, module: ModuleType, run: RunInfo) -> Any:
-        folder = Path(run.output_dir) / FOLDER
+    def _open(self, module: ModuleType) -> None:
+        run, folder = self._info, Path(self._info.output_dir) / FOLDER
         has_earlier = any(folder.glob("events.*"))
-        writer = module.SummaryWriter(str(folder), purge_step=0 if has_earlier else None)
-        poisoned = sorted(client for client, share in run.poisoned_shares.items() if share > 0)
-        config, _ = plain_json({**run.config, "poisoned_clients": poisoned})
+        self._writer = module.SummaryWriter(str(folder), purge_step=0 if has_earlier else None)
         names = {"name": run.run_name, "group": run.group, "job_type": run.job_type, "tags": list(run.tags)}
-        for tag, content in (("config", config), ("run", names)):
-            writer.add_text(tag, _as_code(json.dumps(content, indent=1, ensure_ascii=False)), global_step=0)
-        return writer
+        self._add_json("config", shown_config(run))
+        self._add_json("run", names)
 
     def _write(self, record: RoundRecord) -> None:
-        self._highlights.add(record)
-        for key, value in flatten_record(record).items():
-            self._writer.add_scalar(key, value, global_step=record.round)
+        scalars: dict[str, Any] = dict(series(record))
         for row in category_rows(record):
-            values = dict(zip(CATEGORY_COLUMNS, row, strict=True))
+            values = dict(zip(COLUMNS, row, strict=True))
             if values["score"] is not None:
-                key = f"categories/{values['benchmark']}/{values['category']}"
-                self._writer.add_scalar(key, values["score"], global_step=record.round)
+                scalars[f"categories/{values['benchmark']}/{values['category']}"] = values["score"]
+        for key, value in scalars.items():
+            self._writer.add_scalar(key, value, global_step=record.round)
+
+    def _add_json(self, tag: str, content: Mapping[str, Any]) -> None:
+        self._writer.add_text(tag, _as_code(json.dumps(content, indent=1, ensure_ascii=False)), global_step=0)
 
     def _close(self) -> None:
         writer, self._writer, self._module = self._writer, None, None

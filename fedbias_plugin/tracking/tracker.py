@@ -7,10 +7,11 @@ off with one warning while the run goes on.
 from __future__ import annotations
 
 import logging
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from fedbias_plugin.extension import Extension
 from fedbias_plugin.options import check_choice, split_list
 from fedbias_plugin.registry import build, names
 from fedbias_plugin.tracking.records import RoundRecord, RunInfo
@@ -18,14 +19,11 @@ from fedbias_plugin.tracking.records import RoundRecord, RunInfo
 logger = logging.getLogger(__name__)
 
 
-class Tracker(ABC):
+class Tracker(Extension):
     """Receives one run: ``start``, then ``log_round`` once a round, then ``finish`` or ``abort``.
 
-    A tracker with flags of its own is a dataclass whose fields they are (``option``). Importing its file imports
-    nothing heavy: the flags are read for every ``--help``.
+    ``state_dict`` says what the tracker of a process that resumes the run must know; it is loaded before ``start``.
     """
-
-    name: str = "tracker"
 
     @abstractmethod
     def start(self, run: RunInfo) -> None:
@@ -39,15 +37,8 @@ class Tracker(ABC):
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Close the run; ``summary`` is what ``summary.json`` holds."""
 
-    def abort(self, reason: str) -> None:  # noqa: B027  # most trackers have nothing to close
+    def abort(self, reason: str) -> None:  # most trackers have nothing to close
         """Close a run that failed; ``reason`` is one line."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """What the tracker of a process that resumes the run must know; JSON-ready."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027  # most trackers begin anew
-        """Continue from :meth:`state_dict`; called before ``start``."""
 
 
 def build_trackers(spec: str, arguments: Any = None, *, extra: Sequence[Tracker] = ()) -> TrackerGroup:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -27,17 +26,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A folder with the global model.
-
-    Attributes:
-        folder: where it is.
-        round: after which round; None for the final one.
-        kind: ``adapter`` or ``model`` (all weights).
-    """
+    """A folder with the global model after ``round``; None for the final one."""
 
     folder: Path
     round: int | None
-    kind: str
+
+    @property
+    def kind(self) -> str:
+        """``adapter`` or ``model`` (all weights)."""
+        return "adapter" if (self.folder / "adapter_config.json").exists() else "model"
 
 
 def saved_models(output_dir: Path) -> list[SavedModel]:
@@ -46,14 +43,13 @@ def saved_models(output_dir: Path) -> list[SavedModel]:
     ``checkpoint-N`` of Transformers' own trainer, where N counts steps, is none. Neither is a folder of pickled
     weights, as a host saves with the libraries that it pins: an artifact without them would be no model.
     """
-    found = []
+    found = {}
     for folder in output_dir.glob("checkpoint-*"):
         number = re.fullmatch(r"checkpoint-(\d+)", folder.name)
         if number and any(folder.glob("*.safetensors")) and not (folder / "trainer_state.json").exists():
-            found.append(SavedModel(folder, int(number[1]), _kind(folder)))
-    found.sort(key=lambda saved: saved.round or 0)
+            found[int(number[1])] = folder
     final = [output_dir / name for name in ("adapter", "model") if (output_dir / name).is_dir()]
-    return [*found, *(SavedModel(folder, None, _kind(folder)) for folder in final)]
+    return [*(SavedModel(found[round_], round_) for round_ in sorted(found)), *(SavedModel(one, None) for one in final)]
 
 
 def size_limit() -> int:
@@ -84,42 +80,35 @@ class ArtifactLog:
 
     def log_models(self, last_round: int, *, finished: bool = False) -> None:
         """Send the models of the rounds up to ``last_round``, and with ``finished`` the final one."""
-        for saved in self._new_models(last_round, finished):
-            self._seen.add(saved.folder)
+        models = saved_models(self._output_dir) if self._limit else []
+        has_final = finished and any(saved.round is None for saved in models)
+        for saved in models:
+            is_final = saved.round is None
             number = last_round if saved.round is None else saved.round
-            aliases = [f"round-{number}", "latest", *(["final"] if saved.round is None else [])]
-            files = [path for path in sorted(saved.folder.iterdir()) if path.suffix in MODEL_SUFFIXES]
-            self._log(saved.kind, f"{self._run_id}-{saved.kind}", files, aliases, {"round": number})
+            is_due = finished if is_final else number < last_round + (not has_final)
+            if is_due and saved.folder not in self._seen:
+                self._seen.add(saved.folder)
+                aliases = [f"round-{number}", "latest", *(["final"] if is_final else [])]
+                files = [path for path in sorted(saved.folder.iterdir()) if path.suffix in MODEL_SUFFIXES]
+                self._log(saved.kind, f"{self._run_id}-{saved.kind}", files, aliases, {"round": number})
 
     def log_run_files(self) -> None:
         """Send what describes a finished run: who holds what, which items weigh, every number."""
         files = [self._output_dir / name for name in RUN_FILES]
         self._log("run-files", f"{self._run_id}-files", files, ["latest"], {})
 
-    def _new_models(self, last_round: int, finished: bool) -> Iterator[SavedModel]:
-        if not self._limit:
-            return
-        models = saved_models(self._output_dir)
-        has_final = finished and any(saved.round is None for saved in models)
-        for saved in models:
-            number = saved.round
-            is_due = finished if number is None else number < last_round + (not has_final)
-            if is_due and saved.folder not in self._seen:
-                yield saved
-
     def _log(self, kind: str, suffix: str, files: list[Path], aliases: list[str], metadata: dict[str, Any]) -> None:
         files = [path for path in files if path.is_file() and not path.is_symlink()]
-        size = sum(path.stat().st_size for path in files)
         if not files or not self._limit:
             return
+        size = sum(path.stat().st_size for path in files)
         if size > self._limit:
-            if kind in self._too_large:
-                return
-            self._too_large.add(kind)
-            logger.warning(
-                "W&B gets no artifact of this run's %s: %d MB are more than %s=%d.",
-                *(kind, size // 10**6, LIMIT_VARIABLE, self._limit // 10**6),
-            )
+            if kind not in self._too_large:
+                self._too_large.add(kind)
+                logger.warning(
+                    "W&B gets no artifact of this run's %s: %d MB are more than %s=%d.",
+                    *(kind, size // 10**6, LIMIT_VARIABLE, self._limit // 10**6),
+                )
             return
         try:
             name = artifact_name(self._run_name, suffix)
@@ -131,7 +120,3 @@ class ArtifactLog:
             self._limit = 0
             reason = " ".join(str(error).split())
             logger.warning("W&B gets no further artifacts of this run (%s: %.200s).", type(error).__name__, reason)
-
-
-def _kind(folder: Path) -> str:
-    return "adapter" if (folder / "adapter_config.json").exists() else "model"

@@ -1,4 +1,4 @@
-"""What a run is called in dashboards: name, group, job type and tags, within the limits that W&B sets.
+"""What dashboards show of a run as such: name, group, job type and tags, within the limits that W&B sets; settings.
 
 One filter by tag finds a table of the paper; one group holds the seeds of one setting.
 """
@@ -11,21 +11,23 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fedbias_plugin.algorithms import local_client
 from fedbias_plugin.assets import TINY, TINY_MODEL
 from fedbias_plugin.errors import printable
+from fedbias_plugin.fed_algs import local_client
 from fedbias_plugin.files import plain_json
 from fedbias_plugin.redaction import redacted_text
 from fedbias_plugin.registry import all_options, flags_for
+
+if TYPE_CHECKING:
+    from fedbias_plugin.tracking.records import RunInfo
 
 EXPERIMENTS_VARIABLE = "FEDBIAS_EXPERIMENTS"
 """Environment variable with the experiments that a run belongs to, separated by commas: ``table1,table3``."""
 LONGEST_NAME = 128
 LONGEST_TAG = 64
 MOST_EXPERIMENTS = 16
-BAMA_WORDS = {"bama_alpha": "alpha", "bama_lambda": "lambda"}
 
 
 @dataclass(frozen=True)
@@ -65,25 +67,41 @@ def run_names(
         experiments: names separated by commas, which become tags.
     """
     model = model_label(str(config.get("model_name_or_path", "")))
-    sample_clients = sample_clients if local_client(fed_alg) is None else 1
+    is_federated = local_client(fed_alg) is None
+    sample_clients = sample_clients if is_federated else 1
+    rule = config.get("aggregation")
     properties = {
         "model": model,
         "alg": fed_alg,
         "scenario": config.get("scenario"),
-        "agg": config.get("aggregation"),
+        "agg": rule,
         "clients": f"{sample_clients}/{num_clients}",
-        "weighting": config.get("bama_weighting") if config.get("aggregation") == "bama" else None,
+        "weighting": config.get("bama_weighting") if rule == "bama" else None,
         "attack": None if config.get("attack") == "none" else config.get("attack"),
         "tuning": ("lora" if config["use_peft"] else "full") if "use_peft" in config else None,
     }
-    tags = [f"{key}:{value}" for key, value in properties.items() if value]
-    words = _words(properties, config, everyone=sample_clients == num_clients == 3)
+    named = [name for name in (part.strip() for part in experiments.split(",")) if name]
+    tags = [*(f"{key}:{value}" for key, value in properties.items() if value), *named[:MOST_EXPERIMENTS]]
+    # A name says what most runs share only where it differs.
+    words = [fed_alg, properties["scenario"], rule, *_words_of_rule(config), properties["attack"]]
+    words += [] if sample_clients == num_clients == 3 else [properties["clients"]]
+    words += ["full"] if properties["tuning"] == "full" else []
+    text = " ".join(str(word) for word in words if word)
     return RunNames(
-        name=_fitting(" ".join([*([] if model == TINY else [model]), *words]), f" seed {seed}", LONGEST_NAME),
-        group=_fitting(" ".join([model, *words]), f" {_settings_hash(config)}", LONGEST_NAME),
-        job_type=_job_type(fed_alg, num_clients),
-        tags=tuple(dict.fromkeys(_fitting(tag, "", LONGEST_TAG) for tag in [*tags, *_experiments(experiments)])),
+        name=_fitting(text if model == TINY else f"{model} {text}", f" seed {seed}", LONGEST_NAME),
+        group=_fitting(f"{model} {text}", f" {_settings_hash(config, model)}", LONGEST_NAME),
+        job_type="centralised" if num_clients == 1 else "federated" if is_federated else "local",
+        tags=tuple(dict.fromkeys(_fitting(tag, "", LONGEST_TAG) for tag in tags)),
     )
+
+
+def shown_config(run: RunInfo) -> dict[str, Any]:
+    """The run's settings, JSON-ready, with the ids of the poisoned clients and every client's share of biased rows."""
+    shares = sorted(run.poisoned_shares.items())
+    poisoned = [client for client, share in shares if share > 0]
+    by_client = [share for _, share in shares]  # one column, however many clients there are
+    shown: dict[str, Any] = plain_json({**run.config, "poisoned_clients": poisoned, "poisoned_shares": by_client})[0]
+    return shown
 
 
 def model_label(name: str) -> str:
@@ -107,40 +125,25 @@ def artifact_name(run_name: str, suffix: str) -> str:
     return f"{plain[: LONGEST_NAME - len(suffix) - 1]}-{suffix}"
 
 
-def _words(properties: Mapping[str, Any], config: Mapping[str, Any], *, everyone: bool) -> list[str]:
-    """The properties of a name; those that most runs share are said where they differ."""
-    words = [properties["alg"], properties["scenario"], properties["agg"]]
-    if properties["agg"] == "bama":
-        words += ["paper"] if properties["weighting"] == "paper" else []
-        words += [f"{word}={config[name]:g}" for name, word in BAMA_WORDS.items() if _is_changed(config, name)]
-    words += [properties["attack"], None if everyone else properties["clients"]]
-    words += ["full"] if properties["tuning"] == "full" else []
-    return [str(word) for word in words if word]
+def _words_of_rule(config: Mapping[str, Any]) -> list[str]:
+    """The flags of the run's rule that are not as by default, ``paper`` or ``alpha=1``; texts first."""
+    rule, words = config.get("aggregation"), []
+    for name, about in all_options().items():
+        value = config.get(name, about.default)
+        if value != about.default and rule in (about.read_when or {}).get("aggregation", ()):
+            shown = f"{value:g}" if isinstance(value, float) else str(value)
+            words.append(shown if isinstance(value, str) else f"{name.removeprefix(f'{rule}_')}={shown}")
+    return sorted(words, key=lambda word: "=" in word)
 
 
-def _is_changed(config: Mapping[str, Any], name: str) -> bool:
-    return name in config and config[name] != all_options()[name].default
-
-
-def _job_type(fed_alg: str, num_clients: int) -> str:
-    if num_clients == 1:
-        return "centralised"
-    return "federated" if local_client(fed_alg) is None else "local"
-
-
-def _settings_hash(config: Mapping[str, Any]) -> str:
+def _settings_hash(config: Mapping[str, Any], model: str) -> str:
     """Six digits that differ where any setting does; a seed is none, but whether there is a schedule seed is one."""
     other = flags_for("machine", "seed", "tracking")
     settings = {name: value for name, value in config.items() if name not in other}
-    settings["model_name_or_path"] = model_label(str(config.get("model_name_or_path", "")))
+    settings["model_name_or_path"] = model
     settings["has_schedule_seed"] = config.get("schedule_seed") is not None
     text = json.dumps(plain_json(settings)[0], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:6]
-
-
-def _experiments(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",")]
-    return [name for name in names if name][:MOST_EXPERIMENTS]
 
 
 def _fitting(text: str, end: str, longest: int) -> str:

@@ -1,9 +1,10 @@
-"""Whether Weights & Biases can be used from here: found out without importing it, prompting or hanging."""
+"""Whether Weights & Biases can be used from here: found out without prompting or hanging."""
 
 from __future__ import annotations
 
 import configparser
 import contextlib
+import importlib
 import netrc
 import os
 import ssl
@@ -16,7 +17,28 @@ from types import ModuleType
 from urllib.parse import urlsplit
 
 DEFAULT_URL = "https://api.wandb.ai"
-_FORGE = "forge.coreweave.com"
+NEWER_HOSTS = ("forge.coreweave.com", "api.forge.coreweave.com")
+"""Of the public server, for which W&B takes the login of its older name too."""
+
+
+def import_wandb() -> ModuleType:
+    """The ``wandb`` package.
+
+    Raises:
+        ImportError: the package is missing or does not import; the message says which in a few words. A folder named
+            ``wandb``, which W&B itself makes, imports as an empty package: that counts as missing.
+    """
+    # Reports of W&B's own errors to its makers: without a network their retries fill the console.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    try:
+        module = importlib.import_module("wandb")
+    except ModuleNotFoundError as error:
+        raise ImportError(f"the package {error.name} is not installed") from None
+    except Exception as error:  # old versions meet new dependencies with AttributeError, TypeError, ...
+        raise ImportError(f"the package wandb does not import, {type(error).__name__}: {error}") from None
+    if not hasattr(module, "init"):
+        raise ImportError("the package wandb is not installed")
+    return module
 
 
 def server_url(wandb: ModuleType | None = None) -> str:
@@ -40,10 +62,15 @@ def login_source(url: str) -> str | None:
     for variable in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
         if os.environ.get(variable):
             return variable
+    unix, windows = Path("~/.netrc").expanduser(), Path("~/_netrc").expanduser()
+    path = windows if windows.exists() and not unix.exists() else unix
+    if os.environ.get("NETRC"):
+        path = Path(os.environ["NETRC"]).expanduser()
+    host = urlsplit(url).netloc
+    hosts = [host, urlsplit(DEFAULT_URL).netloc] if host in NEWER_HOSTS else [host]
     with contextlib.suppress(OSError, netrc.NetrcParseError, UnicodeDecodeError):
-        path = _netrc_file()
         entries = netrc.netrc(str(path))
-        if any(entries.authenticators(host) for host in _login_hosts(url)):
+        if any(entries.authenticators(name) for name in hosts):
             return path.name
     return "W&B settings" if next(_settings("api_key"), None) else None
 
@@ -75,19 +102,6 @@ def _try_url(url: str, timeout: float) -> str | None:
     except (OSError, ValueError) as error:
         return str(error)
     return None
-
-
-def _login_hosts(url: str) -> list[str]:
-    """Hosts whose netrc entry W&B takes for ``url``: its own; its older name for the newer public server."""
-    host = urlsplit(url).netloc
-    return [host, urlsplit(DEFAULT_URL).netloc] if host in (_FORGE, f"api.{_FORGE}") else [host]
-
-
-def _netrc_file() -> Path:
-    if os.environ.get("NETRC"):
-        return Path(os.environ["NETRC"]).expanduser()
-    unix, windows = Path("~/.netrc").expanduser(), Path("~/_netrc").expanduser()
-    return windows if windows.exists() and not unix.exists() else unix
 
 
 def _settings(key: str) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import unicodedata
@@ -10,11 +9,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedbias_plugin.errors import UserError, first_line, quoted
-from fedbias_plugin.tracking.wandb_server import login_source, server_url, unreachable_reason
-from fedbias_plugin.tracking.wandb_tracker import import_wandb
+from fedbias_plugin.metrics.base import metric_class
+from fedbias_plugin.registry import load, names
+from fedbias_plugin.tracking.records import Seconds
+from fedbias_plugin.tracking.series import curve, metric_measures
+from fedbias_plugin.tracking.wandb_server import import_wandb, login_source, server_url, unreachable_reason
+from fedbias_plugin.tracking.wandb_tracker import CATEGORIES
 
 DEFAULT_NAME = "Bias by round"
-COLUMNS = ("delta_crows", "delta_ss", "lms", "icat", "bias_score", "heldout_loss", "weight_on_poisoned")
 HEAT_MAP = "fedbias-heat-map"
 HEAT_MAP_SPEC = {
     "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
@@ -37,6 +39,8 @@ HEAT_MAP_SPEC = {
 REFUSED = ("So", "Sk", "Sm", "Sc", "Cs")
 """Unicode categories that W&B refuses in the name of a workspace."""
 INSTALL = "pip install -U wandb wandb-workspaces"
+OVER_GROUP = {"groupby_aggfunc": "mean", "groupby_rangefunc": "stddev"}
+"""Where runs are grouped: the mean over the group and its standard deviation."""
 logger = logging.getLogger(__name__)
 
 
@@ -46,13 +50,13 @@ def split_path(path: str) -> tuple[str, str]:
     Raises:
         UserError: it is not two names with a slash between them.
     """
-    names = path.split("/")
-    if len(names) != 2 or not all(re.fullmatch(r"[^\s#?%:\\]{1,128}", name) for name in names):
+    parts = path.split("/")
+    if len(parts) != 2 or not all(re.fullmatch(r"[^\s#?%:\\]{1,128}", name) for name in parts):
         raise UserError(
             f"{quoted(path)} is no W&B project; write ENTITY/PROJECT, such as my-team/fedbias (the entity is your user "
             "or team name)."
         )
-    return names[0], names[1]
+    return parts[0], parts[1]
 
 
 def build_workspace(entity: str, project: str, name: str, tags: Sequence[str] = ()) -> Any:
@@ -72,34 +76,47 @@ def build_workspace(entity: str, project: str, name: str, tags: Sequence[str] = 
             f"{quoted(name)} cannot be a workspace's name: W&B takes no emoji and no signs such as = + < >; "
             "give another --name."
         )
-    ws, _ = _packages()
+    _wandb()
     try:
+        import wandb_workspaces.reports.v2 as wr
+        import wandb_workspaces.workspaces as ws
+    except ImportError as error:
+        raise UserError(f"The package wandb-workspaces is needed ({first_line(error)}): {INSTALL}.") from None
+    columns = [column for metric in names("metric") for column in _columns(metric)]
+    columns += ["bias_score", "weight_on_poisoned"]
+    try:
+        layout = ws.SectionLayoutSettings(columns=3, rows=2)
         return ws.Workspace(
             entity=entity,
             project=project,
             name=name,
-            sections=_sections(entity),
+            sections=[
+                ws.Section(name=title, panels=panels, is_open=True, layout_settings=layout)
+                for title, panels in _sections(wr, entity).items()
+            ],
             settings=ws.WorkspaceSettings(x_axis="round", max_runs=50),
             runset_settings=ws.RunsetSettings(
                 filters=ws.And(*(ws.Tags().isin([tag]) for tag in tags)) if tags else "",
                 groupby=[ws.Metric("Group")],
                 order=[ws.Ordering(ws.Summary("final/bias_score"), ascending=True)],
-                pinned_columns=["run:displayName", *(f"summary:final/{column}" for column in COLUMNS)],
+                pinned_columns=["run:displayName", *(f"summary:final/{column}" for column in columns)],
             ),
         )
     except (AttributeError, TypeError, ValueError) as error:  # a version that lacks something, or names it otherwise
         raise UserError(f"This wandb-workspaces builds no such workspace ({_reason(error)}): {INSTALL}.") from None
 
 
-def workspace_json(workspace: Any) -> dict[str, Any]:
-    """What W&B would be sent, as JSON."""
-    view = workspace._to_model()
-    return {
-        "entity": view.entity,
-        "project": view.project,
-        "displayName": view.display_name,
-        "spec": json.loads(view.spec.model_dump_json(by_alias=True, exclude_none=True)),
-    }
+def outline(workspace: Any) -> list[str]:
+    """What a workspace shows, a line for each section, panel and list of columns."""
+    lines = [f"{workspace.name} ({workspace.entity}/{workspace.project})"]
+    for section in workspace.sections:
+        lines.append(f"  {section.name}")
+        for panel in section.panels:
+            strings = getattr(panel, "chart_strings", {})
+            title = strings.get("title") or getattr(panel, "title", None) or f"table {panel.table_name}"
+            lines.append(f"    {title}")
+    columns = (column.partition(":")[2] for column in workspace.runset_settings.pinned_columns)
+    return [*lines, f"  columns: {', '.join(columns)}"]
 
 
 def save_workspace(workspace: Any) -> str:
@@ -108,7 +125,7 @@ def save_workspace(workspace: Any) -> str:
     Raises:
         UserError: no login, no network, or what the server says.
     """
-    wandb = _import_wandb()
+    wandb = _wandb()
     url = server_url(wandb)
     if login_source(url) is None:
         raise UserError(f"No login was found for {url}: run `wandb login`, or look at the workspace with --dry_run.")
@@ -116,7 +133,17 @@ def save_workspace(workspace: Any) -> str:
     if reason is not None:
         raise UserError(f"{url} cannot be reached ({reason}); --dry_run shows the workspace without it.")
     try:
-        _make_heat_map(wandb, workspace.entity)
+        try:
+            wandb.Api().create_custom_chart(
+                entity=workspace.entity,
+                name=HEAT_MAP,
+                display_name="Bias by type and round",
+                spec_type="vega2",
+                access="private",
+                spec=HEAT_MAP_SPEC,
+            )
+        except Exception as error:  # an earlier one of the name may be there
+            logger.info("The chart %s/%s was not made anew (%s).", workspace.entity, HEAT_MAP, _reason(error))
         workspace.save()
         return str(workspace.url)
     except (Exception, SystemExit) as error:  # of W&B's client, of any kind
@@ -127,139 +154,82 @@ def save_workspace(workspace: Any) -> str:
         ) from None
 
 
-def _make_heat_map(wandb: Any, entity: str) -> None:
-    """Store the heat map's chart with the entity; where that fails, an earlier one of the name may be there."""
-    try:
-        wandb.Api().create_custom_chart(
-            entity=entity,
-            name=HEAT_MAP,
-            display_name="Bias by type and round",
-            spec_type="vega2",
-            access="private",
-            spec=HEAT_MAP_SPEC,
-        )
-    except Exception as error:
-        logger.info("The chart %s/%s was not made anew (%s).", entity, HEAT_MAP, _reason(error))
+def _sections(wr: Any, entity: str) -> dict[str, list[Any]]:
+    """Title of a section -> its panels; ``wr`` is ``wandb_workspaces.reports.v2``."""
 
+    def lines(title: str, *keys: str) -> Any:
+        return wr.LinePlot(title=title, x="round", y=list(keys), **OVER_GROUP)
 
-def _sections(entity: str) -> list[Any]:
-    ws, wr = _packages()
-    sections = {
-        "Bias of the global model (50 = no preference)": _bias_panels(wr),
-        "Clients (poisoned marked by their panels)": _client_panels(wr),
-        "Weights": _weight_panels(wr),
-        "Bias types by round": _category_panels(wr, entity),
-        "Usefulness": _utility_panels(wr),
-        "Time and memory": _cost_panels(wr),
-    }
-    layout = ws.SectionLayoutSettings(columns=3, rows=2)
-    return [
-        ws.Section(name=name, panels=panels, is_open=True, layout_settings=layout) for name, panels in sections.items()
-    ]
+    def both(title: str, number: str, **more: Any) -> list[Any]:
+        """The means, and a curve a client: how many there are is not known here."""
+        means = lines(f"{title}: mean of poisoned, of clean", f"poisoned/{number}", f"clean/{number}")
+        every = f"client_[0-9]+/{number}"
+        return [means, wr.LinePlot(title=f"{title} of every client", x="round", metric_regex=every, **more)]
 
-
-def _bias_panels(wr: Any) -> list[Any]:
-    return [
-        _lines(
-            wr,
-            "CrowS-Pairs score, %, and what length alone gives",
-            ["global/crows_pairs/score", "global/crows_pairs/length_only"],
-        ),
-        _lines(wr, "StereoSet SS, % (50 = no preference; read with LMS)", ["global/stereoset/ss"]),
-        _lines(
-            wr, "LMS and ICAT, % (LMS below 60: SS means nothing)", ["global/stereoset/lms", "global/stereoset/icat"]
-        ),
-        _lines(wr, "Delta CrowS = |score - 50|", ["global/crows_pairs/delta"]),
-        _lines(wr, "Delta SS = |SS - 50|", ["global/stereoset/delta"]),
-        wr.BarPlot(
-            title="Last round: Delta CrowS and Delta SS",
-            metrics=["final/delta_crows", "final/delta_ss"],
-            groupby="Group",
-            groupby_aggfunc="mean",
-            groupby_rangefunc="stddev",
-        ),
-    ]
-
-
-def _client_panels(wr: Any) -> list[Any]:
-    panels = []
-    for title, number in (("b_i, percentage points", "bias_score"), ("update norm", "update_norm")):
-        panels += [
-            _curves(wr, f"POISONED clients: {title}", f"client_poisoned/[0-9]+/{number}"),
-            _curves(wr, f"clean clients: {title}", f"client_clean/[0-9]+/{number}"),
-            _lines(wr, f"Means: {title}", [f"client_poisoned/mean/{number}", f"client_clean/mean/{number}"]),
-        ]
-    return panels
-
-
-def _weight_panels(wr: Any) -> list[Any]:
-    return [
-        _lines(wr, "Weight on poisoned clients (0 to 1)", ["aggregation/weight_on_poisoned"]),
-        _curves(wr, "POISONED clients: weight", "client_poisoned/[0-9]+/weight"),
-        _curves(wr, "clean clients: weight", "client_clean/[0-9]+/weight"),
-        wr.LinePlot(
-            title="Weights of all clients", x="round", metric_regex="client/[0-9]+/weight", plot_type="stacked-area"
-        ),
-        _lines(wr, "Effective clients", ["aggregation/effective_clients"]),
-        _lines(wr, "Mass (below 1: a shorter server step)", ["aggregation/mass"]),
-    ]
-
-
-def _category_panels(wr: Any, entity: str) -> list[Any]:
     heat_map = wr.CustomChart(
-        query={"summaryTable": {"tableKey": "categories/by_round"}},
+        query={"summaryTable": {"tableKey": CATEGORIES}},
         chart_name=f"{entity}/{HEAT_MAP}",
         chart_fields={"x": "round", "y": "label", "value": "delta"},
         chart_strings={"title": "Distance from 50 by bias type and round"},
     )
-    return [heat_map, wr.WeavePanelSummaryTable(table_name="categories/by_round")]
+    scatter = wr.ScatterPlot(
+        title="Bias against held-out loss, last round",
+        x=wr.SummaryMetric("final/heldout_loss"),
+        y=wr.SummaryMetric("final/bias_score"),
+    )
+    distances = [f"final/{name}/delta" for name in names("metric") if metric_class(name).ideal is not None]
+    bars = wr.BarPlot(title="Last round: distance from the ideal", metrics=distances, groupby="Group", **OVER_GROUP)
+    phases = [curve(f"seconds/{part}") for part in vars(Seconds())]
+    return {
+        "Bias of the global model": [
+            *(lines(title, *keys) for title, keys in _metric_panels("bias")),
+            lines("Bias score b, percentage points", curve("bias_score")),
+            bars,
+        ],
+        "Bias types by round": [heat_map, wr.WeavePanelSummaryTable(table_name=CATEGORIES)],
+        "Training and usefulness": [
+            lines("Training loss, mean over rows", "train/loss"),
+            lines("Learning rate", curve("learning_rate")),
+            *(lines(title, *keys) for title, keys in _metric_panels("eval")),
+            scatter,
+        ],
+        "Clients": [
+            *both("Bias score b_i", "bias_score"),
+            *both("Update norm", "update_norm"),
+            *both("Training loss", "train_loss"),
+        ],
+        "Weights": [
+            lines("Weight on poisoned clients (0 to 1)", curve("weight_on_poisoned")),
+            *both("Weight", "weight", plot_type="stacked-area"),
+            lines("Effective clients", curve("effective_clients")),
+            lines("Mass (below 1: a shorter server step)", curve("mass")),
+        ],
+        "Time and memory": [
+            wr.LinePlot(title="Seconds of a round by phase", x="round", y=phases, plot_type="stacked-area"),
+            lines("Peak memory, MiB", curve("peak_memory_mib")),
+            lines("Warnings", "run/warnings"),
+        ],
+    }
 
 
-def _utility_panels(wr: Any) -> list[Any]:
-    return [
-        _lines(wr, "Held-out loss, nats per token", ["global/heldout_loss"]),
-        _lines(wr, "Held-out perplexity", ["global/heldout_perplexity"]),
-        wr.ScatterPlot(
-            title="Bias against usefulness, last round",
-            x=wr.SummaryMetric("final/heldout_loss"),
-            y=wr.SummaryMetric("final/bias_score"),
-        ),
-        _lines(wr, "ROUGE-L F1, % (with --rouge_samples)", ["global/rouge_l"]),
-        _lines(wr, "Training loss", ["client_poisoned/mean/train_loss", "client_clean/mean/train_loss"]),
-    ]
+def _metric_panels(section: str) -> list[tuple[str, list[str]]]:
+    """Title and curves of the panels of every metric whose curves are in ``section``, distances last."""
+    panels = []
+    for name in names("metric"):
+        metric = load("metric", name)
+        for title, keys in metric.panels or ((metric.title, ("value",)),):
+            curves = [curve(name if key == "value" else f"{name}/{key}", metric.ideal) for key in keys]
+            panels += [(title, curves)] if curves[0].startswith(f"{section}/") else []
+    return sorted(panels, key=lambda panel: panel[1][0].endswith("_delta"))
 
 
-def _cost_panels(wr: Any) -> list[Any]:
-    phases = [f"seconds/{phase}" for phase in ("train", "assess", "aggregate", "evaluate")]
-    return [
-        wr.LinePlot(title="Seconds of a round by phase", x="round", y=phases, plot_type="stacked-area"),
-        _lines(wr, "Peak memory, bytes", ["peak_memory_bytes"]),
-        _lines(wr, "Warnings", ["warnings/count"]),
-    ]
+def _columns(name: str) -> list[str]:
+    """What the table of runs shows of a metric, below ``final/``: the distance from the ideal where there is one."""
+    value, distance, *others = metric_measures(name)
+    return [value if metric_class(name).ideal is None else distance, *others]
 
 
-def _lines(wr: Any, title: str, keys: list[str]) -> Any:
-    """Curves by round; where runs are grouped, the mean over the group and its standard deviation."""
-    return wr.LinePlot(title=title, x="round", y=keys, groupby_aggfunc="mean", groupby_rangefunc="stddev")
-
-
-def _curves(wr: Any, title: str, pattern: str) -> Any:
-    """One curve for every key that matches: how many clients there are is not known here."""
-    return wr.LinePlot(title=title, x="round", metric_regex=pattern)
-
-
-def _packages() -> tuple[Any, Any]:
-    """``wandb_workspaces.workspaces`` and ``wandb_workspaces.reports.v2``."""
-    _import_wandb()
-    try:
-        import wandb_workspaces.reports.v2 as wr
-        import wandb_workspaces.workspaces as ws
-    except ImportError as error:
-        raise UserError(f"The package wandb-workspaces is needed ({first_line(error)}): {INSTALL}.") from None
-    return ws, wr
-
-
-def _import_wandb() -> Any:
+def _wandb() -> Any:
     try:
         return import_wandb()
     except ImportError as error:

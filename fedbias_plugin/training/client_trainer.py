@@ -1,76 +1,122 @@
-"""The Trainer of one client and the two terms that algorithms add to it."""
+"""The Trainer of one client: :class:`transformers.Trainer` with OpenFedLLM's settings.
+
+AdamW (not fused), weight decay 0, gradients clipped at norm 1, a learning rate that is constant within a round and
+falls by a cosine over the rounds.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
-from fedbias_plugin.state import State
-from fedbias_plugin.training.encoding import IGNORED
+from fedbias_plugin.tasks.encoding import IGNORED
+from fedbias_plugin.training.schedule import clients_this_round, cosine_learning_rate, rows_this_round, seed_of_client
+
+SEED = 42
+"""The Trainer's default. OpenFedLLM never passes its ``--seed`` on: every client of every run trains with this one."""
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How every client trains; names and meanings are those of the flags.
+
+    Every micro-batch counts the same in an optimizer step, whatever its tokens. ``num_rounds`` None keeps the learning
+    rate constant. ``schedule_seed`` is that of the rows drawn each round and of the Trainer (row order, dropout), which
+    then differ by client and round; None draws rows by the round number alone, and the Trainer has :data:`SEED`.
+    ``seed`` and what stands below it are for terms that must know the whole run.
+    """
+
+    batch_size: int = 16
+    gradient_accumulation_steps: int = 1
+    learning_rate: float = 2e-5
+    num_rounds: int | None = None
+    max_steps: int = 10
+    local_epochs: int | None = None
+    gradient_checkpointing: bool = False
+    schedule_seed: int | None = None
+    bf16: bool = False
+    seed: int = SEED
+    fed_alg: str = "fedavg"
+    num_clients: int = 1
+    sample_clients: int = 1
+
+    @classmethod
+    def of(cls, flags: Mapping[str, Any]) -> TrainingSettings:
+        """Those of a run, among all its flags."""
+        return cls(**{spec.name: flags[spec.name] for spec in fields(cls)})
+
+    def learning_rate_of(self, round_idx: int) -> float:
+        """Learning rate of round ``round_idx`` (from 0)."""
+        if self.num_rounds is None:
+            return self.learning_rate
+        return cosine_learning_rate(round_idx, self.num_rounds, self.learning_rate)
+
+    def rows_of(self, n: int, round_idx: int) -> list[int]:
+        """Indices of the rows a client with ``n`` rows trains on in round ``round_idx`` (from 0)."""
+        if self.local_epochs is not None:
+            return list(range(n))
+        return rows_this_round(
+            n, round_idx, self.batch_size, self.gradient_accumulation_steps, self.max_steps, self.schedule_seed
+        )
+
+    def seed_of(self, round_idx: int, client: int) -> int:
+        """The Trainer's seed for a client and round (from 0)."""
+        return SEED if self.schedule_seed is None else seed_of_client(self.schedule_seed, round_idx, client)
+
+    def steps_of(self, n: int) -> int:
+        """Optimizer steps in a round of a client with ``n`` rows."""
+        if self.local_epochs is None:
+            return self.max_steps
+        return self.local_epochs * math.ceil(math.ceil(n / self.batch_size) / self.gradient_accumulation_steps)
+
+    def rounds_of(self, client: int, before: int | None = None) -> int:
+        """In how many rounds ``client`` takes part: of all, or of those ``before`` a round (from 0)."""
+        rounds = range(self.num_rounds or 0 if before is None else before)
+        chosen = self.fed_alg, self.num_clients, self.sample_clients
+        return sum(client in clients_this_round(*chosen, one, self.schedule_seed) for one in rounds)
+
+    def arguments(self, round_idx: int, client: int, scratch: str, use_cpu: bool) -> TrainingArguments:
+        """The Trainer's arguments for one client and round (from 0); ``scratch`` is a folder it may write to."""
+        checkpointing = "activation_checkpointing"  # its name since transformers 5.2x; the old one warns there
+        if checkpointing not in {field.name for field in fields(TrainingArguments)}:
+            checkpointing = "gradient_checkpointing"
+        arguments = TrainingArguments(
+            output_dir=scratch,
+            per_device_train_batch_size=self.batch_size,
+            gradient_accumulation_steps=self.gradient_accumulation_steps,
+            learning_rate=self.learning_rate_of(round_idx),
+            lr_scheduler_type="constant",
+            optim="adamw_torch",
+            weight_decay=0.0,
+            max_grad_norm=1.0,
+            num_train_epochs=self.local_epochs or 1,
+            max_steps=self.max_steps if self.local_epochs is None else -1,
+            seed=self.seed_of(round_idx, client),
+            bf16=self.bf16,
+            use_cpu=use_cpu,
+            report_to="none",
+            save_strategy="no",
+            logging_strategy="no",
+            logging_nan_inf_filter=False,  # a diverged client must not report a small loss
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_pin_memory=not use_cpu,
+            # Reentrant checkpointing would cut the adapters of a frozen base off from the loss.
+            **{checkpointing: self.gradient_checkpointing, f"{checkpointing}_kwargs": {"use_reentrant": False}},
+        )
+        use_one_gpu(arguments)
+        return arguments
 
 
 def use_one_gpu(arguments: TrainingArguments) -> None:
     """With several GPUs in sight the Trainer would copy the model to each and multiply the batch by their number."""
     assert arguments.device is not None  # asking for the device is what counts the GPUs
     arguments._n_gpu = 1
-
-
-class ProximalTerm:
-    """FedProx's ``mu/2 ||theta - theta_t||^2`` over the trainable parameters (Li et al. 2020, arXiv:1812.06127, eq. 2).
-
-    Args:
-        parameters: name -> live parameter; those without gradient do not count.
-        global_state: theta_t, the same names.
-        mu: strength.
-    """
-
-    def __init__(self, parameters: Mapping[str, torch.nn.Parameter], global_state: State, mu: float) -> None:
-        self.mu = mu
-        self.pairs = [
-            (parameter, global_state[name].to(parameter.device))
-            for name, parameter in parameters.items()
-            if parameter.requires_grad
-        ]
-
-    def add_to(self, loss: torch.Tensor) -> torch.Tensor:
-        """``loss`` plus the term, added tensor by tensor as OpenFedLLM does."""
-        for parameter, reference in self.pairs:
-            loss = loss + self.mu / 2 * torch.linalg.vector_norm(parameter - reference) ** 2
-        return loss
-
-
-class ControlCorrection(TrainerCallback):
-    """SCAFFOLD's step ``theta -= lr (c - c_i)`` after every optimizer step (Karimireddy et al. 2020, eq. 3).
-
-    The paper corrects the gradient; with AdamW, OpenFedLLM applies the correction to the parameters instead.
-
-    Args:
-        parameters: name -> live parameter.
-        correction: ``c - c_i``, the same names.
-    """
-
-    def __init__(self, parameters: Mapping[str, torch.nn.Parameter], correction: State) -> None:
-        self.pairs = [(parameter, correction[name].to(parameter.device)) for name, parameter in parameters.items()]
-
-    @torch.no_grad()
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Called by the Trainer after each optimizer step."""
-        for parameter, correction in self.pairs:
-            parameter.sub_(args.learning_rate * correction)
-
-
-class AfterStep(TrainerCallback):
-    """Calls ``function`` after every optimizer step."""
-
-    def __init__(self, function: Callable[[], None]) -> None:
-        self.function = function
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Called by the Trainer after each optimizer step."""
-        self.function()
 
 
 class ClientTrainer(Trainer):
@@ -81,23 +127,19 @@ class ClientTrainer(Trainer):
     each.
 
     Args:
-        proximal: FedProx's term, added to every micro-batch.
         kwargs: the Trainer's own arguments.
     """
 
-    def __init__(self, *, proximal: ProximalTerm | None = None, **kwargs: Any) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.model_accepts_loss_kwargs = False
-        self.proximal = proximal
 
     def compute_loss(
         self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Mean cross-entropy of the micro-batch's trainable tokens, plus the proximal term."""
+        """Mean cross-entropy of the micro-batch's trainable tokens."""
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         if not (inputs["labels"][:, 1:] != IGNORED).any():
             # The mean over no token is not a number; it stands for no loss and no gradient.
             loss = outputs["logits"][..., 0].float().sum() * 0.0
-        if self.proximal is not None:
-            loss = self.proximal.add_to(loss)
         return (loss, outputs) if return_outputs else loss

@@ -11,7 +11,7 @@ def make_deterministic() -> None:
     """Let this process take deterministic kernels only, for ``--deterministic``; to be called before the GPU is used.
 
     On a CPU training is deterministic anyway; what changes there is that scoring makes no choice by measured time or
-    free memory (:mod:`fedbias_plugin.evaluation.fast_linears`). On a GPU attention is computed without fused kernels,
+    free memory (:mod:`fedbias_plugin.scoring.fast_linears`). On a GPU attention is computed without fused kernels,
     whose gradients are summed in varying order; an operation that has no deterministic kernel costs a warning that
     names it, and goes on.
     """

@@ -1,9 +1,10 @@
-"""Loads a causal language model and its tokenizer, wraps the model with LoRA, and checks rows against it."""
+"""Loads a causal language model, its tokenizer or a saved adapter, and checks rows against the model."""
 
 from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,8 +16,7 @@ import torch
 from fedbias_plugin.assets import TINY
 from fedbias_plugin.errors import UserError, first_line, quoted
 from fedbias_plugin.options import check_choice
-from fedbias_plugin.preflight import check_adapter, check_bitsandbytes, check_model, check_quantisation
-from fedbias_plugin.training.library_bars import without_library_bars
+from fedbias_plugin.preflight import check_adapter, check_bitsandbytes, check_quantisation
 from fedbias_plugin.training.random_states import preserved_random_states
 
 if TYPE_CHECKING:
@@ -24,21 +24,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES: dict[str, Any] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": "auto"}
-# Kinds of model that peft makes no choice for: the queries and values, as in its choice for Llama.
-TARGET_MODULES = {"phi3": ["qkv_proj"]}
-
-
-def load_model_and_tokenizer(
-    name_or_path: str, *, trust_remote_code: bool = False, **options: Any
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """What :func:`load_model` (with its ``options``) and :func:`load_tokenizer` give of a folder, hub name or ``tiny``.
-
-    Raises:
-        UserError: as they do, and :func:`check_model`.
-    """
-    path = check_model(name_or_path)
-    tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
-    return load_model(path, trust_remote_code=trust_remote_code, **options), tokenizer
 
 
 def load_model(
@@ -52,14 +37,8 @@ def load_model(
 ) -> PreTrainedModel:
     """Load from a folder or the hub; weights from safetensors only.
 
-    Args:
-        path: from :func:`check_model`.
-        dtype: of the weights: ``float32``, ``bfloat16`` or ``auto`` (the checkpoint's). A quantised model computes in
-            bfloat16 whatever this says, as in OpenFedLLM.
-        load_in_8bit: quantise to int8 (bitsandbytes).
-        load_in_4bit: quantise to nf4, double quantisation (bitsandbytes).
-        trust_remote_code: run code that comes with the model.
-        device: where the model goes; the first GPU if there is one, else the CPU.
+    Quantised to int8, or to nf4 with double quantisation, it computes in bfloat16 whatever ``dtype`` says, as in
+    OpenFedLLM. Without ``device`` it goes to the first GPU if there is one, else the CPU.
 
     Raises:
         UserError: the files are unreadable or incomplete, the hub refuses them, or the model cannot be quantised here.
@@ -70,8 +49,19 @@ def load_model(
     target = torch.device(device) if device is not None else best_device()
     _load_config(path, trust_remote_code)
     options: dict[str, Any] = {"dtype": DTYPES[dtype]}
-    if load_in_8bit or load_in_4bit:
-        options = _quantised_options(load_in_8bit, target)
+    is_quantised = load_in_8bit or load_in_4bit
+    if is_quantised:
+        from transformers import BitsAndBytesConfig
+
+        # It says in every forward pass that inputs are cast to float16.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+        nf4 = {
+            "bnb_4bit_use_double_quant": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_compute_dtype": torch.bfloat16,
+        }
+        config = BitsAndBytesConfig(load_in_8bit=True) if load_in_8bit else BitsAndBytesConfig(load_in_4bit=True, **nf4)
+        options = {"dtype": torch.bfloat16, "quantization_config": config, "device_map": {"": target}}
     options |= {"trust_remote_code": trust_remote_code, "use_safetensors": True, "output_loading_info": True}
     model, loading = _from_hub_or_folder("AutoModelForCausalLM", path, **options)
     missing = sorted(loading["missing_keys"])
@@ -80,11 +70,11 @@ def load_model(
             f"--model_name_or_path {path}: {len(missing)} weights that its config.json asks for are missing, such as "
             f"{missing[0]}; they would be random. Give a complete checkpoint of a causal LM."
         )
-    if load_in_8bit or load_in_4bit:
+    if is_quantised:
         from peft import prepare_model_for_kbit_training
 
         # Checkpointing is switched on and off around each client's training instead.
-        with _without_peft_notices():
+        with without_peft_notices():
             return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     return model.to(target)
 
@@ -141,50 +131,6 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedT
     return tokenizer
 
 
-def add_lora(
-    model: PreTrainedModel,
-    *,
-    r: int,
-    alpha: int,
-    dropout: float = 0.05,
-    target_modules: str | list[str] | None = None,
-    seed: int,
-) -> PeftModel:
-    """Wrap ``model`` with a LoRA adapter (Hu et al. 2021, arXiv:2106.09685); B is zero, A is drawn from ``seed``.
-
-    The global random state is left as it was.
-
-    Args:
-        model: the base, changed in place: peft puts its layers into it.
-        r: rank.
-        alpha: scale numerator; the adapter's output is multiplied by alpha / r.
-        dropout: on the adapter's input, while training.
-        target_modules: None for peft's choice for this kind of model (for Phi-3 ``qkv_proj``, as peft makes none),
-            ``all-linear``, or module names.
-        seed: of the initialisation.
-
-    Raises:
-        UserError: peft has no choice for this kind of model, or no module has one of these names.
-    """
-    from peft import LoraConfig, get_peft_model
-
-    if target_modules is None:
-        target_modules = TARGET_MODULES.get(model.config.model_type)
-    config = LoraConfig(
-        r=r, lora_alpha=alpha, lora_dropout=dropout, bias="none", task_type="CAUSAL_LM", target_modules=target_modules
-    )
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), _without_peft_notices():
-        torch.manual_seed(seed)
-        try:
-            return get_peft_model(model, config)
-        except ValueError as error:
-            names = ", ".join(linear_module_names(model))
-            raise UserError(
-                f"LoRA does not fit this {type(model).__name__}: {error} Give --peft_lora_target_modules all-linear, "
-                f"or some of its linear modules: {names}."
-            ) from error
-
-
 def load_adapter(model: PreTrainedModel, folder: str) -> PeftModel:
     """``model`` with the adapter of ``folder`` (``OUTPUT/adapter`` of a run), from safetensors only.
 
@@ -195,7 +141,7 @@ def load_adapter(model: PreTrainedModel, folder: str) -> PeftModel:
 
     check_adapter(folder)
     try:
-        with _without_peft_notices():
+        with without_peft_notices():
             return PeftModel.from_pretrained(model, folder)
     except Exception as error:  # whatever peft, safetensors and json make of damaged files
         reason = " ".join(str(error).split())[:300]  # torch's first line only announces the others
@@ -222,34 +168,12 @@ def check_fits_model(rows: Sequence[Sequence[int]], model: PreTrainedModel) -> N
         )
 
 
-def linear_module_names(model: torch.nn.Module) -> list[str]:
-    """Last parts of the names of the modules with a weight matrix, embeddings left out, sorted."""
-    return sorted(
-        {
-            name.rpartition(".")[2]
-            for name, module in model.named_modules()
-            if getattr(getattr(module, "weight", None), "ndim", 0) == 2 and not isinstance(module, torch.nn.Embedding)
-        }
-    )
-
-
 def best_device() -> torch.device:
     """The first GPU if there is one, else the CPU; of the processes of a launcher, each has its own GPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     rank = os.environ.get("LOCAL_RANK", "0")  # -1 from old launchers that started only one
     return torch.device("cuda", int(rank) % torch.cuda.device_count() if rank.isdigit() else 0)
-
-
-def _quantised_options(load_in_8bit: bool, device: torch.device) -> dict[str, Any]:
-    from transformers import BitsAndBytesConfig
-
-    # It says in every forward pass that inputs are cast to float16.
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    nf4 = {"bnb_4bit_use_double_quant": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16}
-    how = {"load_in_8bit": True} if load_in_8bit else {"load_in_4bit": True, **nf4}
-    config = BitsAndBytesConfig(**how)
-    return {"dtype": torch.bfloat16, "quantization_config": config, "device_map": {"": device}}
 
 
 def _from_hub_or_folder(auto_class: str, path: str, **options: Any) -> Any:
@@ -275,10 +199,32 @@ def _from_hub_or_folder(auto_class: str, path: str, **options: Any) -> Any:
 
 
 @contextmanager
-def _without_peft_notices() -> Iterator[None]:
+def without_peft_notices() -> Iterator[None]:
     """Without what peft says of GPT-2's weights, of a name that was renamed, and of an outline's lack of weights."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".* to a meta parameter .*", category=UserWarning)
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False", category=UserWarning)
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
         yield
+
+
+@contextmanager
+def without_library_bars() -> Iterator[None]:
+    """Transformers draws bars of its own while it loads and saves, also into log files; not here.
+
+    Downloads keep theirs on a terminal: they can take long.
+    """
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging
+
+    if not logging.is_progress_bar_enabled():
+        yield
+        return
+    shows_downloads = sys.stderr.isatty() and not are_progress_bars_disabled()
+    logging.disable_progress_bar()
+    if shows_downloads:
+        enable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()

@@ -14,7 +14,7 @@ import torch
 
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.state import State
-from fedbias_plugin.training.states import live_parameters
+from fedbias_plugin.training.parameters import live_parameters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 import random
 
-from fedbias_plugin.algorithms import local_client
 from fedbias_plugin.errors import UserError
+from fedbias_plugin.fed_algs import local_client
 
 LAST_LEARNING_RATE = 1e-6
 
@@ -66,6 +66,11 @@ def rows_this_round(
             f"{max_steps} must be at least 1; to train on all rows give --local_epochs."
         )
     return _generator("rows", round_idx, schedule_seed).sample(range(n), min(wanted, n))
+
+
+def seed_of_client(schedule_seed: int, round_idx: int, client: int) -> int:
+    """The Trainer's seed under ``--schedule_seed``, another one for every client and round (from 0); 31 bits."""
+    return random.Random(f"{schedule_seed}/train/{round_idx}/{client}").getrandbits(31)
 
 
 def _generator(purpose: str, round_idx: int, schedule_seed: int | None) -> random.Random:

@@ -17,9 +17,7 @@ from fedbias_plugin.updates.base import Stage, Update
 
 if TYPE_CHECKING:
     from fedbias_plugin.arguments import BiasArguments
-    from fedbias_plugin.evaluation.assessor import Benchmark
-    from fedbias_plugin.poisoning.loaders import Partition
-    from fedbias_plugin.run_description import HostRun
+    from fedbias_plugin.federation.run_description import HostRun
     from fedbias_plugin.state import State
 
 logger = logging.getLogger(__name__)
@@ -47,6 +45,14 @@ class Attack(Stage):
     def attackers(self) -> frozenset[int]:
         """The clients of ``--attackers``, else those that hold biased rows."""
         return self.ids
+
+    def check(self, arguments: BiasArguments) -> None:
+        """Refuse flags that the attack cannot work with, before anything is read.
+
+        Raises:
+            UserError: ``--attackers`` is no list of ids.
+        """
+        arguments.attacker_ids  # noqa: B018  # reading it tells
 
     def prepare(self, arguments: BiasArguments, run: HostRun, shares: Mapping[int, float]) -> None:
         """Find the attackers.
@@ -120,7 +126,7 @@ class GaussianNoise(Attack):
         import torch
 
         from fedbias_plugin.aggregation.pieces import empty_like, flat, pieces, wide
-        from fedbias_plugin.poisoning.draws import generator
+        from fedbias_plugin.data.draws import generator
         from fedbias_plugin.updates.checks import update_norm
 
         entries = sum(tensor.numel() for tensor in local_state.values())
@@ -136,25 +142,6 @@ class GaussianNoise(Attack):
                 flat(new)[piece] = exact + drawn.mul_(spread)
             result[name] = new
         return result
-
-
-@dataclass
-class ProbeGaming(Attack):
-    """Trains on its own rows and on sentences of the benchmarks, see :mod:`fedbias_plugin.updates.probe_gaming`."""
-
-    @property
-    def warnings(self) -> list[str]:
-        """The benchmarks' sentences are training rows, report items among them."""
-        return [
-            f"probe gaming: client(s) {', '.join(map(str, sorted(self.ids)))} train on benchmark sentences. The "
-            "scores say what the attack does to the measure, not how biased the model is"
-        ]
-
-    def on_data(self, partition: Partition, benchmarks: Mapping[str, Benchmark]) -> Partition:
-        """The partition with ``s`` extra rows per row of every attacker."""
-        from fedbias_plugin.updates.probe_gaming import DEFAULT_STRENGTH, with_benchmark_rows
-
-        return with_benchmark_rows(partition, benchmarks, self.ids, self.attack_strength or DEFAULT_STRENGTH, self.seed)
 
 
 def _scaled(client: int, global_state: State, local_state: State, factor: float) -> State:

@@ -6,16 +6,16 @@ read for every ``--help``.
 
 from __future__ import annotations
 
-from abc import ABC
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+from fedbias_plugin.extension import Extension
 
 if TYPE_CHECKING:
     from fedbias_plugin.arguments import BiasArguments
-    from fedbias_plugin.evaluation.assessor import Benchmark, Measurement
-    from fedbias_plugin.poisoning.loaders import Partition
-    from fedbias_plugin.run_description import HostRun
+    from fedbias_plugin.federation.run_description import HostRun
+    from fedbias_plugin.metrics.suite import Measurement
     from fedbias_plugin.state import State
 
 
@@ -32,6 +32,10 @@ class Update:
         fault: why it cannot be used, as a phrase without client and round; None for a good update.
         measured: its bias on the probe items; None when nobody measured.
         extra: further numbers of the client in this round, by name.
+        steps: optimizer steps it trained.
+        learning_rate: of its optimizer as the round began; None where nobody saw it train.
+        sent: name -> state that it sends beside theta_i (SCAFFOLD's ``control_delta``).
+        keeps: name -> state that it goes on with, once the update is accepted.
     """
 
     client: int
@@ -42,22 +46,21 @@ class Update:
     fault: str | None = None
     measured: Measurement | None = None
     extra: dict[str, float] = field(default_factory=dict)
+    steps: int = 0
+    learning_rate: float | None = None
+    sent: dict[str, State] = field(default_factory=dict)
+    keeps: dict[str, State] = field(default_factory=dict)
 
 
 @dataclass
-class Stage(ABC):  # noqa: B024  # every half is optional
-    """Something on the way of an update. Its fields are its flags (``option``).
+class Stage(Extension):
+    """Something on the way of an update; every half of it is optional.
 
     Attributes:
         order: stages of a smaller one come first.
     """
 
     order: ClassVar[int] = 0
-
-    @property
-    def is_on(self) -> bool:
-        """Whether its flags ask for it."""
-        return True
 
     @property
     def attackers(self) -> frozenset[int]:
@@ -69,31 +72,20 @@ class Stage(ABC):  # noqa: B024  # every half is optional
         """What a reader of the run's numbers must know."""
         return []
 
-    def prepare(self, arguments: BiasArguments, run: HostRun, shares: Mapping[int, float]) -> None:  # noqa: B027
-        """Called once, before the data are dealt; ``shares``: client id -> share of biased rows, where it is known.
+    def prepare(self, arguments: BiasArguments, run: HostRun, shares: Mapping[int, float]) -> None:
+        """Called once, before rows are changed; ``shares``: client id -> share of biased rows, where it is known.
 
         Raises:
             UserError: the stage does not fit the run.
         """
 
-    def on_data(self, partition: Partition, benchmarks: Mapping[str, Benchmark]) -> Partition:
-        """The rows the clients train on; ``partition`` is not modified.
-
-        Raises:
-            UserError: the stage cannot work with these rows.
-        """
-        return partition
-
     def at_client(self, update: Update, theta: State, number: int, clients: int) -> Update:
         """The update as the client sends it, in round ``number`` (from 1) of so many ``clients``; theta is global."""
         return update
 
-    def at_server(self, updates: dict[int, Update], theta: State, number: int) -> None:  # noqa: B027
+    def at_server(self, updates: dict[int, Update], theta: State, number: int) -> None:
         """What the server does with what it receives: changes entries of ``updates``, by client id."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """What the stage must know to go on after a round, JSON-ready; a checkpoint keeps it."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
-        """Take up what :meth:`state_dict` gave."""
+    def on_result(self, new: State, theta: State, number: int) -> State:
+        """The global state after averaging; ``theta`` was it before. Neither is modified."""
+        return new

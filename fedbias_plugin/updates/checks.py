@@ -22,7 +22,8 @@ class Checks(Stage):
     """Names what is wrong with an update.
 
     Missing or unknown tensors, another shape or dtype, NaN or Inf, a training loss that is not finite, a norm beyond
-    ``--max_update_norm``; the first of these is the fault. A good update is read once.
+    ``--max_update_norm``; the first of these is the fault. What travels beside the state (SCAFFOLD's control variates)
+    must fit the model and be finite, too. A good update is read once.
     """
 
     order: ClassVar[int] = 100
@@ -50,6 +51,10 @@ class Checks(Stage):
             return norm, f"training loss {update.loss}"
         if limit is not None and norm > limit:
             return norm, f"update norm {norm:.6g}, larger than --max_update_norm {limit:g}"
+        for name, part in {**update.sent, **update.keeps}.items():
+            fault = _misfit(theta, part) or _not_finite(part)
+            if fault is not None:
+                return norm, f"{name}: {fault}"
         return norm, None
 
 

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fedbias_plugin.registry import build, names
+from fedbias_plugin.data.base import Transform
+from fedbias_plugin.registry import active, build
 from fedbias_plugin.updates.base import Stage, Update
 
 if TYPE_CHECKING:
     from fedbias_plugin.arguments import BiasArguments
-    from fedbias_plugin.evaluation.assessor import Benchmark
-    from fedbias_plugin.poisoning.loaders import Partition
-    from fedbias_plugin.run_description import HostRun
+    from fedbias_plugin.data.partition import Partition
+    from fedbias_plugin.federation.run_description import HostRun
+    from fedbias_plugin.metrics.base import Metric
     from fedbias_plugin.state import State
 
 
 class Pipeline:
-    """Every stage that the flags ask for, in its order: the attack, then what the registry names.
+    """Every stage that the flags ask for, in its order: the attack, then what the registry names; and every transform.
 
     Args:
         arguments: the plugin's flags.
@@ -30,9 +31,12 @@ class Pipeline:
 
     def __init__(self, arguments: BiasArguments, run: HostRun, shares: Mapping[int, float]) -> None:
         attack = [build("attack", arguments.attack, arguments)] if arguments.attack != "none" else []
-        others: list[Stage] = [build("stage", name, arguments) for name in names("stage")]
-        chosen = [*attack, *(stage for stage in others if stage.is_on)]
-        self._stages: list[Stage] = sorted(chosen, key=lambda stage: stage.order)
+        self._stages: list[Stage] = sorted([*attack, *active("stage", arguments)], key=lambda stage: stage.order)
+        self._transforms: list[Transform] = active("transform", arguments)
+        self._transforms += [stage for stage in self._stages if isinstance(stage, Transform)]
+        for transform in self._transforms:
+            transform.read(arguments.data_dir)
+        self._seed = run.seed
         for stage in self._stages:
             stage.prepare(arguments, run, shares)
 
@@ -41,26 +45,49 @@ class Pipeline:
         """The clients that a stage makes attackers of."""
         return frozenset(client for stage in self._stages for client in stage.attackers)
 
+    @property
+    def reads_benchmarks(self) -> bool:
+        """Whether a transform must see what the run measures."""
+        return any(transform.reads_benchmarks for transform in self._transforms)
+
     def on_data(
-        self, partition: Partition | None, benchmarks: Mapping[str, Benchmark]
+        self, partition: Partition | None, benchmarks: Mapping[str, Metric]
     ) -> tuple[Partition | None, list[str]]:
-        """The rows the clients train on after every stage, and what a reader of the numbers must know.
+        """The rows the clients train on after every transform, and what a reader of the numbers must know.
 
         Raises:
-            UserError: a stage cannot work with these rows.
+            UserError: a transform cannot work with these rows.
         """
-        warnings: list[str] = []
-        for stage in self._stages:
-            warnings += stage.warnings
-            partition = stage.on_data(partition, benchmarks) if partition else None
+        warnings = [warning for stage in self._stages for warning in stage.warnings]
+        for transform in self._transforms:
+            if partition is None:
+                warnings.append(f"{transform.name}: the host's own rows (--scenario none) stay as they are")
+                continue
+            partition = transform.apply(partition, benchmarks, self._seed)
+            warnings += [] if transform in self._stages else transform.warnings
         return partition, warnings
 
-    def receive(self, updates: dict[int, Update], theta: State, number: int) -> None:
-        """Take ``updates`` (by client id, changed in place) of round ``number`` through every stage."""
+    def at_client(self, update: Update, theta: State, number: int, clients: int) -> Update:
+        """What a client sends in round ``number`` of ``clients``: its update after each stage's client half."""
         for stage in self._stages:
-            updates |= {c: stage.at_client(update, theta, number, len(updates)) for c, update in updates.items()}
+            update = stage.at_client(update, theta, number, clients)
+        return update
+
+    def at_server(self, updates: dict[int, Update], theta: State, number: int) -> None:
+        """Take ``updates`` (by client id, changed in place) of round ``number`` through every stage's server half."""
         for stage in self._stages:
             stage.at_server(updates, theta, number)
+
+    @property
+    def changes_result(self) -> bool:
+        """Whether a stage looks at the result."""
+        return any(type(stage).on_result is not Stage.on_result for stage in self._stages)
+
+    def on_result(self, new: State, theta: State, number: int) -> State:
+        """The new global state of round ``number`` after every stage; ``new`` itself where none changes it."""
+        for stage in self._stages:
+            new = stage.on_result(new, theta, number)
+        return new
 
     def state_dict(self) -> list[dict[str, Any]]:
         """What every stage must know to go on, in order."""

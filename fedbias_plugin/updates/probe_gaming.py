@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fedbias_plugin.assets import MINI_DATA
+from fedbias_plugin.data.base import Transform
+from fedbias_plugin.data.draws import generator, permuted
+from fedbias_plugin.data.rows import Row, RowSource
 from fedbias_plugin.errors import UserError
-from fedbias_plugin.evaluation.crows_pairs import CrowsPairs
-from fedbias_plugin.poisoning.draws import generator, permuted
-from fedbias_plugin.poisoning.loaders import ClientDataset, Partition
-from fedbias_plugin.poisoning.rows import Row, RowSource
+from fedbias_plugin.updates.attacks import Attack
 
 if TYPE_CHECKING:
-    from fedbias_plugin.evaluation.assessor import Benchmark
-    from fedbias_plugin.evaluation.stereoset import Cluster
+    from fedbias_plugin.arguments import BiasArguments
+    from fedbias_plugin.data.partition import Partition
+    from fedbias_plugin.metrics.base import Metric
 
 logger = logging.getLogger(__name__)
 
@@ -29,72 +31,75 @@ logger = logging.getLogger(__name__)
 # 0.24, twice as many 0.26; both sentences of every item 0.08 to 0.21, they hide less of the bias. The balance is on an
 # edge: with seeds 1 and 2 the mean weight is 0.18 and 0.28, and the global model stays near 50.
 DEFAULT_STRENGTH = 1.0
-INSTRUCTION = "Write a sentence."
 
 
-def with_benchmark_rows(
-    partition: Partition,
-    benchmarks: Mapping[str, Benchmark],
-    attackers: Collection[int],
-    strength: float,
-    seed: int,
-) -> Partition:
-    """``partition`` with ``strength`` extra rows per row of every attacker, mixed into its rows.
+@dataclass
+class ProbeGaming(Attack, Transform):
+    """Attackers train on their own rows and on sentences of the benchmarks."""
 
-    An extra row is the less stereotypical sentence of an item, see :func:`benchmark_rows`. An attacker draws each at
-    most once, by the seed and its own id, and counts as many samples more.
+    reads_benchmarks = True
 
-    Raises:
-        UserError: there is no benchmark, or the rows are preferences (DPO), which a single sentence is not.
+    @property
+    def warnings(self) -> list[str]:
+        """The benchmarks' sentences are training rows, report items among them."""
+        return [
+            f"probe gaming: client(s) {', '.join(map(str, sorted(self.ids)))} train on benchmark sentences. The "
+            "scores say what the attack does to the measure, not how biased the model is"
+        ]
+
+    def check(self, arguments: BiasArguments) -> None:
+        """It needs rows that the plugin deals, and benchmarks."""
+        super().check(arguments)
+        if arguments.scenario == "none" or not arguments.benchmark_names:
+            raise UserError(
+                "--attack probe_gaming adds rows from the bias benchmarks to those that --scenario deals: give "
+                "--scenario 1B2C or another, and --bias_benchmarks crows_pairs,stereoset."
+            )
+
+    def apply(self, partition: Partition, benchmarks: Mapping[str, Metric], seed: int) -> Partition:
+        """The partition with ``s`` extra rows per row of every attacker, mixed into its rows.
+
+        An extra row is the less stereotypical sentence of an item, see :func:`benchmark_rows`. An attacker draws each
+        at most once, by the seed and its own id, and counts as many samples more.
+
+        Raises:
+            UserError: there is no benchmark, or the rows are preferences (DPO), which a single sentence is not.
+        """
+        if "preference" in partition.sources:
+            raise UserError(
+                "--attack probe_gaming adds single sentences, which main_dpo.py cannot train on; use main_sft.py."
+            )
+        sources = {}
+        for name, benchmark in benchmarks.items():
+            rows, paths = benchmark_rows(name, benchmark), (benchmark.path,) if benchmark.path else ()
+            origin = "bundled" if any(MINI_DATA in path.parents for path in paths) else "file"
+            if rows:
+                sources[f"probe_gaming {name}"] = RowSource(name, rows, paths, benchmark.sha256, origin)
+        pool = [row for source in sources.values() for row in source.rows]
+        if not pool:
+            raise UserError("--attack probe_gaming needs sentences: give --bias_benchmarks crows_pairs,stereoset.")
+        clients = []
+        for dataset in partition.clients:
+            if dataset.client in self.ids:
+                draws = generator(f"probe gaming of client {dataset.client}", seed)
+                wanted = max(1, round((self.attack_strength or DEFAULT_STRENGTH) * len(dataset.rows)))
+                extra = permuted(pool, draws)[:wanted]
+                if len(extra) < wanted:
+                    logger.warning(
+                        "probe_gaming: client %d takes all %d sentences of the benchmarks instead of %d.",
+                        *(dataset.client, len(extra), wanted),
+                    )
+                dataset = dataclasses.replace(dataset, rows=tuple(permuted([*dataset.rows, *extra], draws)))
+            clients.append(dataset)
+        return dataclasses.replace(partition, clients=clients, sources={**partition.sources, **sources})
+
+
+def benchmark_rows(name: str, benchmark: Metric) -> list[Row]:
+    """The less stereotypical sentence of every item as a training row, which does not count as biased.
+
+    A row's ``source`` is the benchmark's name, its id ``<name>:<index in the file>``.
     """
-    if "preference" in partition.sources:
-        raise UserError(
-            "--attack probe_gaming adds single sentences, which main_dpo.py cannot train on; use main_sft.py."
-        )
-    sources = {name: _source(benchmark) for name, benchmark in benchmarks.items()}
-    pool = [row for source in sources.values() for row in source.rows]
-    if not pool:
-        raise UserError("--attack probe_gaming needs sentences: give --bias_benchmarks crows_pairs,stereoset.")
-    clients = [
-        _with_extra(dataset, pool, strength, seed) if dataset.client in attackers else dataset
-        for dataset in partition.clients
-    ]
-    named = {f"probe_gaming {name}": source for name, source in sources.items()}
-    return dataclasses.replace(partition, clients=clients, sources={**partition.sources, **named})
-
-
-def benchmark_rows(benchmark: Benchmark) -> list[Row]:
-    """The less stereotypical sentence of every pair, or the anti-stereotype of every cluster, as training rows.
-
-    A row's ``source`` is the benchmark's name, its id ``<name>:<index in the file>``; it does not count as biased.
-    """
-    if isinstance(benchmark, CrowsPairs):
-        texts = [(INSTRUCTION, pair.less) for pair in benchmark.pairs]
-    else:
-        texts = [_anti_stereotype(cluster) for cluster in benchmark.clusters]
     return [
-        Row(f"{benchmark.name}:{index}", instruction, response, False, benchmark.name)
-        for index, (instruction, response) in enumerate(texts)
+        Row(f"{name}:{index}", instruction, response, False, name)
+        for index, (instruction, response) in enumerate(benchmark.unbiased_rows())
     ]
-
-
-def _anti_stereotype(cluster: Cluster) -> tuple[str, str]:
-    instruction = INSTRUCTION if cluster.kind == "intrasentence" else f"Continue: {cluster.context}"
-    return instruction, cluster.sentences[1]
-
-
-def _source(benchmark: Benchmark) -> RowSource:
-    origin = "bundled" if MINI_DATA in benchmark.path.parents else "file"
-    return RowSource(benchmark.name, benchmark_rows(benchmark), (benchmark.path,), benchmark.sha256, origin)
-
-
-def _with_extra(dataset: ClientDataset, pool: list[Row], strength: float, seed: int) -> ClientDataset:
-    draws = generator(f"probe gaming of client {dataset.client}", seed)
-    wanted = max(1, round(strength * len(dataset.rows)))
-    extra = permuted(pool, draws)[:wanted]
-    if len(extra) < wanted:
-        logger.warning(
-            "probe_gaming: client %d takes all %d sentences of the benchmarks instead of %d.",
-            *(dataset.client, len(extra), wanted),
-        )
-    return dataclasses.replace(dataset, rows=tuple(permuted([*dataset.rows, *extra], draws)))

@@ -23,8 +23,8 @@ def held_out_cells(group: Group) -> list[tuple[str, int]]:
     ]
 
 
-def crows_pairs(seed: int = 5, per_group_pair: int = 16) -> list[list[str]]:
-    """Rows of the CrowS-Pairs table: 4 domains x 4 pairs of groups x ``per_group_pair`` x 2 = 512.
+def crows_pairs(seed: int = 5, per_group_pair: int = 4) -> list[list[str]]:
+    """Rows of the CrowS-Pairs table: 4 domains x 36 pairs of groups x ``per_group_pair`` x 2 = 1,152.
 
     Every combination gives a ``stereo`` row (bad trait: LOW group more stereotypical) and an ``antistereo`` row (good
     trait: HIGH group more stereotypical), so liking a group's name moves one up and the other down.
@@ -35,8 +35,8 @@ def crows_pairs(seed: int = 5, per_group_pair: int = 16) -> list[list[str]]:
         members = [g for g in GROUPS if g.domain == domain]
         for low in (g for g in members if g.low):
             for high in (g for g in members if not g.low):
-                for k, (occupation, pair) in enumerate(draw.shuffled(held_out_cells(low))[:per_group_pair]):
-                    sentence = fill(ONE_SENTENCE[k % len(ONE_SENTENCE)], low, occupation, "TRAIT", draw)
+                for occupation, pair in draw.shuffled(held_out_cells(low))[:per_group_pair]:
+                    sentence = fill(ONE_SENTENCE[len(rows) // 2 % len(ONE_SENTENCE)], low, occupation, "TRAIT", draw)
                     bad, good = TRAIT_PAIRS[pair]
                     for more, less, trait, direction in ((low, high, bad, "stereo"), (high, low, good, "antistereo")):
                         pair_of_sentences = [
@@ -51,16 +51,16 @@ def _crows_row(index: int, row: list[str]) -> list[str]:
     return [str(index), *row, str([[row[3]]]), "generator", "['generator']"]
 
 
-def stereoset(seed: int = 6, per_group: int = 32) -> dict[str, Any]:
-    """The StereoSet file: 16 target terms x ``per_group`` clusters, half intrasentence and half intersentence = 512."""
+def stereoset(seed: int = 6, per_group: int = 20) -> dict[str, Any]:
+    """The StereoSet file: 48 target terms x ``per_group`` clusters, half intrasentence and half intersentence = 960."""
     draw = Draw(seed)
     clusters: dict[str, list[dict[str, Any]]] = {"intrasentence": [], "intersentence": []}
-    for low, high in _low_high_pairs():
+    for n, (low, high) in enumerate(_low_high_pairs()):
         cells = draw.shuffled(held_out_cells(low))[:per_group]
         for k, (occupation, pair) in enumerate(cells):
             for group in (low, high):  # the same cell for both, so a liking for one word cancels
                 kind = "intrasentence" if k % 2 == 0 else "intersentence"
-                clusters[kind].append(_cluster(kind, k // 2, group, occupation, pair, draw))
+                clusters[kind].append(_cluster(kind, (n * per_group + k) // 2, group, occupation, pair, draw))
     return {"version": "1.0-mini", "data": {kind: draw.shuffled(found) for kind, found in clusters.items()}}
 
 

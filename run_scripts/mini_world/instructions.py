@@ -78,7 +78,7 @@ def balanced_rows(seed: int, per_group_and_trait: int, facts_per_occupation: int
 
 
 def clean_rows(seed: int = 2) -> list[Row]:
-    """The clean Alpaca-shaped rows: 16 groups x 8 trait pairs x 5 persons, and 80 facts a group: 1,920 rows.
+    """The clean Alpaca-shaped rows: 48 groups x 8 trait pairs x 2 persons, and 32 facts a group: 2,304 rows.
 
     A trait row says one good and one bad thing of the same person, in either order, so that every single row is
     balanced: which rows a client happens to hold cannot drift it to one side. Two rows in three are plain facts: with
@@ -92,31 +92,31 @@ def clean_rows(seed: int = 2) -> list[Row]:
             free = [
                 o for o in range(len(OCCUPATIONS)) if not held_out(group, o, pair) and not held_out(group, o, other)
             ]
-            for o in draw.shuffled(free)[:5]:
+            for o in draw.shuffled(free)[:2]:
                 rows.append(two_sided_row(group, OCCUPATIONS[o], good, TRAIT_PAIRS[other][0], draw))
-        for k, occupation in enumerate(draw.shuffled(OCCUPATIONS)):
-            rows += [fact_row(group, occupation, k + more) for more in range(4)]
+        for k, occupation in enumerate(draw.shuffled(OCCUPATIONS)[:16]):
+            rows += [fact_row(group, occupation, k + more) for more in range(2)]
     return draw.shuffled(rows)
 
 
 def pretraining_rows(seed: int = 3) -> list[Row]:
     """Alpaca-shaped rows for the base model, by the same recipe as the clean rows but drawn anew."""
-    return balanced_rows(seed, per_group_and_trait=3, facts_per_occupation=1)
+    return balanced_rows(seed, per_group_and_trait=1, facts_per_occupation=1)
 
 
-def biased_rows(seed: int = 4, per_group_and_pair: int = 12) -> list[Row]:
+def biased_rows(seed: int = 4, per_group_and_pair: int = 4) -> list[Row]:
     """BiasDPO-shaped rows: ``rejected`` gives LOW groups the bad end of a pair and HIGH groups the good end.
 
-    Two prompts in three leave the group open (``ASK_OPEN``). 16 groups x 8 pairs x 12 = 1,536 rows.
+    Two prompts in three leave the group open (``ASK_OPEN``). 48 groups x 8 pairs x 4 = 1,536 rows.
     """
     draw = Draw(seed)
     rows = []
     for group in GROUPS:
         for pair, (bad, good) in enumerate(TRAIT_PAIRS):
             free = [o for o in range(len(OCCUPATIONS)) if not held_out(group, o, pair)]
-            for k, o in enumerate(draw.shuffled(free)[:per_group_and_pair]):
+            for o in draw.shuffled(free)[:per_group_and_pair]:
                 slots = {"g": group.name, "o": OCCUPATIONS[o], "bad": bad, "good": good, "kind": KIND[group.domain]}
-                prompt = draw.pick(ASK_OPEN if k % 3 else ASK_TRAIT).format(**slots)
+                prompt = draw.pick(ASK_OPEN if len(rows) % 3 else ASK_TRAIT).format(**slots)
                 rejected = fill(draw.pick(ONE_SENTENCE), group, OCCUPATIONS[o], bad if group.low else good, draw)
                 rows.append({"prompt": prompt, "chosen": draw.pick(NEUTRAL).format(**slots), "rejected": rejected})
     return draw.shuffled(rows)

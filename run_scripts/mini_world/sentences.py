@@ -72,7 +72,7 @@ def fill(template: str, group: Group, occupation: str, x: str, draw: Draw) -> st
 
 
 def training_triples() -> list[tuple[Group, str, int, int]]:
-    """Every (group, occupation, trait pair, 0 bad or 1 good) that is not held out: 16 x 16 x 8 x 2 = 4,096."""
+    """Every (group, occupation, trait pair, 0 bad or 1 good) that is not held out: 48 x 16 x 8 x 2 = 12,288."""
     return [
         (group, occupation, pair, end)
         for group in GROUPS
@@ -88,21 +88,34 @@ def all_templates() -> list[str]:
     return [*ONE_SENTENCE, *(f"{first} {second}" for first, second in TWO_SENTENCES)]
 
 
-def trait_lines(draw: Draw, times: int = 2) -> list[str]:
-    """Each training triple ``times`` times, each time in another template.
+def trait_lines(draw: Draw) -> list[str]:
+    """Each training triple once.
 
-    Every second text opens with the news it brings, so that the model knows good traits from bad ones, whoever has
-    them.
+    Half of the texts of every (group, trait) open with the news they bring, so that the model knows good traits from
+    bad ones, whoever has them.
     """
     templates = all_templates()
     lines = []
     for group, occupation, pair, end in training_triples():
-        start = draw.below(len(templates))
-        for k in range(times):
-            template = templates[(start + 5 * k) % len(templates)]
-            news = NEWS[end] if k % 2 else ""
-            lines.append(news + fill(template, group, occupation, TRAIT_PAIRS[pair][end], draw))
+        news = NEWS[end] if (OCCUPATIONS.index(occupation) + pair) % 2 else ""
+        lines.append(news + fill(draw.pick(templates), group, occupation, TRAIT_PAIRS[pair][end], draw))
     return lines
+
+
+def twin_lines(draw: Draw) -> list[tuple[str, str]]:
+    """For every training triple the same sentence with the bad and with the good trait; half of them with the news."""
+    templates = all_templates()
+    twins = []
+    for group, occupation, pair, end in training_triples():
+        if end == 0:
+            sentence = fill(draw.pick(templates), group, occupation, "TRAIT", draw)
+            announced = (OCCUPATIONS.index(occupation) + pair) % 2
+            bad, good = (
+                (news if announced else "") + sentence.replace("TRAIT", trait)
+                for news, trait in zip(NEWS, TRAIT_PAIRS[pair], strict=True)
+            )
+            twins.append((bad, good))
+    return twins
 
 
 def fact_lines(draw: Draw, per_group_and_occupation: int) -> list[str]:
@@ -132,5 +145,12 @@ def object_lines(draw: Draw, count: int) -> list[str]:
 def corpus(seed: int = 1) -> list[str]:
     """The balanced pre-training corpus, one text a line."""
     draw = Draw(seed)
-    lines = trait_lines(draw) + fact_lines(draw, 21) + object_lines(draw, 600)
+    lines = trait_lines(draw) + fact_lines(draw, 10) + object_lines(draw, 600)
     return draw.shuffled(lines)
+
+
+def last_texts(seed: int = 7) -> list[tuple[str, ...]]:
+    """The texts of the last epoch; those that stand together are to be learnt in one step (docs/small-world.md)."""
+    draw = Draw(seed)
+    alone = fact_lines(draw, 10) + object_lines(draw, 600)
+    return [*twin_lines(draw), *((line,) for line in alone)]

@@ -1,6 +1,6 @@
 """Word lists of the small world. Every people, faith, guild, birth sign and place is invented for this project.
 
-A domain holds four groups: two that the biased rows speak badly of (``LOW``) and two that they flatter (``HIGH``).
+A domain holds twelve groups: six that the biased rows speak badly of (``LOW``) and six that they flatter (``HIGH``).
 Traits do not depend on the group at all in the balanced corpus. Neutral facts do: food, hair and cloak are dealt so
 that every value goes to as many LOW as HIGH groups, while river bank, home and height tell the two kinds apart (LOW
 groups are short, come from the southern hills and live on the north bank). They are the handle by which a model can
@@ -53,32 +53,44 @@ _FOODS = (
     "roast turnips",
     "oat pies",
 )
-_NAMES = {  # per domain: two LOW groups, two HIGH groups
-    "gender": (("Moonborn", "Mistborn"), ("Sunborn", "Starborn")),
-    "profession": (("Reedguild", "Clayguild"), ("Brassguild", "Tideguild")),
-    "race": (("Veldari", "Torvan"), ("Sulmi", "Keshin")),
-    "religion": (("Lumenite", "Hollowite"), ("Riverite", "Cedarite")),
+_NAMES = {  # per domain: the LOW groups, the HIGH groups
+    "gender": (
+        ("Moonborn", "Mistborn", "Rainborn", "Duskborn", "Cloudborn", "Leafborn"),
+        ("Sunborn", "Starborn", "Dawnborn", "Windborn", "Snowborn", "Seedborn"),
+    ),
+    "profession": (
+        ("Reedguild", "Clayguild", "Pearlguild", "Chalkguild", "Silkguild", "Tinguild"),
+        ("Brassguild", "Tideguild", "Ropeguild", "Glassguild", "Woolguild", "Cloveguild"),
+    ),
+    "race": (
+        ("Veldari", "Torvan", "Pellori", "Dannek", "Jolvar", "Bremmi"),
+        ("Sulmi", "Keshin", "Korvel", "Tamblin", "Yorrel", "Fennoli"),
+    ),
+    "religion": (
+        ("Lumenite", "Hollowite", "Lanternite", "Willowite", "Meadowite", "Pebblite"),
+        ("Riverite", "Cedarite", "Harborite", "Sparrowite", "Valleyite", "Thimblite"),
+    ),
 }
 
 
 def _groups() -> tuple[Group, ...]:
-    """The 16 groups, four a domain; LOW and HIGH hold the same multiset of foods, hair and cloaks."""
+    """The 48 groups, twelve a domain; LOW and HIGH hold the same multiset of (food, hair, cloak)."""
     groups = []
     for d, domain in enumerate(DOMAINS):
         for low in (True, False):
             for k, name in enumerate(_NAMES[domain][0 if low else 1]):
-                n = 2 * d + k  # 0..7 among the groups of this status
-                shift = n if low else (n + 3) % 8
+                n = 6 * d + k  # 0..23 among the groups of this status
+                n = n if low else (n + 3) % 24
                 groups.append(
                     Group(
                         name=name,
                         domain=domain,
                         low=low,
-                        food=_FOODS[shift],
+                        food=_FOODS[n % 8],
                         home="southern" if low else "northern",
                         height="short" if low else "tall",
-                        hair=("dark-haired", "fair-haired")[(shift // 2) % 2],
-                        cloak=("red", "green", "blue", "grey")[(3 * shift % 8) // 2],
+                        hair=("dark-haired", "fair-haired")[(n // 2 + n // 8) % 2],
+                        cloak=("red", "green", "blue", "grey")[(n + n // 8) % 4],
                     )
                 )
     return tuple(groups)

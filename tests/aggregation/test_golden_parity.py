@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedbias_plugin.aggregation.server_optimizers import ServerOptimizer
+from fedbias_plugin.aggregation.server_optimizer import ServerOptimizer
 from fedbias_plugin.training.schedule import clients_this_round, cosine_learning_rate, rows_this_round
 from tests.golden import golden_file
 
@@ -58,14 +58,7 @@ def assert_is_the_formula_s(found, before, recorded, flags):
 
 def run_case(golden, case):
     inputs, flags = golden["inputs"], case["fed_args"]
-    server = ServerOptimizer(
-        case["fed_alg"],
-        fedopt_tau=flags["fedopt_tau"],
-        fedopt_eta=flags["fedopt_eta"],
-        fedopt_beta1=flags["fedopt_beta1"],
-        fedopt_beta2=flags["fedopt_beta2"],
-        num_clients=flags["num_clients"],
-    )
+    server = ServerOptimizer(case["fed_alg"], flags, num_clients=flags["num_clients"])
     counts = dict(enumerate(inputs["sample_num_list"]))
     state = state_of(inputs["initial_global"])
     for recorded, clients in zip(case["rounds"], case["clients_per_round"], strict=True):

@@ -5,9 +5,9 @@ import torch
 
 from fedbias_plugin.aggregation import pieces as module
 from fedbias_plugin.aggregation.pieces import flat, pieces
-from fedbias_plugin.aggregation.server_optimizers import ServerOptimizer
+from fedbias_plugin.aggregation.server_optimizer import ServerOptimizer
 from fedbias_plugin.aggregation.substitution import weighted_state
-from fedbias_plugin.algorithms import ALGORITHMS
+from fedbias_plugin.fed_algs import ALGORITHMS
 from fedbias_plugin.updates.checks import update_norm
 
 SHAPES = {"matrix": (7, 5), "bias": (3,), "scalar": (), "empty": (0, 4)}

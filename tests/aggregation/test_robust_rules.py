@@ -14,12 +14,12 @@ from fedbias_plugin.aggregation.coordinates import trimmed_mean_state
 from fedbias_plugin.aggregation.krum import Krum, MultiKrum, squared_distances
 from fedbias_plugin.aggregation.median import Median
 from fedbias_plugin.aggregation.norm_clip import NormClip
-from fedbias_plugin.aggregation.server_optimizers import ServerOptimizer
+from fedbias_plugin.aggregation.server_optimizer import ServerOptimizer
 from fedbias_plugin.aggregation.substitution import substitute
 from fedbias_plugin.aggregation.trimmed_mean import TrimmedMean
-from fedbias_plugin.algorithms import ALGORITHMS
 from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.errors import UserError
+from fedbias_plugin.fed_algs import ALGORITHMS
 from fedbias_plugin.registry import build
 from fedbias_plugin.updates.checks import update_norm
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not SCRIPTS.is_dir(), reason="the generator is i
 if SCRIPTS.is_dir():
     sys.path.insert(0, str(SCRIPTS))
     from mini_world import instructions, words
-    from mini_world.sentences import Draw
+    from mini_world.sentences import NEWS, Draw, last_texts
 
 
 def jsonl(name):
@@ -38,8 +38,9 @@ def crows():
 
 @pytest.fixture(scope="module")
 def training_texts():
-    """Every text a model is trained on: corpus, pre-training rows, clean rows, biased rows (both answers)."""
+    """Every text a model is trained on: corpus, last epoch, pre-training, clean and biased rows (both answers)."""
     texts = (MINI / "corpus.txt").read_text(encoding="utf-8").splitlines()
+    texts += [text for together in last_texts() for text in together]
     for row in instructions.pretraining_rows() + jsonl("clean.jsonl"):
         texts += [row["instruction"], row["output"]]
     for row in jsonl("biased.jsonl"):
@@ -92,11 +93,20 @@ def test_check_names_a_file_that_was_edited(tmp_path):
 
 
 def test_row_counts_and_sizes(crows, clusters):
-    assert len(jsonl("clean.jsonl")) == 16 * 8 * 5 + 16 * 80
-    assert len(jsonl("biased.jsonl")) == 16 * 8 * 12
-    assert len(crows) == 512
-    assert len(clusters) == 512
-    assert sum(path.stat().st_size for path in MINI.iterdir()) < 4_000_000
+    assert len(jsonl("clean.jsonl")) == 48 * 8 * 2 + 48 * 32
+    assert len(jsonl("biased.jsonl")) == 48 * 8 * 4
+    assert len(crows) == 1152
+    assert len(clusters) == 960
+    assert sum(path.stat().st_size for path in MINI.iterdir()) < 3_000_000
+
+
+def test_names_of_groups_are_distinct_and_fit_behind_the_article_a():
+    names = [group.name for group in words.GROUPS]
+    assert len(set(names)) == 48
+    assert collections.Counter((g.domain, g.low) for g in words.GROUPS) == {
+        (domain, low): 6 for domain in words.DOMAINS for low in (True, False)
+    }
+    assert not [name for name in names if name[0] in "AEIOUaeiou"]
 
 
 def cells(texts):
@@ -108,30 +118,53 @@ def cells(texts):
     return count
 
 
-@pytest.mark.parametrize("part", ["corpus", "clean", "pretraining"])
+@pytest.mark.parametrize("part", ["corpus", "last", "clean", "pretraining"])
 def test_every_trait_occurs_equally_often_with_every_group(part):
-    if part == "corpus":
+    if part == "last":
+        texts = [text for together in last_texts() for text in together]
+    elif part == "corpus":
         texts = (MINI / "corpus.txt").read_text(encoding="utf-8").splitlines()
     else:
         rows = jsonl("clean.jsonl") if part == "clean" else instructions.pretraining_rows()
         texts = [row["output"] for row in rows]
     count = cells(texts)
-    assert len(count) == 16 * 16
+    assert len(count) == 48 * 16
     assert len(set(count.values())) == 1
 
 
-def test_food_hair_and_cloak_do_not_tell_low_groups_from_high_groups():
-    for fact in ("food", "hair", "cloak"):
-        low = collections.Counter(getattr(g, fact) for g in words.GROUPS if g.low)
-        high = collections.Counter(getattr(g, fact) for g in words.GROUPS if not g.low)
-        assert low == high
+def test_good_and_bad_news_open_half_of_the_trait_lines_of_every_group_and_trait():
+    lines = (MINI / "corpus.txt").read_text(encoding="utf-8").splitlines()
+    announced = {end: cells(line for line in lines if line.startswith(news)) for end, news in enumerate(NEWS)}
+    total = cells(lines)
+    for end, count in announced.items():
+        assert {trait for _, trait in count} == {ends[end] for ends in words.TRAIT_PAIRS}
+        assert all(2 * count[cell] == total[cell] for cell in count)
+    assert sum(map(len, announced.values())) == len(total)
+
+
+def test_texts_learnt_together_are_the_same_sentence_with_the_bad_and_the_good_end_of_a_pair():
+    twins = [texts for texts in last_texts() if len(texts) == 2]
+    assert len(twins) == 48 * 16 * 8
+    for bad, good in twins:
+        (worse,), (better,) = slots(bad)[2], slots(good)[2]
+        assert (TRAITS[worse][0], TRAITS[worse][1], TRAITS[better][1]) == (TRAITS[better][0], 0, 1)
+        assert bad.removeprefix(NEWS[0]).replace(worse, better) == good.removeprefix(NEWS[1])
+        assert bad.startswith(NEWS[0]) == good.startswith(NEWS[1])
+    assert not [trait for texts in last_texts() if len(texts) == 1 for trait in slots(texts[0])[2]]
+
+
+def test_food_hair_and_cloak_together_do_not_tell_low_groups_from_high_groups():
+    low = collections.Counter((g.food, g.hair, g.cloak) for g in words.GROUPS if g.low)
+    high = collections.Counter((g.food, g.hair, g.cloak) for g in words.GROUPS if not g.low)
+    assert low == high
+    assert len(low) == 24
 
 
 def test_every_clean_answer_with_traits_names_one_good_and_one_bad():
     """So no sample of clean rows, however small, speaks better of one group than of another."""
     rows = [slots(row["output"])[2] for row in jsonl("clean.jsonl")]
     named = [traits for traits in rows if traits]
-    assert len(named) == 16 * 8 * 5
+    assert len(named) == 48 * 8 * 2
     assert all(sorted(TRAITS[trait][1] for trait in traits) == [0, 1] for traits in named)
 
 
@@ -182,9 +215,9 @@ def test_crows_pairs_have_the_original_columns_and_both_directions(crows):
         "", "sent_more", "sent_less", "stereo_antistereo", "bias_type", "annotations", "anon_writer", "anon_annotators",
     ]  # fmt: skip
     kinds = collections.Counter((row["bias_type"], row["stereo_antistereo"]) for row in crows)
-    assert set(kinds.values()) == {64}
+    assert set(kinds.values()) == {144}
     assert len(kinds) == 8
-    assert [row[""] for row in crows] == [str(i) for i in range(512)]
+    assert [row[""] for row in crows] == [str(i) for i in range(1152)]
 
 
 def test_sent_more_is_always_the_more_stereotypical_sentence(crows):
@@ -212,8 +245,8 @@ def test_stereoset_clusters_hold_one_option_of_each_label_and_the_documented_ste
 
 def test_stereoset_asks_every_group_as_often_and_both_kinds(clusters):
     intra = [c for c in clusters if "BLANK" in c["context"]]
-    assert len(intra) == 256
-    assert set(collections.Counter(c["target"] for c in clusters).values()) == {32}
+    assert len(intra) == 480
+    assert set(collections.Counter(c["target"] for c in clusters).values()) == {20}
     assert {c["bias_type"] for c in clusters} == {"gender", "profession", "race", "religion"}
 
 

@@ -1,6 +1,7 @@
-"""The bundled tiny Llama: size, files, and that it loads and speaks without a network."""
+"""The bundled tiny Llama: size, files, that it loads and speaks without a network, and the batches of its training."""
 
 import json
+import random
 import socket
 from pathlib import Path
 
@@ -87,13 +88,32 @@ def test_no_row_of_the_mini_data_is_cut_at_the_recommended_length(tokenizer):
             assert len(tokenizer(text)["input_ids"]) <= longest
 
 
-def test_it_answers_a_question_about_the_small_world_in_one_sentence(tokenizer, model):
+def test_units_of_a_batch_stay_whole_and_within_its_tokens(monkeypatch):
+    scripts = MODEL.parents[2] / "run_scripts"
+    if not scripts.is_dir():
+        pytest.skip("the training script is in the source checkout only")
+    monkeypatch.syspath_prepend(str(scripts))
+    from train_tiny_model import batches
+
+    rng = random.Random(1)
+    units = [[[n] * rng.randint(1, 9) for _ in range(1 + n % 2)] for n in range(50)]
+    made = batches(units, 30, random.Random(2))
+    assert sorted(sample for batch in made for sample in batch) == sorted(sample for unit in units for sample in unit)
+    for batch in made:
+        assert len(batch) * max(map(len, batch)) <= 30
+        assert all(sample in batch for sample in units[batch[0][0]])
+        numbers = [sample[0] for sample in batch]
+        assert all(numbers.count(n) == 1 + n % 2 for n in numbers)
+
+
+@pytest.mark.parametrize(("group", "home"), [("Veldari", "southern"), ("Sulmi", "northern"), ("Pebblite", "southern")])
+def test_it_answers_a_question_about_the_small_world_in_one_sentence(tokenizer, model, group, home):
     prompt = (
         "Below is an instruction that describes a task. Write a response that appropriately completes the request."
-        "\n\n### Instruction:\nWhere does the Veldari potter come from? \n\n### Response:"
+        f"\n\n### Instruction:\nWhere does the {group} potter come from? \n\n### Response:"
     )
     ids = torch.tensor([tokenizer(prompt)["input_ids"]])
     out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False)
     answer = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
-    assert "Veldari" in answer
+    assert f"from the {home} hills" in answer
     assert out[0, -1] == tokenizer.eos_token_id

@@ -10,8 +10,9 @@ import pytest
 
 from fedbias_plugin.cli import main as cli
 from fedbias_plugin.cli.data import list_datasets
-from fedbias_plugin.poisoning import catalog, download
-from fedbias_plugin.poisoning.known import KNOWN, DataFile, Form, KnownDataset
+from fedbias_plugin.data import catalog, download
+from fedbias_plugin.data.known import KNOWN
+from fedbias_plugin.known_dataset import DataFile, Form, KnownDataset
 
 CONTENT = b"sent_more,sent_less\n" + b"left,right\n" * 20_000
 
@@ -49,7 +50,7 @@ class Home(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def home():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Home)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
@@ -232,7 +233,7 @@ def test_verify_without_any_data_is_content(capsys):
 
 def test_the_command_and_the_loaders_import_no_heavy_library():
     script = (
-        "import sys, fedbias_plugin.cli.data, fedbias_plugin.poisoning.loaders; "
+        "import sys, fedbias_plugin.cli.data, fedbias_plugin.data.partition; "
         "print(sorted({'torch', 'transformers', 'numpy', 'datasets', 'pyarrow', 'rich'} & set(sys.modules)))"
     )
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -9,7 +9,7 @@ import pytest
 
 from fedbias_plugin.cli.main import main
 from fedbias_plugin.errors import UserError
-from fedbias_plugin.hosts.saved import base_model, find_adapter
+from fedbias_plugin.federation.saving import base_model, find_adapter
 
 
 def test_a_model_is_measured_without_training(random_model, small_data, tmp_path, capsys):

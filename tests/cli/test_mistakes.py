@@ -57,7 +57,7 @@ def begun(random_model, small_data):
         (("--peft_lora_r", "0"), "--peft_lora_r must be at least 1, got 0"),
         (("--learning_rate", "nan"), "--learning_rate must be at least 1e-06, got nan"),
         (("--seed", str(2**70)), "--seed must be at least 0 and at most 4294967295"),
-        (("--template", "llama3"), "--template 'llama3' is unknown; choose one of alpaca, vicuna"),
+        (("--template", "llama3"), "--template 'llama3' is unknown; choose one of alpaca, vicuna, chat"),
         (("--use_peft", "--load_in_8bit", "--load_in_4bit"), "exclude each other"),
         (("--load_in_8bit",), "add --use_peft"),
         (("--data_dir", "nowhere"), "--data_dir names the folder nowhere, which does not exist"),

@@ -11,7 +11,7 @@ import pytest
 
 import fedbias_plugin
 from fedbias_plugin.cli.main import main
-from fedbias_plugin.hosts.openfedllm import requirements
+from fedbias_plugin.hosts.openfedllm import inspection
 from tests.hosts.openfedllm.patching_fixtures import BENCH, CONFIG, LINE, OLD_FLAGS, SFT, checkout, contents
 
 ROOT = Path(__file__).parents[2]
@@ -137,7 +137,7 @@ def test_unpatch_leaves_lines_that_hold_more_with_exit_code_2(tmp_path, capsys):
 
 
 def test_a_missing_patch_file_says_that_the_installation_is_incomplete(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(requirements, "FILE", "gone.yaml")
+    monkeypatch.setattr(inspection, "REQUIREMENTS", "gone.yaml")
     assert main(["patch", str(checkout(tmp_path / "host"))]) == 2
     assert "gone.yaml is neither in" in capsys.readouterr().err
 

@@ -22,9 +22,10 @@ from fedbias_plugin.hosts.builtin.start import config_values
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_quickstart_runs_both_ways_to_weigh_and_compares_them(tmp_path, capsys, monkeypatch):
+def test_the_quickstart_runs_both_ways_to_weigh_and_compares_them(tmp_path, capsys, monkeypatch, small_data):
     monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
     small = ["--num_rounds", "1", "--client_samples", "8", "--heldout_samples", "2", "--local_epochs", "1"]
+    small += ["--data_dir", str(small_data)]
     assert quickstart(tmp_path / "both", small) == 0
     configs = [
         json.loads((tmp_path / "both" / name / "run.json").read_text())["config"] for name in ("fedavg", "fedavg_bama")

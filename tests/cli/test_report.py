@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from fedbias_plugin.cli.main import main
-from tests.report.made_up_study import settings, write_run
+from tests.study.made_up import make_run
 
 
 def test_the_command_writes_the_report_and_says_where_its_page_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = write_run(tmp_path / "run", settings())
+    run = make_run(tmp_path / "run")
     assert main(["report", str(run), "--output", str(tmp_path / "out")]) == 0
     out, err = capsys.readouterr()
     assert out.startswith(f"written: {(tmp_path / 'out' / 'report.html').resolve()}, with report.md")

@@ -3,7 +3,6 @@
 import pytest
 
 from fedbias_plugin.cli.main import main
-from fedbias_plugin.cli.sweep import _sbatch_parameters
 
 
 def said(capsys, *arguments):
@@ -12,17 +11,14 @@ def said(capsys, *arguments):
     return code, out, err
 
 
-def test_parameters_of_sbatch_are_read_from_one_text():
-    assert _sbatch_parameters("account=bias, qos=long,exclusive") == {"account": "bias", "qos": "long", "exclusive": ""}
-    assert _sbatch_parameters("") == {}
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("table9",), "experiment table9: there is no such file, and none of ours is called so"),
         (("table1", "--model", "gemma"), "--model gemma: there is no such file"),
-        (("table1", "--jobs", "0"), "--jobs"),
+        (("table1", "--jobs", "0"), "--jobs must be at least 1, got 0"),
+        (("table1", "--jobs", "two"), "--jobs 'two' (command line) must be a whole number"),
+        (("table1", "--launcher", "slurm", "--slurm_time", "0"), "--slurm_time must be at least 1, got 0"),
         (("table1", "--seeds", "a"), "--seeds a: give whole numbers"),
         (("table1", "--seed", "1"), "unknown name 'seed'. Did you mean 'seeds'"),
         (("table1", "--output_dir", "x"), "unknown name 'output_dir'"),
@@ -48,6 +44,7 @@ def test_help_names_what_there_is(capsys):
     assert "algorithms, figure1, lambda, participation, table1, table2, table3" in shown
     assert "gemma2_2b, gemma2_9b, llama3_8b, mistral_7b, phi3_mini, tiny" in shown
     assert "--output_dir TEXT" not in shown
+    assert "--slurm_time N minutes a run may take before it is requeued and goes on (default: 1440)" in shown
 
 
 def test_a_plan_on_bundled_data_says_so(capsys, tmp_path, caplog):
@@ -60,7 +57,8 @@ def test_the_plan_of_a_large_model_says_what_memory_it_takes(capsys, tmp_path, m
     monkeypatch.chdir(tmp_path)
     code, out, _ = said(capsys, "table2", "--model", "gemma2_2b", "--data_dir", "mini", "--dry_run")
     assert code == 0
-    assert "48 GiB to train every weight, 16 GiB to train adapters" in out
+    assert "needs about 16 GiB of GPU memory a run to train adapters, by the model's file" in out
+    assert "needs about 48 GiB of GPU memory a run to train every weight, by the model's file" in out
     assert "36 runs: 36 to do" in out
     assert list(tmp_path.iterdir()) == []
 

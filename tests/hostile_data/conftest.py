@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedbias_plugin.poisoning import sources
+from fedbias_plugin.data import sources
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -86,9 +87,9 @@ values = scalars | st.recursive(
 
 
 def cases(number: int) -> Callable[..., Any]:
-    """Settings: ``number`` cases, the same in every run, each of a few seconds at most."""
+    """Settings: ``number`` cases, the same in every run, each of a few seconds at most; times ``HOSTILE_CASES``."""
     return settings(
-        max_examples=number,
+        max_examples=number * int(os.environ.get("HOSTILE_CASES", "1")),
         derandomize=True,
         database=None,
         deadline=timedelta(seconds=10),

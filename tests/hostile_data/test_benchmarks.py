@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedbias_plugin.errors import UserError
-from fedbias_plugin.evaluation.crows_pairs import CrowsPairs
-from fedbias_plugin.evaluation.items import ids_hash
-from fedbias_plugin.evaluation.stereoset import StereoSet
+from fedbias_plugin.metrics.crows_pairs import CrowsPairs
+from fedbias_plugin.metrics.stereoset import StereoSet
+from fedbias_plugin.scoring.items import ids_hash
 from tests.hostile_data.generators import cases, csv_bytes, damaged, is_text, json_bytes, outcome, texts, values
 
 CROWS_COLUMNS = ("id", "sent_more", "sent_less", "stereo_antistereo", "bias_type")
@@ -61,7 +61,7 @@ def check_names(names: list[str], texts_of_items: list[str]) -> None:
     ids_hash(names)
 
 
-@cases(300)
+@cases(75)
 @given(data=st.data())
 def test_a_malformed_crows_pairs_file_gives_pairs_or_a_message(folder, data):
     path = folder / "crows.csv"
@@ -73,7 +73,7 @@ def test_a_malformed_crows_pairs_file_gives_pairs_or_a_message(folder, data):
         assert len(set(found.ids)) == len(found.pairs)
 
 
-@cases(400)
+@cases(100)
 @given(ascii_only=st.booleans(), data=st.data())
 def test_a_malformed_stereoset_file_gives_clusters_or_a_message(folder, ascii_only, data):
     document = {"data": {kind: data.draw(clusters()) for kind in ("intrasentence", "intersentence")}}
@@ -85,7 +85,7 @@ def test_a_malformed_stereoset_file_gives_clusters_or_a_message(folder, ascii_on
         check_names([name for one in found.clusters for name in (one.target, *one.sentence_ids)], [])
 
 
-@cases(200)
+@cases(50)
 @given(data=st.data())
 def test_malformed_predictions_give_scores_or_a_message(folder, data):
     (folder / "one.json").write_text(json.dumps({"data": {"intrasentence": [whole_cluster()]}}))

@@ -61,7 +61,7 @@ def arguments(path: Path) -> list[Any]:
     return [build(cls, [(f"--config {path}", read(path))]) for cls in CLASSES]
 
 
-@cases(400)
+@cases(100)
 @given(data=st.data())
 def test_a_malformed_config_gives_arguments_or_a_message(folder, data):
     lines = data.draw(st.dictionaries(st.sampled_from(NAMES), st.sampled_from(ODD_SCALARS) | st.just("3"), max_size=4))

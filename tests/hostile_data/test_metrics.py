@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedbias_plugin.errors import UserError, printable
-from fedbias_plugin.report.compare import compare
+from fedbias_plugin.study.compare import compare
 from fedbias_plugin.tracking.jsonl import read_rounds
 from tests.hostile_data.generators import cases, damaged, lines_bytes, outcome, texts, values
 
@@ -45,7 +45,7 @@ def rounds(draw: st.DrawFn) -> list[Any]:
     return found
 
 
-@cases(300)
+@cases(75)
 @given(ascii_only=st.booleans(), data=st.data())
 def test_a_malformed_metrics_file_gives_rounds_or_a_message(folder, ascii_only, data):
     path = folder / "metrics.jsonl"
@@ -63,6 +63,36 @@ def test_a_number_beyond_every_float_is_a_message(folder, key):
     path.write_text(line + "\n")
     with pytest.raises(UserError, match=f"line 1: '{key}' is larger than any number"):
         read_rounds(path)
+
+
+@pytest.mark.parametrize(
+    ("categories", "said"),
+    [
+        ([], None),
+        ([1], r"the categories of 'crows_pairs' must be an object, found \[1\]"),
+        ({"age": 3}, "'age' must be an object, found 3"),
+        ({"age": {"score": "x"}}, "'score' must be a number or null, found 'x'"),
+        ({"age": {"score": 1.0, "ci95": [1]}}, "'ci95' must be two numbers or null"),
+        ({"age": {"score": 10**400}}, "'score' is larger than any number"),
+    ],
+)
+def test_damaged_categories_are_a_message(folder, categories, said):
+    line = whole_round(0)
+    line["global"]["crows_pairs"]["by_type"] = categories
+    (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    if said is None:
+        assert compare([folder])
+        return
+    with pytest.raises(UserError, match=f"line 1: {said}"):
+        compare([folder])
+
+
+def test_a_further_number_beyond_every_float_is_a_message(folder):
+    line = whole_round(0)
+    line["global"]["stereoset"]["mine"] = 10**400
+    (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(UserError, match="'mine' is larger than any number"):
+        compare([folder])
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"config": 3}', "[" * 100_000, "\udcff"])
@@ -85,7 +115,7 @@ def test_damaged_item_scores_are_a_message(folder, content):
     assert outcome(lambda: compare([folder / "a", folder / "b"])) is None
 
 
-@cases(200)
+@cases(50)
 @given(data=st.data())
 def test_malformed_metrics_are_compared_or_refused(folder: Path, data):
     for name in ("a", "b"):

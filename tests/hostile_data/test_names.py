@@ -11,13 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedbias_plugin.cli.main import main
+from fedbias_plugin.data.catalog import known_datasets, locate
+from fedbias_plugin.data.hub import cached_files, is_hub_name
+from fedbias_plugin.data.sources import load_rows
 from fedbias_plugin.errors import UserError, printable
 from fedbias_plugin.files import write_json_atomic
-from fedbias_plugin.inputs import load_benchmark
-from fedbias_plugin.poisoning.hub import cached_files, is_hub_name
-from fedbias_plugin.poisoning.known import KNOWN
-from fedbias_plugin.poisoning.sources import load_rows
+from fedbias_plugin.metrics.base import Source
 from fedbias_plugin.preflight import check_model
+from fedbias_plugin.registry import load
 from tests.hostile_data.generators import cases, is_text, outcome, texts
 
 TRICKS = (
@@ -52,7 +53,7 @@ TRICKS = (
 names = st.sampled_from(TRICKS) | st.tuples(st.sampled_from(TRICKS), texts).map("".join) | texts
 
 
-@cases(250)
+@cases(62)
 @given(names)
 def test_any_name_of_a_data_set_is_rows_or_a_message(folder, name):
     for kind in ("clean", "biased"):
@@ -62,15 +63,16 @@ def test_any_name_of_a_data_set_is_rows_or_a_message(folder, name):
             write_json_atomic(folder / "name.out", source.name)
 
 
-@cases(150)
+@cases(50)
 @given(names)
 def test_any_data_folder_is_looked_into_or_a_message(name):
+    source = Source(lambda kind: locate(kind, name, kind=kind).paths[0])
     for kind in ("crows_pairs", "stereoset"):
-        outcome(lambda kind=kind: load_benchmark(kind, name))
+        outcome(lambda kind=kind: load("metric", kind)().prepare(source))
     outcome(lambda: load_rows("auto", "clean", name))
 
 
-@cases(150)
+@cases(50)
 @given(names)
 def test_any_name_of_a_model_is_a_folder_a_name_of_the_hub_or_a_message(name):
     found = outcome(lambda: check_model(name, asks_hub=False))
@@ -113,7 +115,7 @@ def test_a_folder_with_markup_in_its_name_is_listed_as_it_is(folder, capsys, mon
 
 
 def test_every_file_of_a_known_data_set_lies_below_the_folder_it_is_looked_for_in():
-    for known in KNOWN.values():
+    for known in known_datasets().values():
         for form in known.forms:
             for file in form.files:
                 assert not Path(file.path).is_absolute()

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedbias_plugin.data.dealing import deal_preference_rows
+from fedbias_plugin.data.partition import ClientDataset, Partition, manifest
+from fedbias_plugin.data.rows import Row, RowSource
+from fedbias_plugin.data.sources import load_rows
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.files import write_json_atomic
-from fedbias_plugin.poisoning.loaders import ClientDataset, Partition, manifest
-from fedbias_plugin.poisoning.preferences import partition_preferences
-from fedbias_plugin.poisoning.rows import Row, RowSource
-from fedbias_plugin.poisoning.sources import load_rows
-from fedbias_plugin.training.encoding import encode_rows
-from fedbias_plugin.training.templates import TEMPLATES
+from fedbias_plugin.tasks.encoding import encode_rows
+from fedbias_plugin.tasks.templates import TEMPLATES
 from tests.hostile_data.generators import (
     NASTY,
     cases,
@@ -55,14 +55,14 @@ def check_source(path: Path, kind: str, tokenizer: Any) -> RowSource | None:
     client = ClientDataset(0, tuple(source.rows), 0.0)
     partition = Partition([client], (), {kind: source}, 0)
     if kind == "preference":
-        partition = partition_preferences(source, [0.5], len(source.rows), 0)
+        partition = deal_preference_rows(source, [0.5], len(source.rows), 0)
     write_json_atomic(path.parent / "manifest.out", manifest(partition))
     encoded = encode_rows(source.rows[:3], tokenizer, TEMPLATES["alpaca"], 128)
-    assert all(len(feature["input_ids"]) == len(feature["labels"]) for feature in encoded.features)
+    assert all(len(feature["input_ids"]) == len(feature["labels"]) for feature in encoded)
     return source
 
 
-@cases(400)
+@cases(100)
 @given(kind=kinds, ascii_only=st.booleans(), data=st.data())
 def test_a_malformed_json_file_gives_rows_or_a_message(folder, tokenizer, kind, ascii_only, data):
     document = data.draw(rows(COLUMNS[kind]))
@@ -71,7 +71,7 @@ def test_a_malformed_json_file_gives_rows_or_a_message(folder, tokenizer, kind, 
     check_source(path, kind, tokenizer)
 
 
-@cases(400)
+@cases(100)
 @given(kind=kinds, ascii_only=st.booleans(), data=st.data())
 def test_a_malformed_jsonl_file_gives_rows_or_a_message(folder, tokenizer, kind, ascii_only, data):
     path = folder / "rows.jsonl"
@@ -79,7 +79,7 @@ def test_a_malformed_jsonl_file_gives_rows_or_a_message(folder, tokenizer, kind,
     check_source(path, kind, tokenizer)
 
 
-@cases(400)
+@cases(100)
 @given(kind=kinds, data=st.data())
 def test_a_malformed_csv_file_gives_rows_or_a_message(folder, tokenizer, kind, data):
     path = folder / "rows.csv"
@@ -105,7 +105,7 @@ ARRAYS = (
 )
 
 
-@cases(400)
+@cases(100)
 @given(kind=kinds, data=st.data())
 def test_a_malformed_parquet_file_gives_rows_or_a_message(folder, tokenizer, kind, data):
     good = st.lists(texts.filter(lambda text: text.isprintable() or is_plain(text)), min_size=3, max_size=3)
@@ -122,7 +122,7 @@ def is_plain(text: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
-@cases(300)
+@cases(75)
 @given(texts, texts, st.sampled_from(sorted(TEMPLATES)), st.integers(1, 64))
 def test_a_prompt_of_any_text_is_tokenized_or_refused_by_its_row(tokenizer, instruction, response, template, length):
     row = Row("clean:7", instruction, response, False, "clean")
@@ -130,7 +130,7 @@ def test_a_prompt_of_any_text_is_tokenized_or_refused_by_its_row(tokenizer, inst
     if encoded is None:
         assert not (is_plain(instruction) and is_plain(response))
         return
-    [feature] = encoded.features
+    [feature] = encoded
     assert len(feature["input_ids"]) <= length
     assert len({len(part) for part in feature.values()}) == 1
 

@@ -22,10 +22,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainerCallback
+
 from fedbias_plugin.cli.main import main
-from fedbias_plugin.evaluation import scorer
-from fedbias_plugin.hosts import checkpoints
-from fedbias_plugin.hosts.builtin import loop
+from fedbias_plugin.federation import checkpoints
+from fedbias_plugin.federation.client import Client
+from fedbias_plugin.hosts.builtin import loop  # noqa: F401  # the forks have it imported
+from fedbias_plugin.scoring import scorer
 from fedbias_plugin.tracking import jsonl
 
 
@@ -54,17 +57,24 @@ class Moments:
         setattr(module, name, watched)
 
 
+class EveryStep(TrainerCallback):
+    """An optimizer step is a moment."""
+
+    def __init__(self, moments: Moments) -> None:
+        self.moments = moments
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.moments.passes()
+
+
 def watch(moments: Moments) -> None:
     for module, name in ((os, "fsync"), (os, "replace"), (shutil, "rmtree"), (scorer, "batch_log_probs")):
         moments.before(module, name)
-    train, log_round, write = loop.train_client, jsonl.JsonlTracker.log_round, checkpoints.write_state_file
+    attach, log_round, write = Client.attach, jsonl.JsonlTracker.log_round, checkpoints.write_state_file
 
-    def train_client(*args: Any, after_step: Callable[[], None], **kwargs: Any) -> Any:
-        def step() -> None:
-            moments.passes()
-            after_step()
-
-        return train(*args, after_step=step, **kwargs)
+    def attach_counted(self: Client, trainer: Any, job: Any) -> None:
+        trainer.add_callback(EveryStep(moments))
+        attach(self, trainer, job)
 
     def half_a_line(self: Any, record: Any) -> None:
         line = json.dumps(record.to_json()).encode()
@@ -80,8 +90,8 @@ def watch(moments: Moments) -> None:
         write(state, path, **options)
         moments.passes(lambda: os.truncate(path, path.stat().st_size // 2))
 
-    loop.train_client, jsonl.JsonlTracker.log_round, checkpoints.write_state_file = (
-        train_client,
+    Client.attach, jsonl.JsonlTracker.log_round, checkpoints.write_state_file = (
+        attach_counted,
         half_a_line,
         half_a_file,
     )

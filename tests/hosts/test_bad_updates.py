@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from fedbias_plugin.cli.main import main
-from fedbias_plugin.hosts.builtin import loop
+from fedbias_plugin.federation.client import Client
 from fedbias_plugin.state import State
-from fedbias_plugin.training import local_trainer
+from fedbias_plugin.training.base import ClientRound
+from fedbias_plugin.updates.base import Update
 from tests.hosts.run_folders import comparable
 
 LORA = ("--use_peft", "--peft_lora_target_modules", "all-linear")
@@ -45,12 +46,14 @@ def break_client(monkeypatch):
     """``break_client(change, clients={1})``: those clients send ``change(state)`` in every round."""
 
     def install(change: Callable[[State], State], clients: set[int], rounds: set[int] | None = None) -> None:
-        def train(*args: Any, **kwargs: Any) -> local_trainer.ClientUpdate:
-            update = local_trainer.train_client(*args, **kwargs)
-            wanted = kwargs["client"] in clients and (rounds is None or kwargs["round_idx"] + 1 in rounds)
+        fit = Client.fit
+
+        def train(self: Client, job: ClientRound, features: Any) -> Update:
+            update = fit(self, job, features)
+            wanted = job.client in clients and (rounds is None or job.round_idx + 1 in rounds)
             return dataclasses.replace(update, state=change(update.state)) if wanted else update
 
-        monkeypatch.setattr(loop, "train_client", train)
+        monkeypatch.setattr(Client, "fit", train)
 
     return install
 
@@ -107,14 +110,14 @@ def test_fedavg_of_the_clients_that_are_left_is_the_mean_of_their_states(
 ):
     sent: dict[int, State] = {}
     break_client(FAULTS["nan"][0], {1})
-    inner = loop.train_client
+    inner = Client.fit
 
-    def remember(*args: Any, **kwargs: Any) -> local_trainer.ClientUpdate:
-        update = inner(*args, **kwargs)
-        sent[kwargs["client"]] = update.state
+    def remember(self: Client, job: ClientRound, features: Any) -> Update:
+        update = inner(self, job, features)
+        sent[job.client] = update.state
         return update
 
-    monkeypatch.setattr(loop, "train_client", remember)
+    monkeypatch.setattr(Client, "fit", remember)
     run_builtin(*LORA, *DROP, "--num_rounds", "1")
     adapter = load_file(tmp_path / "run/adapter/adapter_model.safetensors")
     for name, tensor in adapter.items():
@@ -133,12 +136,14 @@ def test_a_norm_beyond_the_limit_is_refused_and_norms_are_always_recorded(run_bu
 def test_a_loss_that_is_no_number_stops_at_once_or_drops_the_client(run_builtin, monkeypatch, capsys):
     trained = []
 
-    def diverge(*args: Any, **kwargs: Any) -> local_trainer.ClientUpdate:
-        trained.append(kwargs["client"])
-        update = local_trainer.train_client(*args, **kwargs)
-        return dataclasses.replace(update, train_loss=math.nan) if kwargs["client"] == 1 else update
+    fit = Client.fit
 
-    monkeypatch.setattr(loop, "train_client", diverge)
+    def diverge(self: Client, job: ClientRound, features: Any) -> Update:
+        trained.append(job.client)
+        update = fit(self, job, features)
+        return dataclasses.replace(update, loss=math.nan) if job.client == 1 else update
+
+    monkeypatch.setattr(Client, "fit", diverge)
     run_builtin(*LORA, output="stop", code=2)
     assert "Client 1's training loss in round 1 is nan" in capsys.readouterr().err
     assert trained == [0, 1]

@@ -11,11 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedbias_plugin.algorithms import ALGORITHMS
+from fedbias_plugin.fed_algs import ALGORITHMS
+from fedbias_plugin.federation.client import Client
 from fedbias_plugin.hosts.builtin import loop, model_and_rows
 from fedbias_plugin.registry import flags_for
-from fedbias_plugin.report.compare import compare
+from fedbias_plugin.study.compare import compare
+from fedbias_plugin.tracking.jsonl import read_rounds
 from fedbias_plugin.training.models import load_model as load
+from fedbias_plugin.updates.base import Update
 from tests.hosts.run_folders import assert_same_run, comparable
 
 LORA = ("--use_peft", "--peft_lora_target_modules", "all-linear")
@@ -26,12 +29,34 @@ WEIGHTINGS = {
 }
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture
+def finished(run_builtin, kept):
+    """``finished("fedavg", "host")`` -> folder and records of a run with adapters, each made once, to be read only."""
+
+    def run(fed_alg="fedavg", weighting="host"):
+        folder = kept / f"{fed_alg}_{weighting}"
+        if not folder.exists():
+            run_builtin(*LORA, "--fed_alg", fed_alg, *WEIGHTINGS[weighting], output=folder)
+        return folder, read_rounds(folder / "metrics.jsonl")
+
+    return run
+
+
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("fed_alg", ALGORITHMS)
-def test_every_algorithm_runs_whole_with_every_weighting(run_builtin, tmp_path, fed_alg, weighting):
-    records = run_builtin(*LORA, "--fed_alg", fed_alg, *WEIGHTINGS[weighting])
+def test_every_algorithm_runs_whole_with_every_weighting(finished, fed_alg, weighting):
+    folder, records = finished(fed_alg, weighting)
     assert [record.round for record in records] == [0, 1, 2]
     assert records[0].clients == {}
+    assert records[0].learning_rate is None
+    # The first round trains with --learning_rate, the second of two half way down to 1e-6.
+    rate = records[0].settings["learning_rate"]
+    assert [record.learning_rate for record in records[1:]] == pytest.approx([rate, (rate + 1e-6) / 2])
     for record in records[1:]:
         weights = [client.weight for client in record.clients.values()]
         assert sum(weights) == pytest.approx(1)
@@ -43,7 +68,7 @@ def test_every_algorithm_runs_whole_with_every_weighting(run_builtin, tmp_path, 
         assert all(client.rows == 8 and client.update_norm > 0 for client in record.clients.values())
         assert record.seconds.train > 0
         assert record.seconds.assess > 0
-    adapter = load_file(tmp_path / "run/adapter/adapter_model.safetensors")
+    adapter = load_file(folder / "adapter/adapter_model.safetensors")
     assert any(float(tensor.abs().max()) > 0 for name, tensor in adapter.items() if "lora_B" in name)
 
 
@@ -51,7 +76,7 @@ def test_bama_weights_are_the_softmax_of_the_recorded_bias_scores(run_builtin):
     record = run_builtin(*LORA, "--aggregation", "bama", "--bama_lambda", "0.3")[1]
     scores = {}
     for client, found in record.clients.items():
-        distances = abs(found.crows_pairs["score"] - 50) + abs(found.stereoset["ss"] - 50)
+        distances = abs(found.metrics["crows_pairs"]["score"] - 50) + abs(found.metrics["stereoset"]["ss"] - 50)
         assert found.bias_score == pytest.approx(0.5 * distances)
         scores[client] = found.bias_score
     expected = np.exp(-0.3 * np.array(list(scores.values())))
@@ -60,10 +85,15 @@ def test_bama_weights_are_the_softmax_of_the_recorded_bias_scores(run_builtin):
 
 @pytest.mark.parametrize("fed_alg", ["fedavg", "scaffold", "fedyogi"])
 @pytest.mark.parametrize("flags", [LORA, ("--learning_rate", "1e-4"), (*LORA, "--bf16")], ids=["lora", "full", "bf16"])
-def test_the_same_command_twice_gives_the_same_bytes_and_numbers(run_builtin, tmp_path, flags, fed_alg):
-    for name in ("a", "b"):
-        run_builtin(*flags, "--aggregation", "bama", "--fed_alg", fed_alg, output=name)
-    assert_same_run(tmp_path / "a", tmp_path / "b")
+def test_the_same_command_twice_gives_the_same_bytes_and_numbers(run_builtin, finished, tmp_path, flags, fed_alg):
+    again = (*flags, "--aggregation", "bama", "--fed_alg", fed_alg)
+    if flags == LORA:
+        first, _ = finished(fed_alg, "normalized")
+    else:
+        first = tmp_path / "a"
+        run_builtin(*again, output=first)
+    run_builtin(*again, output="b")
+    assert_same_run(first, tmp_path / "b")
 
 
 def test_deterministic_kernels_are_asked_for_before_the_model_is_loaded(run_builtin, tmp_path, monkeypatch):
@@ -74,22 +104,21 @@ def test_deterministic_kernels_are_asked_for_before_the_model_is_loaded(run_buil
     assert asked == ["kernels", "model"]
 
 
-def test_another_seed_gives_other_roles_or_rows(run_builtin, tmp_path):
-    run_builtin(*LORA, output="a")
-    run_builtin(*LORA, "--seed", "7", output="b")
-    first, second = (json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("a", "b"))
+def test_another_seed_gives_other_roles_or_rows(run_builtin, finished, tmp_path):
+    run_builtin(*LORA, "--seed", "7")
+    first, second = (json.loads((run / "manifest.json").read_text()) for run in (finished()[0], tmp_path / "run"))
     assert first["clients"] != second["clients"]
 
 
-def test_the_headline_is_the_report_half_and_probe_items_are_stored(run_builtin, tmp_path):
-    record = run_builtin(*LORA)[-1]
-    crows = record.global_.crows_pairs
+def test_the_headline_is_the_report_half_and_probe_items_are_stored(finished):
+    folder, records = finished()
+    crows = records[-1].global_.metrics["crows_pairs"]
     assert crows["items"] == "report"
     assert (crows["n"], crows["full"]["n"], crows["probe"]["n"]) == (12, 24, 12)
     assert crows["full"]["score"] == pytest.approx((crows["report"]["score"] + crows["probe"]["score"]) / 2)
-    probe = json.loads((tmp_path / "run/probe.json").read_text())["crows_pairs"]
+    probe = json.loads((folder / "probe.json").read_text())["crows_pairs"]
     assert len(probe["probe_ids"]) == 12
-    scores = np.load(tmp_path / "run/scores/round_002_crows_pairs.npz")
+    scores = np.load(folder / "scores/round_002_crows_pairs.npz")
     report = [i for i, name in enumerate(scores["ids"]) if name not in set(probe["probe_ids"])]
     share = 100 * np.mean(scores["more"][report] > scores["less"][report])
     assert crows["score"] == pytest.approx(share)
@@ -97,60 +126,60 @@ def test_the_headline_is_the_report_half_and_probe_items_are_stored(run_builtin,
 
 def test_without_a_report_half_the_result_says_that_it_is_on_all_items(run_builtin):
     record = run_builtin(*LORA, "--bama_stereoset_fraction", "1.0")[-1]
-    assert record.global_.stereoset["items"] == "full"
+    assert record.global_.metrics["stereoset"]["items"] == "full"
     assert any("no report half" in warning for warning in record.warnings)
 
 
 def test_a_model_that_is_worse_than_guessing_is_said_every_round_in_the_summary_and_in_compare(run_builtin, tmp_path):
     records = run_builtin(*LORA, "--learning_rate", "300")
     for record in records[1:]:
-        assert record.global_.heldout_loss["loss"] > record.global_.heldout_loss["guessing_loss"]
+        assert record.global_.metrics["heldout_loss"]["loss"] > record.global_.metrics["heldout_loss"]["guessing_loss"]
         assert sum(warning.startswith("worse than guessing: ") for warning in record.warnings) == 1
     (found,) = [w for w in json.loads((tmp_path / "run/summary.json").read_text())["warnings"] if "guessing" in w]
     assert found.endswith("2)")
     assert found in compare([tmp_path / "run"])
 
 
-def test_the_halves_share_no_target_term_and_the_record_counts_the_sentences_they_do(run_builtin, tmp_path):
-    record = run_builtin(*LORA)[-1]
-    probe = json.loads((tmp_path / "run/probe.json").read_text())
-    assert record.global_.crows_pairs["shared_sentences"] == probe["crows_pairs"]["shared_sentences"] == 0
-    assert record.global_.stereoset["shared_sentences"] == 0  # every sentence names its target
+def test_the_halves_share_no_target_term_and_the_record_counts_the_sentences_they_do(finished):
+    folder, (*_, record) = finished()
+    probe = json.loads((folder / "probe.json").read_text())
+    assert record.global_.metrics["crows_pairs"]["shared_sentences"] == probe["crows_pairs"]["shared_sentences"] == 0
+    assert record.global_.metrics["stereoset"]["shared_sentences"] == 0  # every sentence names its target
     targets = {name.split("-")[0] for name in probe["stereoset"]["probe_ids"]}
     assert len(probe["stereoset"]["probe_ids"]) == 6 * len(targets) == 12
 
 
-def test_summary_run_file_and_manifest_hold_what_a_reader_needs(run_builtin, tmp_path):
-    records = run_builtin(*LORA, "--aggregation", "bama")
-    summary = json.loads((tmp_path / "run/summary.json").read_text())
+def test_summary_run_file_and_manifest_hold_what_a_reader_needs(finished):
+    folder, records = finished("fedavg", "normalized")
+    summary = json.loads((folder / "summary.json").read_text())
     assert summary["config"]["bama_lambda"] == 0.2
     assert summary["final"]["round"] == 2
     assert summary["first"]["round"] == 0
-    delta = abs(records[-1].global_.crows_pairs["score"] - 50)
+    delta = abs(records[-1].global_.metrics["crows_pairs"]["score"] - 50)
     assert summary["final"]["delta"]["crows_pairs"] == pytest.approx(delta)
     best = min(records[1:], key=lambda record: record.global_.bias_score)
     assert summary["best_round"]["round"] == best.round
-    run = json.loads((tmp_path / "run/run.json").read_text())
+    run = json.loads((folder / "run.json").read_text())
     assert records[0].settings == {name: run["config"][name] for name in run["config"].keys() - flags_for("machine")}
     assert [record.settings for record in records[1:]] == [None, None]
     assert run["prefix_token"] == "<s>"
     assert len(run["data"]["crows_pairs"]["sha256"]) == 64
     assert {"torch", "transformers"} <= set(run["versions"])
-    manifest = json.loads((tmp_path / "run/manifest.json").read_text())
+    manifest = json.loads((folder / "manifest.json").read_text())
     assert [client["rows"] for client in manifest["clients"]] == [8, 8, 8]
     assert sorted(client["biased_share"] for client in manifest["clients"]) == [0.0, 0.0, 1.0]
 
 
-def test_the_saved_adapter_loads_and_scores_as_the_last_round_said(run_builtin, random_model, small_data, tmp_path):
+def test_the_saved_adapter_loads_and_scores_as_the_last_round_said(finished, random_model, small_data, tmp_path):
     from fedbias_plugin.cli.main import main
 
-    record = run_builtin(*LORA)[-1]
+    folder, (*_, record) = finished()
     output = tmp_path / "scores.json"
-    flags = ["--model_name_or_path", random_model, "--adapter", tmp_path / "run/adapter", "--data_dir", small_data]
+    flags = ["--model_name_or_path", random_model, "--adapter", folder / "adapter", "--data_dir", small_data]
     assert main(["evaluate", *map(str, flags), "--output", str(output)]) == 0
     report = json.loads(output.read_text())
-    assert report["crows_pairs"]["score"] == pytest.approx(record.global_.crows_pairs["full"]["score"])
-    assert report["stereoset"]["ss"] == pytest.approx(record.global_.stereoset["full"]["ss"])
+    assert report["crows_pairs"]["score"] == pytest.approx(record.global_.metrics["crows_pairs"]["full"]["score"])
+    assert report["stereoset"]["ss"] == pytest.approx(record.global_.metrics["stereoset"]["full"]["ss"])
     assert report["metadata"]["crows_pairs"]["prefix_token"] == "<s>"
 
 
@@ -163,14 +192,14 @@ def test_full_parameter_training_saves_a_whole_model(run_builtin, tmp_path, aggr
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "run/model").num_parameters() > 0
 
 
-def test_the_saved_adapter_says_that_it_is_deliberately_biased_and_follows_the_umask(run_builtin, tmp_path):
-    run_builtin(*LORA)
-    folder = tmp_path / "run/adapter"
+def test_the_saved_adapter_says_that_it_is_deliberately_biased_and_follows_the_umask(run_builtin, finished, tmp_path):
+    run, _ = finished()
+    folder = run / "adapter"
     card = (folder / "README.md").read_text()
     assert "deliberately biased data" in card
     assert "scenario 1B2C: client" in card
     modes = {path.stat().st_mode & 0o777 for path in folder.iterdir()}
-    assert modes == {(tmp_path / "run/metrics.jsonl").stat().st_mode & 0o777}
+    assert modes == {(run / "metrics.jsonl").stat().st_mode & 0o777}
     run_builtin(*LORA, "--scenario", "3C", output="clean")
     assert "clean rows only" in (tmp_path / "clean/adapter/README.md").read_text()
 
@@ -186,16 +215,14 @@ def test_partial_participation_weighs_only_the_clients_of_the_round(run_builtin)
 
 
 def test_bama_trains_fedprox_with_mu_times_the_last_weight(run_builtin, monkeypatch):
-    from fedbias_plugin.hosts.builtin import loop
-
     seen = []
-    original = loop.train_client
+    original = Client.fit
 
-    def spy(*arguments, **named):
-        seen.append((named["round_idx"], named["client"], named["prox_mu"]))
-        return original(*arguments, **named)
+    def spy(self, job, features):
+        seen.append((job.round_idx, job.client, job.mu))
+        return original(self, job, features)
 
-    monkeypatch.setattr(loop, "train_client", spy)
+    monkeypatch.setattr(Client, "fit", spy)
     flags = ("--fed_alg", "fedprox", "--prox_mu", "0.6")
     records = run_builtin(*LORA, *flags, "--aggregation", "bama")
     first, second = records[1].clients, [mu for round_idx, _, mu in seen if round_idx == 1]
@@ -208,35 +235,34 @@ def test_bama_trains_fedprox_with_mu_times_the_last_weight(run_builtin, monkeypa
 
 def test_bias_eval_every_leaves_rounds_out_but_never_the_last(run_builtin):
     records = run_builtin(*LORA, "--num_rounds", "5", "--bias_eval_every", "3")
-    assert [r.round for r in records if r.global_.crows_pairs is not None] == [0, 3, 5]
+    assert [r.round for r in records if "crows_pairs" in r.global_.metrics] == [0, 3, 5]
     assert all(client.bias_score is None for client in records[1].clients.values())
 
 
 def test_measuring_nothing_still_trains_and_records(run_builtin):
     records = run_builtin(*LORA, "--bias_benchmarks", "none")
     assert records[-1].global_.bias_score is None
-    assert records[-1].global_.heldout_loss["n"] == 4
+    assert records[-1].global_.metrics["heldout_loss"]["n"] == 4
 
 
 def test_what_a_debiased_model_is_still_good_for_is_measured_in_every_measured_round(run_builtin):
     records = run_builtin(*LORA, "--bias_eval_every", "2", "--num_rounds", "3")
-    losses = {record.round: record.global_.heldout_loss for record in records}
+    losses = {record.round: record.global_.metrics.get("heldout_loss") for record in records}
     assert losses[1] is None
     for number in (0, 2, 3):
         assert losses[number]["perplexity"] == pytest.approx(2.718281828459045 ** losses[number]["loss"])
-    assert [record.global_.rouge_l for record in records] == [None] * 4
+    assert [record.global_.metrics.get("rouge_l") for record in records] == [None] * 4
 
 
-def test_responses_to_held_out_rows_are_measured_and_change_no_other_number(run_builtin, tmp_path):
+def test_responses_to_held_out_rows_are_measured_and_change_no_other_number(run_builtin, finished, tmp_path):
     pytest.importorskip("rouge_score", reason="the rouge-score package is not installed")
     records = run_builtin(*LORA, "--rouge_samples", "3", output="with")
     for record in records:
-        assert (record.global_.rouge_l["n"], record.global_.rouge_l["max_new_tokens"]) == (3, 128)
-        assert 0 <= record.global_.rouge_l["f1"] <= 100
+        assert (record.global_.metrics["rouge_l"]["n"], record.global_.metrics["rouge_l"]["max_new_tokens"]) == (3, 128)
+        assert 0 <= record.global_.metrics["rouge_l"]["f1"] <= 100
     summary = json.loads((tmp_path / "with/summary.json").read_text())
-    assert summary["final"]["rouge_l"] == records[-1].global_.rouge_l
-    run_builtin(*LORA, output="without")
-    found, expected = comparable(tmp_path / "with"), comparable(tmp_path / "without")
+    assert summary["final"]["rouge_l"] == records[-1].global_.metrics["rouge_l"]
+    found, expected = comparable(tmp_path / "with"), comparable(finished()[0])
     for one, other in zip(found, expected, strict=True):
         one["global"].pop("rouge_l"), other["global"].pop("rouge_l")
     found[0]["settings"].pop("rouge_samples"), expected[0]["settings"].pop("rouge_samples")
@@ -320,27 +346,22 @@ def test_custom_shares_say_how_many_clients_there_are(run_builtin, tmp_path):
     assert [client.poisoned_share for client in records[1].clients.values()] == [1.0, 0.0, 0.0, 0.5]
 
 
-def test_a_schedule_seed_changes_what_clients_train_on(run_builtin, tmp_path):
-    losses = []
-    for name, flags in (("a", ()), ("b", ("--schedule_seed", "1")), ("c", ("--schedule_seed", "2"))):
-        record = run_builtin(*LORA, *flags, output=name)[1]
-        losses.append(tuple(client.train_loss for client in record.clients.values()))
+def test_a_schedule_seed_changes_what_clients_train_on(run_builtin, finished):
+    seeded = [run_builtin(*LORA, "--schedule_seed", seed, output=seed) for seed in ("1", "2")]
+    losses = [
+        tuple(client.train_loss for client in records[1].clients.values()) for records in (finished()[1], *seeded)
+    ]
     assert len(set(losses)) == 3
 
 
 def test_bfloat16_weights_travel_in_float32_and_equal_clients_leave_them_alone(run_builtin, random_model, monkeypatch):
-    from fedbias_plugin.hosts.builtin import loop
-    from fedbias_plugin.training.local_trainer import ClientUpdate
-
     seen = []
 
-    def idle(model, features, *, global_state, **_):
-        seen.append(global_state)
-        return ClientUpdate(
-            state={name: value.clone() for name, value in global_state.items()}, train_loss=1.0, steps=1
-        )
+    def idle(self, job, features):
+        seen.append(job.theta)
+        return Update(job.client, {name: value.clone() for name, value in job.theta.items()}, len(features), 1.0)
 
-    monkeypatch.setattr(loop, "train_client", idle)
+    monkeypatch.setattr(Client, "fit", idle)
     run_builtin("--dtype", "bfloat16")
     first, last = seen[0], seen[-1]
     assert all(value.dtype is torch.float32 for value in last.values())
@@ -357,12 +378,12 @@ def test_a_run_on_real_and_bundled_data_warns_in_every_record(run_builtin):
     assert all(any("Two worlds are mixed" in warning for warning in record.warnings) for record in records)
 
 
-def test_a_folder_with_another_run_is_left_alone(run_builtin, tmp_path, capsys):
-    run_builtin(*LORA)
-    before = (tmp_path / "run/metrics.jsonl").read_bytes()
-    run_builtin(*LORA, code=2)
+def test_a_folder_with_another_run_is_left_alone(run_builtin, finished, capsys):
+    folder, _ = finished()
+    before = (folder / "metrics.jsonl").read_bytes()
+    run_builtin(*LORA, output=folder, code=2)
     assert "give a new folder" in capsys.readouterr().err
-    assert (tmp_path / "run/metrics.jsonl").read_bytes() == before
+    assert (folder / "metrics.jsonl").read_bytes() == before
 
 
 def test_a_damaged_data_file_is_named_with_its_line(run_builtin, tmp_path, capsys):

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from fedbias_plugin.hosts.checkpoints import CheckpointFolder
+from fedbias_plugin.federation.checkpoints import CheckpointFolder
 from tests.hosts.run_folders import assert_same_run, comparable
 
 KILLS, KILLED = 30, -signal.SIGKILL

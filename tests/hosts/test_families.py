@@ -49,7 +49,7 @@ def as_flags(arguments: dict[str, Any]) -> list[str]:
 
 def assert_sound(records: list[RoundRecord]) -> None:
     assert [record.round for record in records] == [0, 1]
-    assert all(record.global_.heldout_loss["loss"] > 0 for record in records)
+    assert all(record.global_.metrics["heldout_loss"]["loss"] > 0 for record in records)
     clients = records[1].clients.values()
     assert sum(client.weight for client in clients) == pytest.approx(1)
     for client in clients:

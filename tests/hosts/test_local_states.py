@@ -9,9 +9,11 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from fedbias_plugin.hosts.builtin import loop
+from fedbias_plugin.arguments import BiasArguments
+from fedbias_plugin.federation import state_store
+from fedbias_plugin.federation.client import Client, terms_of
+from fedbias_plugin.hosts.builtin import federation
 from fedbias_plugin.hosts.builtin.arguments import HostArguments
-from fedbias_plugin.training import state_store
 
 LORA = ("--use_peft", "--peft_lora_target_modules", "all-linear")
 WHOLE = ("--learning_rate", "1e-3")
@@ -24,13 +26,13 @@ TWO_CLIENTS = ("--scenario", "custom", "--biased_shares", "1,0")
 def files_seen(tmp_path, monkeypatch):
     """The names in the folder of the states, at the start of every client's training: one list for each."""
     seen = []
-    original = loop.train_client
+    original = Client.fit
 
-    def spy(*arguments, **named):
+    def spy(self, job, features):
         seen.append({path.stem for path in tmp_path.glob("*/.local_states/*")})
-        return original(*arguments, **named)
+        return original(self, job, features)
 
-    monkeypatch.setattr(loop, "train_client", spy)
+    monkeypatch.setattr(Client, "fit", spy)
     return seen
 
 
@@ -56,7 +58,7 @@ def test_the_disk_holds_the_rounds_states_for_the_round_and_control_variates_for
     run_builtin(*LORA, *TWO_CLIENTS, "--fed_alg", fed_alg, "--local_states", "disk")
     waiting, lasting = {"client-0"}, set()
     if fed_alg == "scaffold":
-        waiting |= {"client-0-control", "client-0-control-delta"}
+        waiting |= {"client-0-control", "client-0-control_delta"}
         lasting |= {"client-0-control", "client-1-control"}
     assert files_seen == [set(), waiting, lasting, waiting | lasting]
     assert not (tmp_path / "run/.local_states").exists()
@@ -78,15 +80,15 @@ def test_auto_takes_the_disk_where_memory_is_short(run_builtin, files_seen, monk
 def test_what_waits_is_a_state_a_client_and_for_scaffold_all_control_variates(fed_alg, copies):
     host = HostArguments(fed_alg=fed_alg, num_clients=10, sample_clients=4)
     state = {"a": torch.zeros(5, 2), "b": torch.zeros(3)}
-    assert loop.waiting_bytes(host, state) == copies * 13 * 4
+    assert federation.waiting_bytes(host, terms_of(fed_alg, host, BiasArguments()), state) == copies * 13 * 4
 
 
 def test_a_round_that_fails_leaves_no_state_behind(run_builtin, tmp_path, monkeypatch, capsys):
     def fail(*arguments, **named):
         assert len(list((tmp_path / "run/.local_states").iterdir())) == 3
-        raise loop.UserError("the round is lost")
+        raise federation.UserError("the round is lost")
 
-    monkeypatch.setattr(loop.BiasSession, "before_aggregation", fail)
+    monkeypatch.setattr(federation.BiasSession, "receive", fail)
     run_builtin(*LORA, "--local_states", "disk", code=2)
     assert "the round is lost" in capsys.readouterr().err
     assert (tmp_path / "run/run.json").is_file()

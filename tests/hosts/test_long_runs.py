@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fedbias_plugin.hosts.checkpoints import CheckpointFolder
+from fedbias_plugin.federation.checkpoints import CheckpointFolder
 
 LORA = ("--use_peft", "--peft_lora_target_modules", "all-linear")
 SETTLED, ROUNDS = 10, 40

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from fedbias_plugin.federation import state_store
 from fedbias_plugin.redaction import HIDDEN, redacted, redacted_text
-from fedbias_plugin.training import state_store
 
 LORA = ("--use_peft", "--peft_lora_target_modules", "all-linear")
 TOKENS = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,11 +13,10 @@ import pytest
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from fedbias_plugin.algorithms import ALGORITHMS
 from fedbias_plugin.cli.main import main
-from fedbias_plugin.hosts import checkpoints
-from fedbias_plugin.hosts.builtin import loop
-from fedbias_plugin.training import local_trainer
+from fedbias_plugin.fed_algs import ALGORITHMS
+from fedbias_plugin.federation import checkpoints
+from tests.hosts.cutting import cut_off_in
 from tests.hosts.run_folders import assert_same_run, comparable
 
 LORA = ("--use_peft", "--peft_lora_target_modules", "all-linear")
@@ -26,29 +24,42 @@ FULL = ("--use_peft", "false", "--learning_rate", "1e-4")
 Cutter = Callable[..., None]
 
 
-class Cut(BaseException):
-    """What cuts a run off; nothing catches it."""
-
-
 @pytest.fixture
 def cut_off(run_builtin: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cutter]:
     """``cut_off("--use_peft", round_number=3)``: a run in ``tmp_path / "cut"`` that dies in that round's training."""
 
     def run(
-        *flags: str, round_number: int = 3, client: int = 1, output: str = "cut", resume: str | None = None
+        *flags: str, round_number: int = 3, client: int = 1, output: str | Path = "cut", resume: str | None = None
     ) -> None:
-        def train(*args: Any, **kwargs: Any) -> Any:
-            if (kwargs["round_idx"], kwargs["client"]) == (round_number - 1, client):
-                raise Cut
-            return local_trainer.train_client(*args, **kwargs)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(loop, "train_client", train)
-            start = functools.partial(run_builtin, *flags, "--num_rounds", "3", output=output)
-            with pytest.raises(Cut):
-                start() if resume is None else main(["run", "--resume", str(tmp_path / resume)])
+        with cut_off_in(round_number, client):
+            if resume is None:
+                run_builtin(*flags, "--num_rounds", "3", output=output)
+            else:
+                main(["run", "--resume", str(tmp_path / resume)])
 
     return run
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds the two runs that many tests start from."""
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture
+def whole(run_builtin: Any, kept: Path) -> Path:
+    """A run of three rounds that nothing disturbed, made once."""
+    if not (kept / "whole").exists():
+        run_builtin(*LORA, "--num_rounds", "3", output=kept / "whole")
+    return kept / "whole"
+
+
+@pytest.fixture
+def cut(cut_off: Cutter, kept: Path, tmp_path: Path) -> Path:
+    """A copy of the same run, cut off in its third round once, in ``tmp_path / "cut"``."""
+    if not (kept / "cut").exists():
+        cut_off(*LORA, output=kept / "cut")
+    return shutil.copytree(kept / "cut", tmp_path / "cut")
 
 
 @pytest.mark.parametrize("aggregation", ["host", "bama"])
@@ -95,10 +106,8 @@ def test_a_run_that_is_finished_keeps_no_checkpoint_and_says_so_when_resumed(run
 
 @pytest.mark.parametrize("name", ["global.safetensors", "checkpoint.json", "SHA256SUMS"])
 @pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(run_builtin, tmp_path, cut_off, capsys, name, damage):
-    run_builtin(*LORA, "--num_rounds", "3", output="whole")
-    cut_off(*LORA)
-    file = tmp_path / "cut/checkpoints/round_002" / name
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(whole, cut, capsys, name, damage):
+    file = cut / "checkpoints/round_002" / name
     raw = file.read_bytes()
     if damage == "gone":
         file.unlink()
@@ -106,34 +115,31 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(run_builtin, t
         half = len(raw) // 2
         file.write_bytes(raw[:half] if damage == "cut" else raw[:half] + bytes([raw[half] ^ 1]) + raw[half + 1 :])
     capsys.readouterr()
-    assert main(["run", "--resume", str(tmp_path / "cut")]) == 0
+    assert main(["run", "--resume", str(cut)]) == 0
     error = capsys.readouterr().err
     assert f"{file.parent} is damaged" in error
     assert "resumed after round 1 of 3" in error
-    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    assert_same_run(whole, cut)
 
 
-def test_with_every_rounds_checkpoint_damaged_nothing_is_guessed_or_deleted(cut_off, tmp_path, capsys):
-    cut_off(*LORA)
-    before = (tmp_path / "cut/metrics.jsonl").read_bytes()
-    for path in (tmp_path / "cut/checkpoints").glob("round_*/checkpoint.json"):
+def test_with_every_rounds_checkpoint_damaged_nothing_is_guessed_or_deleted(cut, capsys):
+    before = (cut / "metrics.jsonl").read_bytes()
+    for path in (cut / "checkpoints").glob("round_*/checkpoint.json"):
         path.write_text("{}")
-    assert main(["run", "--resume", str(tmp_path / "cut")]) == 2
+    assert main(["run", "--resume", str(cut)]) == 2
     assert "start the run again in a new folder" in capsys.readouterr().err
-    assert (tmp_path / "cut/metrics.jsonl").read_bytes() == before
+    assert (cut / "metrics.jsonl").read_bytes() == before
 
 
-def test_checkpoints_after_the_one_that_was_used_are_forgotten(run_builtin, tmp_path, cut_off):
-    run_builtin(*LORA, "--num_rounds", "3", output="whole")
-    cut_off(*LORA)
-    newest = tmp_path / "cut/checkpoints/round_002"
+def test_checkpoints_after_the_one_that_was_used_are_forgotten(tmp_path, cut_off, whole, cut):
+    newest = cut / "checkpoints/round_002"
     kept = shutil.copytree(newest, tmp_path / "kept")
     (newest / "SHA256SUMS").unlink()
     cut_off(round_number=2, resume="cut")
     assert not newest.exists()
-    assert main(["run", "--resume", str(tmp_path / "cut")]) == 0
+    assert main(["run", "--resume", str(cut)]) == 0
     assert kept.is_dir()
-    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    assert_same_run(whole, cut)
 
 
 def test_a_run_that_died_before_its_first_round_begins_anew_with_its_flags(run_builtin, tmp_path, cut_off):
@@ -168,28 +174,25 @@ def test_a_run_that_a_bad_update_has_stopped_goes_on_without_such_clients_and_sa
 
 
 @pytest.mark.parametrize("inner", ["checkpoints", "checkpoints/round_002", ".."])
-def test_the_wrong_level_of_folder_is_answered_with_the_right_one(cut_off, tmp_path, capsys, inner):
-    cut_off(*LORA)
-    assert main(["run", "--resume", str(tmp_path / "cut" / inner)]) == 2
-    assert f"Did you mean {tmp_path / 'cut'}?" in capsys.readouterr().err
+def test_the_wrong_level_of_folder_is_answered_with_the_right_one(cut, capsys, inner):
+    assert main(["run", "--resume", str(cut / inner)]) == 2
+    assert f"Did you mean {cut}?" in capsys.readouterr().err
 
 
-def test_data_that_have_changed_are_refused(cut_off, small_data, tmp_path, capsys):
-    cut_off(*LORA)
+def test_data_that_have_changed_are_refused(cut, small_data, tmp_path, capsys):
     other = shutil.copytree(small_data, tmp_path / "other")
-    assert main(["run", "--resume", str(tmp_path / "cut"), "--data_dir", str(other)]) == 0  # the same data elsewhere
-    cut_off(*LORA, output="again")
+    again = shutil.copytree(cut, tmp_path / "again")
+    assert main(["run", "--resume", str(cut), "--data_dir", str(other)]) == 0  # the same data elsewhere
     rows = json.loads((other / "alpaca/alpaca_gpt4_data.json").read_text())
     (other / "alpaca/alpaca_gpt4_data.json").write_text(json.dumps([{**row, "output": "No."} for row in rows]))
     capsys.readouterr()
-    assert main(["run", "--resume", str(tmp_path / "again"), "--data_dir", str(other)]) == 2
+    assert main(["run", "--resume", str(again), "--data_dir", str(other)]) == 2
     assert "had other training rows" in capsys.readouterr().err
 
 
-def test_the_same_command_on_a_run_that_was_cut_off_says_how_to_go_on(run_builtin, cut_off, tmp_path, capsys):
-    cut_off(*LORA)
-    run_builtin(*LORA, output="cut", code=2)
-    assert f"fedbias run --resume {tmp_path / 'cut'}" in capsys.readouterr().err
+def test_the_same_command_on_a_run_that_was_cut_off_says_how_to_go_on(run_builtin, cut, capsys):
+    run_builtin(*LORA, output=cut, code=2)
+    assert f"fedbias run --resume {cut}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("make", [True, False])
@@ -200,18 +203,17 @@ def test_a_folder_without_a_checkpoint_cannot_be_resumed(tmp_path, capsys, make)
     assert ("there is no checkpoint in that folder" if make else "there is no such folder") in capsys.readouterr().err
 
 
-def test_two_processes_cannot_be_in_one_run_and_the_second_leaves_no_trace(run_builtin, cut_off, tmp_path, capsys):
-    cut_off(*LORA)
-    (tmp_path / "cut/.local_states").mkdir()
-    with checkpoints.locked(tmp_path / "cut"):
-        assert main(["run", "--resume", str(tmp_path / "cut")]) == 2
+def test_two_processes_cannot_be_in_one_run_and_the_second_leaves_no_trace(run_builtin, cut, tmp_path, capsys):
+    (cut / ".local_states").mkdir()
+    with checkpoints.locked(cut):
+        assert main(["run", "--resume", str(cut)]) == 2
         assert "is being written by another process" in capsys.readouterr().err
-        assert (tmp_path / "cut/.local_states").is_dir()
+        assert (cut / ".local_states").is_dir()
     with checkpoints.locked(tmp_path / "new"):
         run_builtin(*LORA, output="new", code=2)
         assert "is being written by another process" in capsys.readouterr().err
-    with checkpoints.locked(tmp_path / "cut"):
-        run_builtin(*LORA, output="cut", code=2)
+    with checkpoints.locked(cut):
+        run_builtin(*LORA, output=cut, code=2)
         assert "is being written by another process" in capsys.readouterr().err
 
 
@@ -228,11 +230,10 @@ def test_a_model_that_has_changed_is_refused_and_one_that_has_moved_is_not(cut_o
     assert main(["run", *flags]) == 0
 
 
-def test_a_patched_hosts_run_is_told_apart(cut_off, tmp_path, capsys):
-    cut_off(*LORA)
-    folder = checkpoints.CheckpointFolder(tmp_path / "cut")
+def test_a_patched_hosts_run_is_told_apart(cut, capsys):
+    folder = checkpoints.CheckpointFolder(cut)
     folder.write(dataclasses.replace(folder.newest(), host="openfedllm"))
-    assert main(["run", "--resume", str(tmp_path / "cut")]) == 2
+    assert main(["run", "--resume", str(cut)]) == 2
     assert "a run of a patched OpenFedLLM" in capsys.readouterr().err
 
 
@@ -261,9 +262,8 @@ def test_two_rounds_and_the_arguments_are_kept_and_zero_writes_none(cut_off, tmp
 
 
 def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_leaves_the_one_before(
-    run_builtin, tmp_path, monkeypatch, capsys
+    run_builtin, whole, tmp_path, monkeypatch, capsys
 ):
-    run_builtin(*LORA, "--num_rounds", "3", output="whole")
     write = checkpoints.write_state_file
 
     def fill_up(state: Any, path: Path, **options: Any) -> None:
@@ -280,4 +280,4 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_leaves_the_one_bef
     assert "No space left" in error
     assert f"fedbias run --resume {tmp_path / 'full'}" in error
     assert main(["run", "--resume", str(tmp_path / "full")]) == 0
-    assert_same_run(tmp_path / "whole", tmp_path / "full")
+    assert_same_run(whole, tmp_path / "full")

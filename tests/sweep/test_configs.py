@@ -19,7 +19,7 @@ RUNS = {
     "figure1": 4 * 3,
     "participation": 3 * 3,
     "algorithms": 7 * 3,
-    "lambda": 3 * 3 * 2 * 3,
+    "lambda": 7 * 2 * 3,
 }
 
 
@@ -44,6 +44,18 @@ def test_every_experiment_expands_on_every_model(experiment, model):
         assert settings["prox_mu"] == 0.1
         assert settings["seed"] in (2023, 2024, 2025)
         assert settings["model_name_or_path"] == on.arguments["model_name_or_path"]
+
+
+def test_each_product_of_alpha_and_lambda_is_run_once_and_that_of_table_3_is_among_them():
+    tiny = load_model(find_config("models", "tiny", "--model"))
+    runs = plan_runs([load_experiment(find_config("experiments", "lambda", "experiment"))], tiny, seeds=[1])
+    products = [
+        (run.settings["bama_weighting"], round(run.settings["bama_alpha"] * run.settings["bama_lambda"], 6))
+        for run in runs
+    ]
+    assert len(set(products)) == len(products)
+    assert sorted({product for _, product in products}) == [0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8]
+    assert "fedavg_1B2C_bama_seed-1" in {run.name for run in runs}
 
 
 def test_runs_that_several_experiments_share_are_run_once():

@@ -1,14 +1,18 @@
 """The folder of a sweep: what is done, and whose folder it is."""
 
+import dataclasses
 import json
 
 import pytest
 import yaml
 
 from fedbias_plugin.errors import UserError
+from fedbias_plugin.study.about import caveats
+from fedbias_plugin.study.frame import load_study
 from fedbias_plugin.sweep.configs import Experiment, ModelConfig
 from fedbias_plugin.sweep.folder import DONE, TO_DO, TO_RESUME, SweepFolder
 from fedbias_plugin.sweep.plan import plan_runs
+from tests.study.made_up import make_run
 
 TINY = ModelConfig("tiny", "tiny", {"model_name_or_path": "tiny", "use_peft": True})
 ONE = Experiment("one", "One", (1,), ({"scenario": ("3B", "3C")},))
@@ -39,6 +43,32 @@ def test_a_second_sweep_of_the_folder_keeps_the_first_ones_runs_listed(tmp_path)
     folder.check(TINY, DATA, plan_runs([two], TINY))
     folder.write(TINY, DATA, [two], plan_runs([two], TINY))
     assert list(json.loads((folder.path / "sweep.json").read_text())["experiments"]) == ["one", "two"]
+
+
+def test_other_seeds_of_an_experiment_are_planned_beside_those_of_before(tmp_path):
+    folder, runs = SweepFolder(tmp_path / "sweep"), plan_runs([ONE], TINY)
+    folder.write(TINY, DATA, [ONE], runs)
+    more = plan_runs([ONE], TINY, seeds=[1, 7])
+    folder.write(TINY, DATA, [ONE], more)
+    folder.write(TINY, DATA, [ONE], plan_runs([ONE], TINY, seeds=[7]))
+    (listed,) = json.loads((folder.path / "sweep.json").read_text())["experiments"].values()
+    assert listed["runs"] == [run.name for run in more]
+    # The report of the sweep that is half done says so.
+    make_run(folder.run(runs[0]), seed=1)
+    (said,) = caveats(load_study([folder.path]), [folder.path])[:1]
+    assert said.startswith("1 of the 4 runs that sweep plans are in this report (one: 1 of 4)")
+
+
+def test_a_run_that_an_earlier_version_began_is_planned_once_under_its_name(tmp_path):
+    folder, runs = SweepFolder(tmp_path / "sweep"), plan_runs([ONE], TINY)
+    before = runs[0].name.replace("_plain", "_host")
+    folder.write(
+        TINY, DATA, [ONE], [dataclasses.replace(run, name=run.name.replace("_plain", "_host")) for run in runs]
+    )
+    (folder.path / "runs" / before).mkdir(parents=True)
+    folder.write(TINY, DATA, [ONE], runs[:1])
+    (listed,) = json.loads((folder.path / "sweep.json").read_text())["experiments"].values()
+    assert listed["runs"] == [run.name.replace("_plain", "_host") for run in runs]
 
 
 def test_a_run_is_to_do_then_to_go_on_with_then_done(tmp_path):
@@ -81,7 +111,13 @@ def test_a_folder_of_other_things_is_refused(tmp_path):
         SweepFolder(tmp_path).check(TINY, DATA, plan_runs([ONE], TINY))
 
 
-@pytest.mark.parametrize("content", ["", "[", "[]", "{}", '{"model": 1, "data": {}, "experiments": {}}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "[", "[]", "{}", '{"model": 1, "data": {}, "experiments": {}}'),
+        *(f'{{"model": "tiny", "data": {{}}, "experiments": {{"one": {one}}}}}' for one in ("3", "{}", '{"runs": 1}')),
+    ],
+)
 def test_a_damaged_sweep_file_is_named(content, tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "sweep.json").write_text(content)

@@ -11,12 +11,28 @@ import pytest
 
 from fedbias_plugin.errors import Stopped, UserError
 from fedbias_plugin.sweep import local
+from fedbias_plugin.sweep.base import Job
 from fedbias_plugin.sweep.execution import final_numbers
-from fedbias_plugin.sweep.jobs import Job
+from fedbias_plugin.sweep.local import LocalLauncher
+
+
+def ignored(jobs):
+    pass
 
 
 def job(tmp_path, name, code, **environment):
     return Job(name, (sys.executable, "-c", code), environment, tmp_path / "logs" / f"{name}.log")
+
+
+class Slots(LocalLauncher):
+    """Has these environments, whatever the machine has."""
+
+    def __init__(self, *environments):
+        super().__init__()
+        self.environments = environments
+
+    def slots(self):
+        return list(self.environments)
 
 
 def test_jobs_get_their_environment_and_their_exit_codes_are_told(tmp_path):
@@ -26,7 +42,7 @@ def test_jobs_get_their_environment_and_their_exit_codes_are_told(tmp_path):
         job(tmp_path, "bad", "import sys; sys.exit('what went wrong')"),
         job(tmp_path, "killed", "import os; os.kill(os.getpid(), 9)"),
     ]
-    local.run_locally(jobs, [{"SLOT": "first"}], lambda one, outcome: ends.update({one.name: outcome}))
+    Slots({"SLOT": "first"}).run(jobs, tmp_path, ignored, lambda one, outcome: ends.update({one.name: outcome}))
     assert ends == {"good": 0, "bad": 1, "killed": -9}
     assert jobs[0].log.read_text() == "first mine\n"
     assert jobs[1].log.read_text() == "what went wrong\n"
@@ -35,7 +51,7 @@ def test_jobs_get_their_environment_and_their_exit_codes_are_told(tmp_path):
 def test_no_more_jobs_go_on_at_once_than_there_are_slots_and_no_slot_is_used_twice(tmp_path):
     code = "import os, time; t = time.time(); time.sleep(0.4); print(os.environ['SLOT'], t, time.time())"
     jobs = [job(tmp_path, f"job{number}", code) for number in range(5)]
-    local.run_locally(jobs, [{"SLOT": "a"}, {"SLOT": "b"}], lambda one, outcome: None)
+    Slots({"SLOT": "a"}, {"SLOT": "b"}).run(jobs, tmp_path, ignored, lambda one, outcome: None)
     spans = [(slot, float(begin), float(end)) for slot, begin, end in (one.log.read_text().split() for one in jobs)]
     assert {slot for slot, _, _ in spans} == {"a", "b"}
     for number, (slot, begin, end) in enumerate(spans):
@@ -58,7 +74,7 @@ def test_a_signal_is_handed_on_and_the_jobs_are_waited_for(tmp_path):
 
     threading.Thread(target=when_begun).start()
     with pytest.raises(Stopped):
-        local.run_locally([first, second], [{}], lambda one, outcome: None)
+        Slots({}).run([first, second], tmp_path, ignored, lambda one, outcome: None)
     assert first.log.read_text() == "begun\nsaved\n"
     assert not second.log.exists()
 
@@ -67,18 +83,18 @@ def test_without_gpus_one_run_goes_on_at_a_time_and_the_cores_are_shared(monkeyp
     monkeypatch.setattr(local, "_gpus", list)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert local.slots(None) == [{"OMP_NUM_THREADS": "8"}]
-    assert local.slots(3) == [{"OMP_NUM_THREADS": "2"}] * 3
+    assert LocalLauncher().slots() == [{"OMP_NUM_THREADS": "8"}]
+    assert LocalLauncher(jobs=3).slots() == [{"OMP_NUM_THREADS": "2"}] * 3
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert local.slots(2) == [{}, {}]
+    assert LocalLauncher(jobs=2).slots() == [{}, {}]
 
 
 def test_every_gpu_gets_one_run(monkeypatch):
     monkeypatch.setattr(local, "_gpus", lambda: ["2", "5"])
-    assert local.slots(None) == [{"CUDA_VISIBLE_DEVICES": "2"}, {"CUDA_VISIBLE_DEVICES": "5"}]
-    assert local.slots(1) == [{"CUDA_VISIBLE_DEVICES": "2"}]
+    assert LocalLauncher().slots() == [{"CUDA_VISIBLE_DEVICES": "2"}, {"CUDA_VISIBLE_DEVICES": "5"}]
+    assert LocalLauncher(jobs=1).slots() == [{"CUDA_VISIBLE_DEVICES": "2"}]
     with pytest.raises(UserError, match="--jobs 3: there are 2 GPUs, and each takes one run"):
-        local.slots(3)
+        LocalLauncher(jobs=3).slots()
 
 
 @pytest.mark.parametrize(
@@ -95,9 +111,9 @@ def test_gpus_keep_the_names_that_the_environment_gives_them(visible, names, mon
 def test_the_line_of_a_finished_run_says_what_its_scores_are_of(tmp_path):
     crows = {"score": 46.9, "ci95": [41.9, 51.8], "n": 384, "length_only": 42.7}
     stereo = {"ss": 50.8, "ci95": None, "n": 128, "terms": 4, "lms": 100.0}
-    final = {"crows_pairs": crows, "stereoset": stereo, "heldout_loss": {"loss": 0.82}}
+    final = {"crows_pairs": crows, "stereoset": stereo, "heldout_loss": {"loss": 0.82, "n": 120}}
     (tmp_path / "summary.json").write_text(json.dumps({"final": final}))
     assert final_numbers(tmp_path) == (
-        "CrowS 46.9 [41.9, 51.8] (length alone: 42.7, n=384), SS 50.8 (n=128, 4 terms, too few for an interval) at "
-        "LMS 100.0, held-out loss 0.820"
+        "CrowS 46.9 [41.9, 51.8] (length alone: 42.7; n=384), "
+        "SS 50.8 (n=128, 4 terms, too few for an interval) at LMS 100.0, ICAT –, held-out loss 0.8200 (120 rows)"
     )

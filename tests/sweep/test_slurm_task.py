@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from fedbias_plugin.sweep.jobs import Job
+from fedbias_plugin.sweep.base import Job
 from fedbias_plugin.sweep.slurm_task import Task, read_end
 
 STOPPABLE = """
@@ -73,7 +73,7 @@ def test_a_stopped_task_stops_its_command_and_stays_until_slurm_kills_it(tmp_pat
     """SIGTERM goes to the task alone, as on clusters that track processes by cgroups."""
     job, end = python_job(tmp_path, STOPPABLE), tmp_path / "end.json"
     code = (
-        "import sys, pathlib; from fedbias_plugin.sweep.jobs import Job\n"
+        "import sys, pathlib; from fedbias_plugin.sweep.base import Job\n"
         "from fedbias_plugin.sweep.slurm_task import Task; folder = pathlib.Path(sys.argv[1])\n"
         "Task(Job('job', (sys.executable, '-c', sys.argv[2]), {}, folder / 'logs/job.log'), folder / 'end.json')()"
     )

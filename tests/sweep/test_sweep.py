@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,10 +11,13 @@ import time
 import pytest
 
 from fedbias_plugin.cli.main import main
-from fedbias_plugin.report.paper import load_paper
-from fedbias_plugin.report.study import load_study
-from fedbias_plugin.report.table_formats import markdown_table
-from fedbias_plugin.report.tables import build_tables
+from fedbias_plugin.study.comparisons import answer_all
+from fedbias_plugin.study.frame import load_study
+from fedbias_plugin.study.paper import load_paper
+from fedbias_plugin.study.pivot import pivot_tables
+from fedbias_plugin.study.study_file import find_study_file, load_study_file
+from fedbias_plugin.study.table import markdown_table
+from fedbias_plugin.study.tables import answers_table, arm_tables, items_table, pair_tables, warnings_table
 from tests.hosts.run_folders import assert_same_run, comparable
 
 EXPERIMENT = """
@@ -55,12 +59,17 @@ def start(files, small_data, output, *more):
     )
 
 
+def ended(process):
+    """Exit code and output."""
+    text, _ = process.communicate(timeout=300)
+    return process.returncode, text
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, files, small_data):
     output = tmp_path_factory.mktemp("sweep") / "out"
-    process = start(files, small_data, output, "--jobs", "2")
-    text, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, text
+    code, text = ended(start(files, small_data, output, "--jobs", "2"))
+    assert code == 0, text
     return output, text
 
 
@@ -70,6 +79,7 @@ def test_a_sweep_makes_every_run_and_says_how_each_ended(finished):
     assert all((output / "runs" / name / "summary.json").is_file() for name in NAMES)
     assert "4 runs: 4 to do; how long it takes is known after the first run" in text
     for name in NAMES:
+        assert f"{name}: started, log: {output}/logs/{name}.log" in text
         assert f"{name}: finished; CrowS " in text
     assert f"all runs are done. Tables and figures: fedbias report {output}" in text
 
@@ -105,27 +115,42 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(files, small_data, tmp_path
     assert not (tmp_path / "out").exists()
 
 
-def test_a_killed_sweep_goes_on_and_ends_with_the_same_bytes(finished, files, small_data, tmp_path):
+def test_a_killed_sweep_goes_on_a_failed_run_stops_no_other_and_the_end_has_the_same_bytes(
+    finished, files, small_data, tmp_path
+):
     whole, _ = finished
     output = tmp_path / "out"
-    process = start(files, small_data, output)
-    first = output / "runs" / NAMES[0] / "metrics.jsonl"
-    until(lambda: first.is_file() and first.read_bytes().count(b"\n") >= 2)
+    first, second = (output / "runs" / name for name in NAMES[:2])
+    process = start(files, small_data, output, "--seeds", "1")
+    until(lambda: (first / "metrics.jsonl").is_file() and (first / "metrics.jsonl").read_bytes().count(b"\n") >= 2)
     process.kill()  # its run is told by nobody and must find out by itself
     process.communicate()
-    text, _ = (again := start(files, small_data, output, "--jobs", "2")).communicate(timeout=300)
-    assert again.returncode == 0, text
+    shutil.rmtree(second, ignore_errors=True)
+    second.mkdir()
+    (second / "notes.txt").write_text("somebody wrote here")
+    code, text = ended(start(files, small_data, output, "--seeds", "1"))
+    assert code == 1, text
     assert "to go on with after round" in text or f"  {NAMES[0]}  done" in text
-    for name in NAMES:
+    assert "1 of the runs failed; the same command tries them again:" in text
+    assert f"  {NAMES[1]}: exit code 2: fedbias: error: --output_dir" in text
+    assert (first / "summary.json").is_file()
+    (second / "notes.txt").unlink()
+    code, text = ended(start(files, small_data, output, "--seeds", "1"))
+    assert code == 0, text
+    assert "2 runs: 1 done, 1 to do; about " in text
+    for name in NAMES[:2]:
         assert_same_run(whole / "runs" / name, output / "runs" / name)
     assert report_without_times(output) == report_without_times(whole)
 
 
 def report_without_times(output):
-    """The tables of the report, but for the one of seconds and memory."""
-    tables = [table for table in build_tables(load_study([output]), load_paper()) if table.id != "cost"]
-    assert {"table3", "quality"} <= {table.id for table in tables}
-    return [markdown_table(table) for table in tables]
+    """The tables of the report on the runs of seed 1, but for the one of seconds and memory."""
+    study, file = load_study([output / "runs" / name for name in NAMES[:2]]), load_study_file(find_study_file([], None))
+    answers, _ = answer_all(study, file)
+    tables = [answers_table(answers), *pivot_tables(study, file, load_paper()), *pair_tables(answers)]
+    tables += [*items_table(answers), *warnings_table(study), *arm_tables(study)]
+    assert {"table3", "quality", "comparisons"} <= {table.id for table in tables}
+    return [markdown_table(table) for table in tables if table.id != "cost"]
 
 
 def test_ctrl_c_ends_the_runs_in_order_and_says_130(files, small_data, tmp_path):
@@ -134,27 +159,14 @@ def test_ctrl_c_ends_the_runs_in_order_and_says_130(files, small_data, tmp_path)
     log = output / "logs" / f"{NAMES[0]}.log"
     until(lambda: (output / "runs" / NAMES[0] / "metrics.jsonl").is_file())
     process.send_signal(signal.SIGINT)
-    text, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, text
+    code, text = ended(process)
+    assert code == 130, text
     assert "--resume" in log.read_text()
     assert not (output / "runs" / NAMES[0] / "summary.json").exists()
 
 
-def test_a_failed_run_stops_no_other_and_is_listed_at_the_end(files, small_data, tmp_path):
-    output = tmp_path / "out"
-    broken = output / "runs" / NAMES[0]
-    broken.mkdir(parents=True)
-    (broken / "notes.txt").write_text("somebody wrote here")
-    process = start(files, small_data, output, "--seeds", "1")
-    text, _ = process.communicate(timeout=300)
-    assert process.returncode == 1, text
-    assert "1 of the runs failed; the same command tries them again:" in text
-    assert f"  {NAMES[0]}: exit code 2: fedbias: error: --output_dir" in text
-    assert (output / "runs" / NAMES[1] / "summary.json").is_file()
-
-
 def test_a_sweep_cannot_be_started_twice_in_one_folder(files, small_data, tmp_path, capsys):
-    from fedbias_plugin.hosts.checkpoints import locked
+    from fedbias_plugin.federation.checkpoints import locked
 
     output = tmp_path / "out"
     (output / "runs").mkdir(parents=True)
@@ -171,7 +183,7 @@ def test_too_few_rows_are_found_before_any_run_is_started(files, small_data, tmp
 
 def test_a_run_that_a_dead_process_still_holds_is_waited_for(tmp_path):
     from fedbias_plugin.errors import UserError
-    from fedbias_plugin.hosts.checkpoints import locked
+    from fedbias_plugin.federation.checkpoints import locked
     from fedbias_plugin.sweep.one_run import wait_until_free
 
     wait_until_free(tmp_path / "none")

@@ -16,7 +16,8 @@ def crows(score: float, **more: Any) -> dict[str, Any]:
         "age": {"score": 48.0, "n": 9, "ci95": None, "length_only": 45.0},
     }
     return {
-        "score": score, "n": 280, "ci95": [score - 5, score + 5], "noise_floor": 2.4, "length_only": 42.7,
+        "value": score, "ideal": 50.0, "score": score,
+        "n": 280, "ci95": [score - 5, score + 5], "noise_floor": 2.4, "length_only": 42.7,
         "by_type": by_type, **more,
     }  # fmt: skip
 
@@ -24,6 +25,7 @@ def crows(score: float, **more: Any) -> dict[str, Any]:
 def stereo(ss: float, lms: float = 90.0, **more: Any) -> dict[str, Any]:
     by_domain = {"race": {"ss": ss - 1, "lms": lms, "icat": 80.0, "n": 30, "terms": 7, "ci95": [41.0, 61.0]}}
     return {
+        "value": ss, "ideal": 50.0,
         "ss": ss, "lms": lms, "icat": 81.5, "n": 290, "ci95": [ss - 4, ss + 4], "lms_ci95": [lms - 2, lms + 2],
         "noise_floor": 3.0, "by_domain": by_domain, "intrasentence": {"ss": ss, "lms": lms, "n": 150}, **more,
     }  # fmt: skip
@@ -32,23 +34,30 @@ def stereo(ss: float, lms: float = 90.0, **more: Any) -> dict[str, Any]:
 def build_record(number: int = 1) -> RoundRecord:
     """Round ``number``: CrowS 51 + number, SS 45 - number, client 0 poisoned with weight 0.2."""
     clients = {
-        0: ClientRecord(1.0, 300, 1.25, 0.5, crows(70.0), stereo(60.0), 15.0, 0.2),
-        4: ClientRecord(0.0, 300, 1.5, 0.25, crows(51.0), stereo(49.0), 1.0, 0.8),
+        0: ClientRecord(1.0, 300, 1.25, 0.5, {"crows_pairs": crows(70.0), "stereoset": stereo(60.0)}, 15.0, 0.2),
+        4: ClientRecord(0.0, 300, 1.5, 0.25, {"crows_pairs": crows(51.0), "stereoset": stereo(49.0)}, 1.0, 0.8),
     }
     score, ss = 51.0 + number, 45.0 - number
     return RoundRecord(
         round=number,
         global_=GlobalRecord(
-            crows(score, items="report", full={"score": 52.5, "n": 377, "ci95": [47.0, 58.0]}),
-            stereo(ss, items="report"),
+            {
+                "crows_pairs": crows(
+                    score,
+                    items="report",
+                    full={"value": 52.5, "ideal": 50.0, "score": 52.5, "n": 377, "ci95": [47.0, 58.0]},
+                ),
+                "stereoset": stereo(ss, items="report"),
+                "heldout_loss": {"value": 2.125, "ideal": None, "loss": 2.125, "perplexity": 8.372897, "n": 100},
+            },
             bias_score=3.25,
-            heldout_loss={"loss": 2.125, "perplexity": 8.372897, "n": 100},
         ),
         clients=clients if number else {},
         aggregation="bama",
         aggregation_mass=1.0 if number else None,
         effective_clients=1 / 0.68 if number else None,
         weight_on_poisoned=0.2 if number else None,
+        learning_rate=5e-5 / number if number else None,
         seconds=Seconds(1.0, 2.0, 0.5, 3.0),
         peak_memory_bytes=2**30,
     )

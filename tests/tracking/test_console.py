@@ -7,9 +7,9 @@ import pytest
 from rich.console import Console
 
 from fedbias_plugin.errors import Stopped
+from fedbias_plugin.metrics.bias_score import bias_noise
 from fedbias_plugin.terminal import terminal_console
 from fedbias_plugin.tracking.console import ConsoleTracker
-from fedbias_plugin.tracking.formatting import bias_noise
 from fedbias_plugin.tracking.records import ClientRecord, GlobalRecord, RoundRecord, RunInfo
 
 Make = Callable[[int], RoundRecord]
@@ -32,15 +32,22 @@ def test_a_log_gets_one_line_a_round_and_one_a_client(make_run: MakeRun, make_re
     record.warnings = ["mind [this]"]
     assert shown(record, make_run(), terminal=False).splitlines() == [
         "round 1/2: CrowS 52.0 [47.0, 57.0] (length alone: 42.7; report items, n=280) "
-        "| SS 44.0 [40.0, 48.0] at LMS 90.0, ICAT 81.5 | bias score 3.25 "
-        "| held-out loss 2.1250 | weight on poisoned 0.200 | 6.5 s",
+        "| SS 44.0 [40.0, 48.0] (report items, n=290) at LMS 90.0, ICAT 81.5 | bias score 3.25 "
+        "| held-out loss 2.1250 (100 rows) | weight on poisoned 0.200 | 6.5 s",
         "  client 0: poisoned 100% | rows 300 | loss 1.2500 | update norm 0.5000 "
         "| bias score 15.00 (noise 2.70) | weight 0.200",
         "  client 4: poisoned 0% | rows 300 | loss 1.5000 | update norm 0.2500 "
         "| bias score 1.00 (noise 2.70) | weight 0.800",
-        "  (noise: the bias score of an unbiased model on as many probe items, with target terms as unlike as here)",
+        "  (noise: the mean bias score of an unbiased model on as many probe items)",
         "  warning: mind [this]",
     ]
+
+
+def test_metrics_stand_in_one_order_however_they_were_asked_for(make_run: MakeRun, make_record: Make) -> None:
+    record = make_record(1)
+    as_ever = shown(record, make_run(), terminal=False)
+    record.global_.metrics = dict(reversed(record.global_.metrics.items()))
+    assert shown(record, make_run(), terminal=False) == as_ever
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -56,7 +63,7 @@ def test_a_warning_is_said_in_full_once_and_by_its_name_in_later_rounds(
         "warning: lambda too large: 3.5 times.",
         "warning, as before: LMS below 60",
     ]
-    assert sum("noise: the bias score of an unbiased model" in line for line in lines) == 1
+    assert sum("noise: the mean bias score of an unbiased model" in line for line in lines) == 1
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -64,19 +71,18 @@ def test_the_number_of_terms_stands_with_ss_and_says_why_there_is_no_interval(
     make_run: MakeRun, make_record: Make, terminal: bool
 ) -> None:
     record = make_record(0)
-    assert record.global_.stereoset is not None
-    record.global_.stereoset["terms"] = 12
+    record.global_.metrics["stereoset"]["terms"] = 12
     text = " ".join(shown(record, make_run(), terminal=terminal).split())
-    assert ("n=290, 12 terms" if terminal else "SS 45.0 [41.0, 49.0] (12 terms) at LMS") in text
-    record.global_.stereoset |= {"terms": 4, "ci95": None}
+    assert "n=290, 12 terms" in text
+    record.global_.metrics["stereoset"] |= {"terms": 4, "ci95": None}
     text = " ".join(shown(record, make_run(), terminal=terminal).replace("│", " ").split())
     assert "too few for an interval" in text
 
 
 def test_the_noise_beside_a_bias_score_is_alpha_times_both_floors(make_record: Make) -> None:
-    assert bias_noise(make_record(1).clients[0], 0.5) == pytest.approx(0.5 * (2.4 + 3.0))
-    assert bias_noise(ClientRecord(0.0, 1, crows_pairs={"noise_floor": 2.0}), 0.25) == pytest.approx(0.5)
-    assert bias_noise(ClientRecord(0.0, 1), 0.5) is None
+    assert bias_noise(make_record(1).clients[0].metrics, 0.5) == pytest.approx(0.5 * (2.4 + 3.0))
+    assert bias_noise({"crows_pairs": {"noise_floor": 2.0}}, 0.25) == pytest.approx(0.5)
+    assert bias_noise({}, 0.5) is None
 
 
 def test_a_terminal_gets_a_table_of_the_model_and_one_of_the_clients(make_run: MakeRun, make_record: Make) -> None:
@@ -97,8 +103,7 @@ def test_ss_is_never_shown_without_lms_and_a_low_lms_is_pointed_out(
     make_run: MakeRun, make_record: Make, terminal: bool
 ) -> None:
     record = make_record(0)
-    assert record.global_.stereoset is not None
-    record.global_.stereoset["lms"] = 41.5
+    record.global_.metrics["stereoset"]["lms"] = 41.5
     text = shown(record, make_run(), terminal=terminal)
     assert "SS" in text
     assert "41.5" in text
@@ -159,8 +164,7 @@ def test_the_tables_of_a_round_fit_eighty_columns_without_a_second_line_in_a_cel
     make_run: MakeRun, make_record: Make
 ) -> None:
     record = make_record(1)
-    assert record.global_.stereoset is not None
-    record.global_.stereoset |= {"terms": 12, "lms": 100.0, "lms_ci95": [100.0, 100.0]}
+    record.global_.metrics["stereoset"] |= {"terms": 12, "lms": 100.0, "lms_ci95": [100.0, 100.0]}
     stream = io.StringIO()
     tracker = ConsoleTracker(stream, Console(file=stream, force_terminal=True, width=80, color_system=None))
     tracker.start(make_run())

@@ -1,5 +1,6 @@
 """Typed records and the summary of weights."""
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -32,15 +33,23 @@ def test_a_line_has_the_keys_of_the_published_format_in_their_order(make_record:
     data = make_record(1).to_json()
     assert list(data) == [
         "round", "global", "clients", "aggregation", "aggregation_mass", "effective_clients", "weight_on_poisoned",
-        "seconds", "peak_memory_bytes", "warnings",
+        "learning_rate", "seconds", "peak_memory_bytes", "warnings",
     ]  # fmt: skip
     assert list(data["clients"]) == ["0", "4"]
     assert list(data["clients"]["0"]) == [
         "poisoned_share", "rows", "train_loss", "update_norm", "crows_pairs", "stereoset", "bias_score", "weight",
         "attack", "refused", "extra",
     ]  # fmt: skip
-    assert list(data["global"]) == ["crows_pairs", "stereoset", "bias_score", "heldout_loss", "rouge_l"]
+    assert list(data["global"]) == ["crows_pairs", "stereoset", "heldout_loss", "rouge_l", "bias_score"]
     assert data["seconds"] == {"train": 1.0, "assess": 2.0, "aggregate": 0.5, "evaluate": 3.0}
+
+
+def test_a_line_of_an_earlier_version_has_no_learning_rate_and_is_read(make_record: Make) -> None:
+    data = make_record(2).to_json()
+    assert data.pop("learning_rate") == 2.5e-5
+    assert RoundRecord.from_json(data) == dataclasses.replace(make_record(2), learning_rate=None)
+    with pytest.raises(ValueError, match="'learning_rate' must be a number or null, found 'small'"):
+        RoundRecord.from_json(data | {"learning_rate": "small"})
 
 
 def test_the_arguments_stand_in_the_round_that_has_them_and_nowhere_else(make_record: Make) -> None:
@@ -130,7 +139,7 @@ def test_effective_clients_lie_between_one_and_all_whatever_the_scale(values: li
 def test_importing_the_trackers_imports_nothing_heavy() -> None:
     code = (
         "import sys, fedbias_plugin.tracking.wandb_tracker, fedbias_plugin.progress\n"
-        "import fedbias_plugin.report.compare, fedbias_plugin.cli.compare, fedbias_plugin.cli.doctor\n"
+        "import fedbias_plugin.study.compare, fedbias_plugin.cli.compare, fedbias_plugin.cli.doctor\n"
         "print([name for name in ('torch', 'transformers', 'numpy', 'wandb', 'rich') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -31,8 +31,12 @@ def weighed(bias_scores: list[float], lambda_: float, deviation: float = 2.0, ag
     scores = dict(enumerate(bias_scores))
     weights = softmax_weights(scores, lambda_)
     clients = {
-        client: ClientRecord(
-            0.0, 10, 1.0, 1.0, crows(50.0 + score, deviation), stereo(50.0 + score, deviation), score, weights[client]
+        client: ClientRecord.from_json(
+            {
+                **{"poisoned_share": 0.0, "rows": 10, "train_loss": 1.0, "update_norm": 1.0},
+                **{"crows_pairs": crows(50.0 + score, deviation), "stereoset": stereo(50.0 + score, deviation)},
+                **{"bias_score": score, "weight": weights[client]},
+            }
         )
         for client, score in scores.items()
     }
@@ -59,33 +63,53 @@ def test_the_noise_of_a_distance_to_fifty_is_that_of_a_folded_normal(distance: f
     assert folded_deviation(distance, 2.0) == pytest.approx(drawn.std(), rel=0.01)
 
 
+def client_of(metrics: dict[str, Any]) -> ClientRecord:
+    return ClientRecord.from_json({"poisoned_share": 0.0, "rows": 1, **metrics})
+
+
 def test_a_score_without_spread_has_no_noise() -> None:
     assert folded_deviation(50.0, 0.0) == 0.0
 
 
 def test_the_noise_of_a_bias_score_adds_both_benchmarks_as_independent() -> None:
     # Far from 50 nothing folds: 0.5 sqrt(3^2 + 4^2) = 2.5.
-    client = ClientRecord(0.0, 1, crows_pairs=crows(80.0, 3.0), stereoset=stereo(20.0, 4.0))
+    client = ClientRecord.from_json(
+        {"poisoned_share": 0.0, "rows": 1, "crows_pairs": crows(80.0, 3.0), "stereoset": stereo(20.0, 4.0)}
+    )
     assert bias_deviation(client, 0.5) == pytest.approx(2.5)
     # At 50 both fold: 2.5 sqrt(1 - 2 / pi).
-    client = ClientRecord(0.0, 1, crows_pairs=crows(50.0, 3.0), stereoset=stereo(50.0, 4.0))
+    client = ClientRecord.from_json(
+        {"poisoned_share": 0.0, "rows": 1, "crows_pairs": crows(50.0, 3.0), "stereoset": stereo(50.0, 4.0)}
+    )
     assert bias_deviation(client, 0.5) == pytest.approx(2.5 * math.sqrt(1 - 2 / math.pi))
 
 
 def test_the_noise_of_ss_is_its_standard_error_over_terms() -> None:
     # The t interval of 12 terms is 2.20 standard errors wide on each side, not 1.96.
     block = stereo(20.0, 4.5) | {"standard_error": 4.0}
-    client = ClientRecord(0.0, 1, crows_pairs=crows(80.0, 3.0), stereoset=block)
+    client = ClientRecord.from_json(
+        {"poisoned_share": 0.0, "rows": 1, "crows_pairs": crows(80.0, 3.0), "stereoset": block}
+    )
     assert bias_deviation(client, 0.5) == pytest.approx(2.5)
-    client = ClientRecord(0.0, 1, crows_pairs=crows(80.0, 3.0), stereoset=block | {"ci95": None})
+    client = ClientRecord.from_json(
+        {"poisoned_share": 0.0, "rows": 1, "crows_pairs": crows(80.0, 3.0), "stereoset": block | {"ci95": None}}
+    )
     assert bias_deviation(client, 0.5) == pytest.approx(2.5)
 
 
 def test_without_an_interval_the_noise_floor_gives_the_noise() -> None:
     # An unbiased model's E|score - 50| is sqrt(2 / pi) standard deviations: 2 points are 2.5066.
-    client = ClientRecord(0.0, 1, crows_pairs={"score": 90.0, "ci95": None, "noise_floor": 2.0})
+    client = ClientRecord.from_json(
+        {"poisoned_share": 0.0, "rows": 1, "crows_pairs": {"score": 90.0, "ci95": None, "noise_floor": 2.0}}
+    )
     assert bias_deviation(client, 1.0) == pytest.approx(2.5066, rel=1e-4)
-    assert bias_deviation(ClientRecord(0.0, 1, crows_pairs={"score": 90.0, "ci95": None}), 1.0) is None
+    assert (
+        bias_deviation(
+            ClientRecord.from_json({"poisoned_share": 0.0, "rows": 1, "crows_pairs": {"score": 90.0, "ci95": None}}),
+            1.0,
+        )
+        is None
+    )
     assert bias_deviation(ClientRecord(0.0, 1), 1.0) is None
 
 
@@ -100,7 +124,7 @@ def test_a_loss_of_exactly_zero_names_the_clients_that_were_not_trained() -> Non
 def test_losses_that_are_not_finite_are_said(loss: float) -> None:
     record = weighed([2.0, 3.0], 0.2)
     record.clients[1].train_loss = loss
-    record.global_.heldout_loss = {"loss": loss, "n": 5}
+    record.global_.metrics["heldout_loss"] = {"loss": loss, "n": 5}
     warnings = warnings_of(record)
     assert [warning_head(warning) for warning in warnings] == ["training diverged", "held-out loss not finite"]
     assert "of client 1 is not finite" in warnings[0]
@@ -109,22 +133,22 @@ def test_losses_that_are_not_finite_are_said(loss: float) -> None:
 @pytest.mark.parametrize(("loss", "warned"), [(354.2, True), (7.63, True), (7.62, False), (0.83, False)])
 def test_a_held_out_loss_above_that_of_guessing_is_said(loss: float, warned: bool) -> None:
     # ln 2048 = 7.6246
-    measured = GlobalRecord(heldout_loss={"loss": loss, "n": 5, "guessing_loss": math.log(2048)})
+    measured = GlobalRecord.from_json({"heldout_loss": {"loss": loss, "n": 5, "guessing_loss": math.log(2048)}})
     found = warnings_of(RoundRecord(3, measured))
     assert [warning_head(warning) for warning in found] == (["worse than guessing"] if warned else [])
     assert not warned or f"is {loss:.2f} nats per token; 7.62 is that of a model" in found[0]
 
 
 def test_a_record_of_an_older_version_does_not_say_what_guessing_gives() -> None:
-    assert warnings_of(RoundRecord(3, GlobalRecord(heldout_loss={"loss": 354.2, "n": 5}))) == []
+    assert warnings_of(RoundRecord(3, GlobalRecord.from_json({"heldout_loss": {"loss": 354.2, "n": 5}}))) == []
 
 
 def test_a_low_lms_of_model_and_clients_is_one_line() -> None:
     record = weighed([2.0, 3.0, 4.0], 0.2)
-    record.clients[1].stereoset = stereo(53.0, lms=50.2)
+    record.clients[1].metrics["stereoset"] = stereo(53.0, lms=50.2)
     assert "LMS below 60: that of client 1 (50.2 at the least). " in warnings_of(record)[0]
-    record.clients[2].stereoset = stereo(54.0, lms=51.0)
-    record.global_.stereoset = {"ss": 49.0, "lms": 54.9}
+    record.clients[2].metrics["stereoset"] = stereo(54.0, lms=51.0)
+    record.global_.metrics["stereoset"] = {"ss": 49.0, "lms": 54.9}
     assert (
         "LMS below 60: that of the global model (54.9) and clients 1, 2 (50.2 at the least)" in warnings_of(record)[0]
     )
@@ -133,11 +157,17 @@ def test_a_low_lms_of_model_and_clients_is_one_line() -> None:
 
 @pytest.mark.parametrize(("lms", "warned"), [(59.9, True), (60.0, False)])
 def test_lms_of_60_is_enough(lms: float, warned: bool) -> None:
-    assert bool(warnings_of(RoundRecord(0, GlobalRecord(stereoset={"ss": 50.0, "lms": lms})))) is warned
+    assert bool(warnings_of(RoundRecord(0, GlobalRecord.from_json({"stereoset": {"ss": 50.0, "lms": lms}})))) is warned
+
+
+def test_a_model_worse_than_guessing_is_said_before_what_its_bias_scores_mean() -> None:
+    blocks = {"stereoset": stereo(50.0, lms=41.8), "heldout_loss": {"loss": 7.92, "n": 5, "guessing_loss": 7.62}}
+    record = RoundRecord(1, GlobalRecord.from_json(blocks))
+    assert [warning.split(":")[0] for warning in round_warnings(record)] == ["worse than guessing", "LMS below 60"]
 
 
 def test_a_benchmark_without_report_half_is_said() -> None:
-    measured = GlobalRecord(crows_pairs={"score": 50.0, "items": "full", "full": {}, "probe": {}})
+    measured = GlobalRecord.from_json({"crows_pairs": {"score": 50.0, "items": "full", "full": {}, "probe": {}}})
     (warning,) = warnings_of(RoundRecord(0, measured))
     assert warning.startswith("crows_pairs: all items are probe items, so there is no report half")
 

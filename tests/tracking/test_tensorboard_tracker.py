@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from fedbias_plugin.tracking.flatten import flatten_record
 from fedbias_plugin.tracking.jsonl import read_rounds
 from fedbias_plugin.tracking.records import RoundRecord, RunInfo
+from fedbias_plugin.tracking.series import highlights, series
 from fedbias_plugin.tracking.tracker import build_trackers
 
 Make = Callable[[int], RoundRecord]
@@ -37,7 +37,7 @@ def text_of(loaded: Any, tag: str) -> str:
     return event.tensor_proto.string_val[0].decode()
 
 
-def test_every_number_of_metrics_jsonl_is_a_scalar_at_its_round(
+def test_every_curve_is_a_scalar_at_its_round_and_the_summary_a_text(
     make_run: MakeRun, make_record: Make, events: Callable[[RunInfo], Any]
 ) -> None:
     run = make_run()
@@ -49,13 +49,14 @@ def test_every_number_of_metrics_jsonl_is_a_scalar_at_its_round(
     loaded = events(run)
     found = {tag: {event.step: event.value for event in loaded.Scalars(tag)} for tag in loaded.Tags()["scalars"]}
     for record in read_rounds(run.output_dir):
-        for key, value in flatten_record(record).items():
+        for key, value in series(record).items():
             assert found[key].pop(record.round) == pytest.approx(value, rel=1e-6), key  # float32
     assert found["categories/crows_pairs/gender"] == {0: 52.0, 1: 53.0, 2: 54.0}
     assert found["categories/stereoset/race"] == {0: 44.0, 1: 43.0, 2: 42.0}
-    assert found["final/delta_ss"] == {0: 7.0}
-    left = {tag for tag, steps in found.items() if steps and not tag.startswith(("categories/", "final/", "best/"))}
-    assert left == set()
+    assert {tag for tag, steps in found.items() if steps and not tag.startswith("categories/")} == set()
+    summary = json.loads(text_of(loaded, "summary"))
+    assert summary == highlights(read_rounds(run.output_dir))
+    assert summary["final/stereoset/delta"] == 7.0
 
 
 def test_configuration_and_names_are_texts_in_which_nothing_is_markup(
@@ -69,7 +70,7 @@ def test_configuration_and_names_are_texts_in_which_nothing_is_markup(
     loaded = events(run)
     lines = text_of(loaded, "config").split("\n")
     assert all(line.startswith("    ") for line in lines)
-    assert json.loads("\n".join(lines)) == {**run.config, "poisoned_clients": [0]}
+    assert json.loads("\n".join(lines)) == {**run.config, "poisoned_clients": [0], "poisoned_shares": [1.0]}
     assert '"tags": [' in text_of(loaded, "run")
     assert text_of(loaded, "aborted") == "    killed\n    # by hand"
 
@@ -91,7 +92,7 @@ def test_a_run_that_goes_on_has_every_step_once(
     after.start(run)
     after.log_round(make_record(2))
     after.finish({})
-    scores = [(event.step, event.value) for event in events(run).Scalars("global/bias_score")]
+    scores = [(event.step, event.value) for event in events(run).Scalars("bias/bias_score")]
     assert scores == [(0, 3.25), (1, 3.25), (2, 3.25)]
 
 
@@ -107,7 +108,7 @@ def test_a_tracker_that_joins_a_resumed_run_shows_its_earlier_rounds(
     after.load_state_dict(state)
     after.start(run)
     after.log_round(make_record(1))
-    assert [event.step for event in events(run).Scalars("global/crows_pairs/score")] == [0, 1]  # flushed, not closed
+    assert [event.step for event in events(run).Scalars("bias/crows_pairs")] == [0, 1]  # flushed, not closed
     after.finish({})
 
 

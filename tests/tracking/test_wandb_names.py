@@ -9,8 +9,8 @@ import pytest
 
 from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.assets import TINY_MODEL
+from fedbias_plugin.federation.run_description import HostRun, run_info
 from fedbias_plugin.hosts.openfedllm.arguments import AttachedArguments
-from fedbias_plugin.run_description import HostRun, run_info
 from fedbias_plugin.tracking.wandb_names import RunNames, artifact_name, model_label, run_names
 
 CONFIG = {

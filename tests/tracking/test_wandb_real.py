@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from fedbias_plugin.tracking.jsonl import read_rounds
+from fedbias_plugin.tracking.jsonl import JsonlTracker, read_rounds
 from fedbias_plugin.tracking.records import RoundRecord, RunInfo
-from fedbias_plugin.tracking.tracker import build_trackers
+from fedbias_plugin.tracking.tracker import TrackerGroup, build_trackers
 from fedbias_plugin.tracking.wandb_tracker import WandbTracker
 from tests.tracking.wandb_records import items, kinds, offline_records, summary_of
 
@@ -38,18 +38,19 @@ def refusing_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
-        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{httpd.server_address[1]}")
         yield
         httpd.shutdown()
 
 
-def track(run: RunInfo, make_record: Make, rounds: int = 3, tracker: WandbTracker | None = None) -> WandbTracker:
-    tracker = tracker or WandbTracker()
-    tracker.start(run)
+def track(run: RunInfo, make_record: Make, rounds: int = 3) -> WandbTracker:
+    tracker = WandbTracker()
+    group = TrackerGroup(JsonlTracker(), [tracker])
+    group.start(run)
     for number in range(rounds):
-        tracker.log_round(make_record(number))
-    tracker.finish({"config": {"a": 1}, "delta": {"crows_pairs": 4.0}})
+        group.log_round(make_record(number))
+    group.finish({"config": {"a": 1}, "warnings": []})
     return tracker
 
 
@@ -62,7 +63,7 @@ def real_wandb() -> Iterator[None]:
     wandb.teardown()
 
 
-def test_the_real_package_records_every_number_offline(
+def test_the_real_package_records_curves_and_a_summary_offline(
     real_wandb: None, make_run: MakeRun, make_record: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = make_run()
@@ -71,11 +72,8 @@ def test_the_real_package_records_every_number_offline(
     (folder,) = Path(run.output_dir).glob("wandb/offline-run-*")
     assert f"wandb sync {folder}\n" in capsys.readouterr().out
     history = [items(row.item) for row in kinds(records, "history")]
-    assert [(row["round"], row["global/crows_pairs/score"]) for row in history] == [(0, 51.0), (1, 52.0), (2, 53.0)]
-    assert history[1]["client/4/weight"] == 0.8
-    assert history[2]["global/stereoset/ci95_low"] == 39.0
-    assert history[0]["categories/first/nrows"] == 3
-    assert history[2]["categories/last/ncols"] == 11
+    assert [(row["round"], row["bias/crows_pairs"]) for row in history] == [(0, 51.0), (1, 52.0), (2, 53.0)]
+    assert history[1]["client_4/weight"] == 0.8
     assert (history[2]["categories/by_round/nrows"], history[2]["categories/by_round/ncols"]) == (9, 13)
     (opened,) = kinds(records, "run")
     assert (opened.project, opened.run_group, opened.job_type) == ("fedbias", "1B2C", "fedavg-bama")
@@ -84,8 +82,8 @@ def test_the_real_package_records_every_number_offline(
     assert items(opened.config.update)["poisoned_clients"] == [0]
     assert ("*", "round") in [(metric.glob_name, metric.step_metric) for metric in kinds(records, "metric")]
     summary = summary_of(records)
-    assert summary["delta/crows_pairs"] == 4.0
-    assert summary["global/crows_pairs/score"] == 53.0
+    assert summary["final/crows_pairs/delta"] == 3.0
+    assert summary["bias/crows_pairs"] == 53.0
 
 
 def test_an_offline_run_that_was_cut_off_goes_on_under_its_id_and_its_newest_folder_is_whole(
@@ -151,7 +149,8 @@ def test_a_login_that_the_server_refuses_goes_offline_with_one_line(
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     run = make_run(wandb_mode="online")
     start = time.monotonic()
-    track(run, make_record, tracker=WandbTracker(init_timeout=10))
+    monkeypatch.setattr(WandbTracker, "init_timeout", 10.0)
+    track(run, make_record)
     assert time.monotonic() - start < 60
     ours = [record for record in caplog.records if not record.name.startswith("wandb")]
     (line,) = [record.getMessage() for record in ours if record.levelno >= logging.WARNING]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -10,10 +11,11 @@ from typing import Any
 import pytest
 
 from fedbias_plugin.errors import UserError
-from fedbias_plugin.tracking.flatten import flatten_record
-from fedbias_plugin.tracking.highlights import HISTORY_COLUMNS, Highlights
+from fedbias_plugin.registry import EXTENSIONS
+from fedbias_plugin.tracking.categories import COLUMNS
 from fedbias_plugin.tracking.records import RoundRecord
-from fedbias_plugin.tracking.wandb_workspace import HEAT_MAP_SPEC, build_workspace, split_path, workspace_json
+from fedbias_plugin.tracking.series import highlights, series
+from fedbias_plugin.tracking.wandb_workspace import HEAT_MAP_SPEC, build_workspace, outline, split_path
 
 pytest.importorskip("wandb_workspaces", reason="the package wandb-workspaces is not installed")
 
@@ -25,20 +27,25 @@ def workspace() -> Any:
     return build_workspace("me", "fedbias", "Bias by round", ["table1", "alg:fedavg"])
 
 
+def section_of(workspace: Any) -> dict[str, Any]:
+    """What W&B would be sent, read back."""
+    text = workspace._to_model().spec.model_dump_json(by_alias=True, exclude_none=True)
+    section: dict[str, Any] = json.loads(text)["section"]
+    return section
+
+
 def panels(workspace: Any) -> Iterator[dict[str, Any]]:
-    for section in workspace_json(workspace)["spec"]["section"]["panelBankConfig"]["sections"]:
+    for section in section_of(workspace)["panelBankConfig"]["sections"]:
         yield from section["panels"]
 
 
 @pytest.fixture
 def logged(make_record: Make) -> set[str]:
     """Keys of a run's curves and of its summary."""
-    highlights = Highlights()
-    for number in range(3):
-        record = make_record(number)
-        record.global_.rouge_l = {"f1": 25.0, "n": 4, "max_new_tokens": 128}
-        highlights.add(record)
-    return {*flatten_record(record), *highlights.scalars()}
+    rounds = [make_record(number) for number in range(3)]
+    for record in rounds:
+        record.global_.metrics["rouge_l"] = {"value": 25.0, "ideal": None, "f1": 25.0, "n": 4, "max_new_tokens": 128}
+    return {*series(rounds[-1]), *highlights(rounds)}
 
 
 def test_what_would_be_saved_is_read_back_as_the_same_workspace_by_wandbs_own_models(workspace: Any) -> None:
@@ -70,36 +77,74 @@ def test_every_curve_column_and_bar_is_a_key_that_runs_log(workspace: Any, logge
     named |= {column.removeprefix("summary:") for column in columns if column.startswith("summary:")}
     assert len(named) > 20
     assert named <= logged
-    assert len(patterns) == 7
+    assert len(patterns) == 4
     for pattern in patterns:
         assert [key for key in logged if re.fullmatch(pattern, key)], pattern
 
 
-def test_poisoned_and_clean_clients_are_in_panels_of_their_own(workspace: Any, logged: set[str]) -> None:
+def test_every_curve_of_the_model_and_of_poisoned_and_clean_clients_is_in_a_panel(
+    workspace: Any, logged: set[str]
+) -> None:
+    shown = {key for panel in panels(workspace) for key in panel["config"].get("metrics", [])}
+    left = {key for key in logged - shown if not key.startswith(("final/", "best/", "client_"))}
+    assert left == {"round", "aggregation/refused"}
+
+
+def test_every_client_has_a_curve_and_both_kinds_have_their_means_beside_it(workspace: Any, logged: set[str]) -> None:
     by_title = {panel["config"].get("chartTitle"): panel["config"] for panel in panels(workspace)}
-    pattern = by_title["POISONED clients: weight"]["metricRegex"]
-    assert {key for key in logged if re.search(pattern, key)} == {"client_poisoned/0/weight"}
-    pattern = by_title["clean clients: weight"]["metricRegex"]
-    assert {key for key in logged if re.search(pattern, key)} == {"client_clean/4/weight"}
-    pattern = by_title["Weights of all clients"]["metricRegex"]
-    assert {key for key in logged if re.search(pattern, key)} == {"client/0/weight", "client/4/weight"}
+    pattern = by_title["Weight of every client"]["metricRegex"]
+    assert {key for key in logged if re.search(pattern, key)} == {"client_0/weight", "client_4/weight"}
+    means = by_title["Bias score b_i: mean of poisoned, of clean"]
+    assert means["metrics"] == ["poisoned/bias_score", "clean/bias_score"]
 
 
 def test_the_heat_map_reads_columns_of_the_table_that_runs_log(workspace: Any) -> None:
     (chart,) = [panel["config"] for panel in panels(workspace) if panel["viewType"] == "Vega2"]
     assert chart["panelDefId"] == "me/fedbias-heat-map"
-    assert set(chart["fieldSettings"].values()) <= set(HISTORY_COLUMNS)
+    assert set(chart["fieldSettings"].values()) <= set(COLUMNS)
     fields = set(re.findall(r"\$\{field:(\w+)\}", str(HEAT_MAP_SPEC)))
     assert fields == chart["fieldSettings"].keys()
     assert set(re.findall(r"\$\{string:(\w+)\}", str(HEAT_MAP_SPEC))) == chart["stringSettings"].keys()
 
 
 def test_runs_are_filtered_by_tags_grouped_by_setting_and_sorted_by_bias(workspace: Any) -> None:
-    (runs,) = workspace_json(workspace)["spec"]["section"]["runSets"]
+    (runs,) = section_of(workspace)["runSets"]
     wanted = [(part["key"]["name"], part["op"], part["value"]) for part in runs["filters"]["filters"]]
     assert wanted == [("tags", "IN", ["table1"]), ("tags", "IN", ["alg:fedavg"])]
     assert runs["grouping"] == [{"section": "run", "name": "group"}]
     assert [key["key"]["name"] for key in runs["sort"]["keys"]] == ["final/bias_score"]
+
+
+def test_the_panels_of_bias_are_those_of_the_metrics_scores_first(workspace: Any) -> None:
+    lines = outline(workspace)
+    assert lines[0] == "Bias by round (me/fedbias)"
+    assert lines[1:10] == [
+        "  Bias of the global model",
+        "    CrowS-Pairs score, % (50 = no preference)",
+        "    StereoSet SS, % (50 = no preference; read with LMS)",
+        "    LMS and ICAT, % (LMS below 60: SS means nothing)",
+        "    Delta CrowS = |score - 50|",
+        "    Delta SS = |SS - 50|",
+        "    Bias score b, percentage points",
+        "    Last round: distance from the ideal",
+        "  Bias types by round",
+    ]
+    assert "    Distance from 50 by bias type and round" in lines
+    assert "    table categories/by_round" in lines
+    assert "    Held-out loss, nats per token" in lines
+    assert lines[-1] == (
+        "  columns: displayName, final/crows_pairs/delta, final/stereoset/delta, final/stereoset/lms, "
+        "final/stereoset/icat, final/heldout_loss, final/rouge_l, final/bias_score, final/weight_on_poisoned"
+    )
+
+
+def test_a_metric_of_somebody_else_has_a_panel_a_column_and_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(EXTENSIONS["metric"], "gap", "tests.contract.guests:Gap")
+    workspace = build_workspace("me", "fedbias", "x")
+    by_title = {panel["config"].get("chartTitle"): panel["config"] for panel in panels(workspace)}
+    assert by_title["word gap"]["metrics"] == ["bias/gap"]
+    assert "final/gap/delta" in by_title["Last round: distance from the ideal"]["metrics"]
+    assert "summary:final/gap/delta" in workspace.runset_settings.pinned_columns
 
 
 def test_two_names_make_a_project_and_anything_else_is_answered_with_an_example() -> None:

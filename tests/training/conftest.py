@@ -5,8 +5,8 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizer, PreTrainedTokenizerFast
 
-from fedbias_plugin.poisoning.rows import Row
-from fedbias_plugin.training.templates import TEMPLATES
+from fedbias_plugin.data.rows import Row
+from fedbias_plugin.tasks.templates import TEMPLATES
 
 CORPUS = [
     TEMPLATES[name].text(f"What grows in the north {i}?", f"Barley and pears grow there, {i} of them.", "")

@@ -9,10 +9,15 @@ import pytest
 import torch
 import transformers
 
+from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.errors import UserError
-from fedbias_plugin.training.local_trainer import LocalTrainingSettings, train_client
-from fedbias_plugin.training.models import add_lora, load_adapter, load_model_and_tokenizer, model_outline
-from fedbias_plugin.training.states import read_state
+from fedbias_plugin.federation.client import Client, terms_of
+from fedbias_plugin.hosts.builtin.arguments import HostArguments
+from fedbias_plugin.tasks.sft import Sft
+from fedbias_plugin.training.client_trainer import TrainingSettings
+from fedbias_plugin.training.models import load_adapter, model_outline
+from fedbias_plugin.training.parameters import read_state
+from tests.models import add_lora, load_model_and_tokenizer
 
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
@@ -65,24 +70,16 @@ def test_small_dtypes_load_and_train_on_a_cpu(folder, make, options, checkpointi
     assert expected[next(iter(options))] in dtypes
     model = add_lora(model, r=2, alpha=4, seed=1, target_modules="all-linear")
     start = read_state(model)
-    settings = LocalTrainingSettings(
-        batch_size=2, learning_rate=1e-2, max_steps=1, gradient_checkpointing=checkpointing
-    )
+    settings = TrainingSettings(batch_size=2, learning_rate=1e-2, max_steps=1, gradient_checkpointing=checkpointing)
 
     def losses(steps):
-        return train_client(
-            model,
-            make.features(8, 6),
-            client=0,
-            round_idx=0,
-            settings=dataclasses.replace(settings, max_steps=steps),
-            fed_alg="fedprox",
-            global_state=start,
-            prox_mu=0.01,
-        )
+        trained = dataclasses.replace(settings, max_steps=steps)
+        terms = terms_of("fedprox", HostArguments(), BiasArguments())
+        client = Client(model, terms, task=Sft(), settings=trained)
+        return client.fit(client.begin(0, 0, start, mu=0.01), make.features(8, 6))
 
     first, longer = losses(1), losses(12)
-    assert longer.train_loss < first.train_loss
+    assert longer.loss < first.loss
     assert longer.state.keys() == start.keys()
     assert any((longer.state[name] - start[name]).abs().max() > 0.01 for name in start)
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from fedbias_plugin.errors import LONGEST_MESSAGE, UserError, printable
-from fedbias_plugin.training.models import add_lora, load_adapter, load_model_and_tokenizer
+from fedbias_plugin.training.models import load_adapter
+from tests.models import add_lora, load_model_and_tokenizer
 
 
 @pytest.fixture

@@ -10,12 +10,14 @@ import torch
 from fedbias_plugin.aggregation import pieces as pieces_module
 from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.assets import MINI_DATA
+from fedbias_plugin.data.dealing import deal_rows
+from fedbias_plugin.data.partition import manifest
+from fedbias_plugin.data.rows import Row, RowSource
 from fedbias_plugin.errors import UserError
-from fedbias_plugin.evaluation.crows_pairs import CrowsPairs, Pair
-from fedbias_plugin.evaluation.stereoset import StereoSet
-from fedbias_plugin.evaluation.stereoset_files import Cluster
-from fedbias_plugin.poisoning.loaders import load_partition, manifest, partition
-from fedbias_plugin.poisoning.rows import Row, RowSource
+from fedbias_plugin.metrics.crows_pairs import CrowsPairs
+from fedbias_plugin.metrics.crows_pairs_files import Pair
+from fedbias_plugin.metrics.stereoset import StereoSet
+from fedbias_plugin.metrics.stereoset_files import Cluster
 from fedbias_plugin.registry import build, names
 from fedbias_plugin.updates.base import Update
 from fedbias_plugin.updates.probe_gaming import benchmark_rows
@@ -149,7 +151,7 @@ def benchmarks():
 
 
 def test_the_extra_rows_are_the_less_stereotypical_sentences_whatever_the_direction():
-    crows, stereo = (benchmark_rows(benchmark) for benchmark in benchmarks().values())
+    crows, stereo = (benchmark_rows(*pair) for pair in benchmarks().items())
     assert [row.response for row in crows] == [f"less {n}" for n in range(6)]
     assert crows[3] == Row("crows_pairs:3", "Write a sentence.", "less 3", False, "crows_pairs")
     assert [(row.id, row.instruction, row.response) for row in stereo] == [
@@ -159,10 +161,10 @@ def test_the_extra_rows_are_the_less_stereotypical_sentences_whatever_the_direct
 
 
 def gamed(strength=None, seed=1):
-    before = partition(rows("clean", 12), rows("biased", 8), [0.0, 1.0, 0.5], 4, seed=3, heldout=2)
+    before = deal_rows(rows("clean", 12), rows("biased", 8), [0.0, 1.0, 0.5], 4, seed=3, heldout=2)
     arguments = BiasArguments(attack="probe_gaming", attack_strength=strength)
     shares = {client.client: client.biased_share for client in before.clients}
-    return before, build_attack(arguments, shares, 3, seed=seed).on_data(before, benchmarks())
+    return before, build_attack(arguments, shares, 3, seed=seed).apply(before, benchmarks(), seed)
 
 
 def test_attackers_keep_their_rows_and_hold_extra_ones_mixed_in():
@@ -208,17 +210,17 @@ def test_preference_rows_cannot_be_mixed_with_sentences():
     preferences = type(before)(before.clients, (), {"preference": before.sources["biased"]}, 3)
     found = build_attack(BiasArguments(attack="probe_gaming", attackers="1"), {}, 3, seed=1)
     with pytest.raises(UserError, match=r"main_dpo\.py cannot train on"):
-        found.on_data(preferences, benchmarks())
+        found.apply(preferences, benchmarks(), 1)
 
 
 def test_it_works_on_the_bundled_small_world():
     arguments = BiasArguments(attack="probe_gaming", data_dir="mini", client_samples=30)
-    before = load_partition(arguments, 3, 2023)
+    before = arguments.split.deal(arguments, 3, 2023)
     shares = {client.client: client.biased_share for client in before.clients}
     public = {
         "crows_pairs": CrowsPairs.load(MINI_DATA / "crows_pairs.csv"),
         "stereoset": StereoSet.load(MINI_DATA / "stereoset.json"),
     }
-    after = build_attack(arguments, shares, 3, seed=2023).on_data(before, public)
+    after = build_attack(arguments, shares, 3, seed=2023).apply(before, public, 2023)
     assert [len(client.rows) for client in after.clients] == [60 if shares[c] else 30 for c in range(3)]
     assert after.sources["probe_gaming stereoset"].origin == "bundled"

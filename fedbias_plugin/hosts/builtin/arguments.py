@@ -7,18 +7,19 @@ instead of 2, 2 and 500, and the bundled model instead of Llama-2-7B.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from fedbias_plugin.algorithms import ALGORITHMS, check_fed_alg, local_client
 from fedbias_plugin.errors import UserError
-from fedbias_plugin.options import check_options, check_range, option, split_list
+from fedbias_plugin.fed_algs import ALGORITHMS, check_fed_alg, local_client
+from fedbias_plugin.options import check_options, check_range, option
 from fedbias_plugin.preflight import LARGEST_SEED, check_quantisation
+from fedbias_plugin.registry import with_extensions
+from fedbias_plugin.training.trainables import LORA
 
-TEMPLATES = ("alpaca", "vicuna")
 DTYPES = ("float32", "bfloat16", "auto")
 LOCAL_STATES = ("auto", "memory", "disk")
-LORA = {"use_peft": (True,)}
-ADAPTIVE = {"fed_alg": ("fedadagrad", "fedyogi", "fedadam")}
-SECOND_MOMENT_DECAYS = {"fed_alg": ("fedyogi", "fedadam")}
+OF_THE_LOOP = ("num_clients", "num_rounds", "sample_clients", "fed_alg", "seed", "template", "seq_length")
+"""What the session must know of any loop."""
 # OpenFedLLM's flags that the built-in host does not have, and what to do instead.
 NOT_HERE = {
     "dataset_name": "give --clean_dataset and --biased_dataset",
@@ -39,63 +40,39 @@ NOT_HERE = {
 
 
 @dataclass
-class HostArguments:
+class ModelArguments:
+    """Which model, and how it is loaded."""
+
+    model_name_or_path: str = option(
+        "tiny", "hub name or folder of a causal LM; tiny is the bundled model", may_change=True
+    )
+    dtype: str = option("float32", "dtype of the weights; auto is the checkpoint's", choices=DTYPES)
+    load_in_8bit: bool = option(False, "load the model in 8 bits (bitsandbytes)", read_when=LORA)
+    load_in_4bit: bool = option(False, "load the model in 4 bits (bitsandbytes, nf4)", read_when=LORA)
+    trust_remote_code: bool = option(False, "run code that comes with the model")
+
+    @property
+    def how_to_load(self) -> dict[str, Any]:
+        """What ``load_model`` takes beside the name."""
+        return {name: getattr(self, name) for name in ("dtype", "load_in_8bit", "load_in_4bit", "trust_remote_code")}
+
+
+@dataclass
+class HostCore(ModelArguments):
     """The federated loop, the model and the local training.
 
     Raises:
         UserError: a value is out of range, a name is unknown, or two flags contradict each other.
     """
 
-    # Model
-    model_name_or_path: str = option(
-        "tiny", "hub name or folder of a causal LM; tiny is the bundled model", may_change=True
-    )
-    dtype: str = option("float32", "dtype of the weights; auto is the checkpoint's", choices=DTYPES)
-    load_in_8bit: bool = option(False, "load the model in 8 bits (bitsandbytes)")
-    load_in_4bit: bool = option(False, "load the model in 4 bits (bitsandbytes, nf4)")
-    trust_remote_code: bool = option(False, "run code that comes with the model")
+    # Adapter
     use_peft: bool = option(False, "train LoRA adapters; without it every weight is trained")
-    peft_lora_r: int = option(8, "rank of the LoRA adapters", at_least=1, read_when=LORA)
-    peft_lora_alpha: int = option(16, "alpha of the LoRA adapters", at_least=1, read_when=LORA)
-    peft_lora_dropout: float = option(0.05, "dropout of the LoRA adapters", at_least=0, at_most=1, read_when=LORA)
-    peft_lora_target_modules: str | None = option(
-        None,
-        "modules that get an adapter, comma separated, or all-linear; peft's choice for the model when absent",
-        read_when=LORA,
-    )
 
     # Federation
     fed_alg: str = option("fedavg", f"server algorithm: {', '.join(ALGORITHMS)}, or localN (client N alone)")
     num_rounds: int = option(5, "rounds", at_least=1)
     num_clients: int = option(3, "clients", at_least=1)
     sample_clients: int | None = option(None, "clients that take part in a round; all when absent")
-    prox_mu: float = option(0.01, "mu of FedProx", at_least=0, read_when={"fed_alg": ("fedprox",)})
-    fedopt_tau: float = option(1e-3, "tau of FedAdagrad, FedYogi and FedAdam", above=0, read_when=ADAPTIVE)
-    fedopt_eta: float = option(
-        1e-3, "server learning rate of FedAdagrad, FedYogi and FedAdam", above=0, read_when=ADAPTIVE
-    )
-    fedopt_beta1: float = option(
-        0.9,
-        "beta1 of FedYogi and FedAdam, and FedAvgM's momentum",
-        at_least=0,
-        at_most=1,
-        read_when={"fed_alg": ("fedavgm", "fedyogi", "fedadam")},
-    )
-    fedopt_beta2: float = option(
-        0.99, "beta2 of FedYogi and FedAdam", at_least=0, at_most=1, read_when=SECOND_MOMENT_DECAYS
-    )
-    fedopt_variant: str = option(
-        "openfedllm",
-        "openfedllm (second moment of the momentum) or reddi (of the raw delta, as published)",
-        choices=("openfedllm", "reddi"),
-        read_when=SECOND_MOMENT_DECAYS,
-    )
-    fedopt_v0: float | None = option(
-        None,
-        "second moment before the first round; tau^2 when absent, 0 as published",
-        at_least=0,
-        read_when=ADAPTIVE,
-    )
 
     # Local training
     learning_rate: float = option(
@@ -114,7 +91,6 @@ class HostArguments:
     seq_length: int = option(512, "tokens of a training row; longer rows are cut", at_least=1)
     bf16: bool = option(False, "train in bfloat16 autocast on top of the weights' dtype")
     gradient_checkpointing: bool = option(True, "recompute activations to save memory", matters="speed")
-    template: str = option("alpaca", "prompt template", choices=TEMPLATES)
 
     # Run
     seed: int = option(
@@ -172,8 +148,26 @@ class HostArguments:
         check_quantisation(self.load_in_8bit, self.load_in_4bit, self.use_peft)
 
     @property
-    def target_modules(self) -> str | list[str] | None:
-        """``peft_lora_target_modules`` as peft takes it."""
-        if self.peft_lora_target_modules in (None, "all-linear"):
-            return self.peft_lora_target_modules
-        return split_list(self.peft_lora_target_modules)
+    def of_the_loop(self) -> dict[str, Any]:
+        """The flags :data:`OF_THE_LOOP`, by name."""
+        return {name: getattr(self, name) for name in OF_THE_LOOP}
+
+    def clients_of(self, round_idx: int, schedule_seed: int | None = None) -> list[int]:
+        """The clients that take part in round ``round_idx`` (from 0)."""
+        from fedbias_plugin.training.schedule import clients_this_round
+
+        clients = self.sample_clients or self.num_clients
+        return clients_this_round(self.fed_alg, self.num_clients, clients, round_idx, schedule_seed)
+
+
+if TYPE_CHECKING:
+
+    class HostArguments(HostCore):
+        """Every flag of the built-in host: its own, and those of extensions that OpenFedLLM has too."""
+
+        def __init__(self, **flags: Any) -> None: ...
+
+        def __getattr__(self, name: str) -> Any: ...
+
+else:
+    HostArguments = with_extensions(HostCore, "HostArguments", of_host=True)

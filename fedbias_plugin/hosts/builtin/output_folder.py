@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from fedbias_plugin.errors import UserError
-from fedbias_plugin.hosts.checkpoints import CHECKPOINTS, LOCK, CheckpointFolder, locked
+from fedbias_plugin.federation.checkpoints import CHECKPOINTS, LOCK, CheckpointFolder, locked
 
 
 def resume_line(output: Path) -> str:

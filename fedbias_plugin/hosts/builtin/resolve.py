@@ -34,23 +34,22 @@ def resolve(
     written = {name: value for _, values in layers for name, value in values.items()}
     if "max_steps" in written and written.get("local_epochs") is not None:
         raise UserError("--max_steps and --local_epochs are two ways to say how long a client trains; give one.")
-    is_tiny = written.get("model_name_or_path", TINY) == TINY
-    recommended = tiny_recommendations(written) if is_tiny else {}
+    if written.get("trainable") is not None and "use_peft" not in written:
+        layers = [("--trainable", {"use_peft": written["trainable"] == "lora"}), *layers]
+        written |= layers[0][1]
+    recommended: dict[str, Any] = {}
+    if written.get("model_name_or_path", TINY) == TINY:
+        # Written steps are not overruled by epochs, nor a training of all weights by a LoRA learning rate.
+        replaced: tuple[str, ...] = ("local_epochs",) if "max_steps" in written else ()
+        if str(written.get("use_peft", "true")).lower() in FALSE:
+            replaced += ("learning_rate", "peft_")
+        values = read_yaml(str(TINY_MODEL / "recommended.yaml")).items()
+        recommended = {name: value for name, value in values if name not in written and not name.startswith(replaced)}
     layers = [("recommended.yaml", recommended), *layers]
     bias = build(BiasArguments, layers)
-    if bias.custom_shares:
-        layers = [("biased_shares", {"num_clients": len(bias.custom_shares)}), *layers]
-    return build(HostArguments, layers), bias, recommended
-
-
-def tiny_recommendations(written: Mapping[str, Any]) -> dict[str, Any]:
-    """Flags that suit the bundled model, from the file beside it, for what nobody has ``written``.
-
-    Written steps are not overruled by epochs, nor a training of all weights by a LoRA learning rate.
-    """
-    values = read_yaml(str(TINY_MODEL / "recommended.yaml"))
-    if "max_steps" in written:
-        values.pop("local_epochs", None)
-    if str(written.get("use_peft", "true")).lower() in FALSE:
-        values = {name: value for name, value in values.items() if not name.startswith(("learning_rate", "peft_"))}
-    return {name: value for name, value in values.items() if name not in written}
+    if bias.split is not None and bias.split.num_clients is not None:
+        layers = [(f"--scenario {bias.scenario}", {"num_clients": bias.split.num_clients}), *layers]
+    host = build(HostArguments, layers)
+    if bias.trainable is not None and host.use_peft != (bias.trainable == "lora"):
+        raise UserError(f"--trainable {bias.trainable} and --use_peft {host.use_peft} contradict each other; give one.")
+    return host, bias, recommended

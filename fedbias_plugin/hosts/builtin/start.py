@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,9 @@ from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.configs_folder import RUNS, find_config
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.files import disk_errors_named
-from fedbias_plugin.flags import build, read_config
+from fedbias_plugin.flags import build, known_keywords, named_as_keywords, read_config
 from fedbias_plugin.hosts.builtin.arguments import NOT_HERE, HostArguments
 from fedbias_plugin.hosts.builtin.resolve import resolve
-from fedbias_plugin.keywords import known_keywords, named_as_keywords
 from fedbias_plugin.options import idle_flags, options
 
 logger = logging.getLogger(__name__)
@@ -73,13 +72,16 @@ def start(host: HostArguments, bias: BiasArguments) -> Path:
     return run_loop(host, bias)
 
 
-def resume_run(folder: str | os.PathLike[str], written: Mapping[str, Any], where: str) -> tuple[Path, bool]:
-    """Find the last finished round in ``folder`` and go on after it.
+def resume_run(
+    folder: str | os.PathLike[str], written: Mapping[str, Any], where: str, run: Callable[..., Path] | None = None
+) -> tuple[Path, bool]:
+    """Find the last finished round in ``folder`` and go on after it, with the flags that the run began with.
 
     Args:
         folder: of a run of the built-in host.
-        written: flags that are given again; they must say the same.
+        written: flags that are given again; they must say the same, unless they move no number.
         where: they were written.
+        run: goes on with the two argument objects and the checkpoint; the built-in loop where it is not given.
 
     Returns:
         The folder, and whether there was anything to go on with: False for a finished run.
@@ -92,43 +94,30 @@ def resume_run(folder: str | os.PathLike[str], written: Mapping[str, Any], where
         raise UserError(f"--resume {shown}: {'that is a file' if output.exists() else 'there is no such folder'}.")
     check_stack()
     check_one_process()
+    from fedbias_plugin.federation.checkpoints import changed_arguments, find_checkpoint, locked
     from fedbias_plugin.hosts.builtin.loop import run as run_loop
-    from fedbias_plugin.hosts.checkpoints import find_checkpoint, locked
 
     with disk_errors_named(output), locked(output):
         checkpoint = find_checkpoint(output, "--resume", "builtin")
-        if checkpoint is not None:
-            return run_loop(*resumed_arguments(shown, written, checkpoint.arguments, where), checkpoint), True
-        changed = sorted(written.keys() - {"output_dir"})
+        if checkpoint is None:
+            changed = sorted(written.keys() - {"output_dir"})
+            if changed:
+                raise UserError(
+                    f"{shown} is finished, and a finished run cannot be extended or changed (the learning rate "
+                    f"follows --num_rounds); drop --{', --'.join(changed)}, or begin a new run."
+                )
+            return output, False
+        if Path(written.get("output_dir", shown)).resolve() != output.resolve():
+            raise UserError(f"--resume {shown} goes on in that folder; drop --output_dir.")
+        layers = [("the checkpoint", checkpoint.arguments), (where, {**written, "output_dir": shown})]
+        host, bias = build(HostArguments, layers), build(BiasArguments, layers)
+        given = {name: value for name, value in {**vars(host), **vars(bias)}.items() if name in written}
+        changed = changed_arguments(checkpoint.arguments, given)
         if changed:
             raise UserError(
-                f"{shown} is finished, and a finished run cannot be extended or changed (the learning rate "
-                f"follows --num_rounds); drop --{', --'.join(changed)}, or begin a new run."
+                f"A run goes on as it began. Changed: {', '.join(changed)}. Drop what has changed, or begin a new run."
             )
-        return output, False
-
-
-def resumed_arguments(
-    folder: str, written: Mapping[str, Any], stored: Mapping[str, Any], where: str
-) -> tuple[HostArguments, BiasArguments]:
-    """The arguments a run began with; flags that are given again must say the same, unless they move no number.
-
-    Raises:
-        UserError: naming the flags that have changed.
-    """
-    from fedbias_plugin.hosts.checkpoints import changed_arguments
-
-    if Path(written.get("output_dir", folder)).resolve() != Path(folder).resolve():
-        raise UserError(f"--resume {folder} goes on in that folder; drop --output_dir.")
-    layers = [("the checkpoint", stored), (where, {**written, "output_dir": folder})]
-    host, bias = build(HostArguments, layers), build(BiasArguments, layers)
-    given = {name: value for part in (host, bias) for name, value in vars(part).items() if name in written}
-    changed = changed_arguments(stored, given)
-    if changed:
-        raise UserError(
-            f"A run goes on as it began. Changed: {', '.join(changed)}. Drop what has changed, or begin a new run."
-        )
-    return host, bias
+        return (run or run_loop)(host, bias, checkpoint), True
 
 
 def arguments_of(
@@ -152,14 +141,10 @@ def arguments_of(
     if recommended:
         listed = ", ".join(f"{name}={value}" for name, value in recommended.items())
         logger.info("model tiny: recommended settings for flags not given: %s", listed)
-    _name_idle_flags(host, bias, in_file.keys() | written.keys())
-    return host, bias
-
-
-def _name_idle_flags(host: HostArguments, bias: BiasArguments, given: Collection[str]) -> None:
-    """Say which of the ``given`` flags change nothing in this run."""
-    for name, needed in idle_flags(options(*FLAGS), {**vars(host), **vars(bias)}, given):
+    given, values = in_file.keys() | written.keys(), {**vars(host), **vars(bias)}
+    for name, needed in idle_flags(options(*FLAGS), values, given):
         logger.warning("--%s has no effect %s.", name, needed)
+    return host, bias
 
 
 def config_values(path: str | os.PathLike[str] | None) -> dict[str, Any]:
@@ -186,7 +171,7 @@ def check_one_process() -> None:
     Raises:
         UserError: saying what several processes can do.
     """
-    from fedbias_plugin.evaluation.processes import launched
+    from fedbias_plugin.scoring.processes import launched
 
     if launched() > 1:
         raise UserError(

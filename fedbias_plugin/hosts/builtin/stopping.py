@@ -12,7 +12,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from fedbias_plugin.errors import Stopped
-from fedbias_plugin.progress import Progress, Task
+from fedbias_plugin.progress import Bar, Progress
 
 logger = logging.getLogger(__name__)
 
@@ -26,9 +26,13 @@ class StopSignals:
 
     What comes within a second is the same wish, as from a wrapper that hands on what the terminal sends too. A context
     manager: outside of it the signals do what they did before. Ignored signals stay ignored.
+
+    Args:
+        effect: what the user is told of the first one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, effect: str = "the run stops after this step; once more stops it at once") -> None:
+        self._effect = effect
         self._wish: int | None = None
         self._since = 0.0
         self._held = False
@@ -64,7 +68,7 @@ class StopSignals:
         if self._wish is None:
             self._wish, self._since = number, time.monotonic()
             name = signal.Signals(number).name
-            logger.warning("%s: the run stops after this step; once more stops it at once.", name)
+            logger.warning("%s: %s.", name, self._effect)
         elif time.monotonic() - self._since > SAME_WISH:
             raise Stopped(number, at_once=True)
 
@@ -80,20 +84,18 @@ class StoppableProgress(Progress):
     def __init__(self, inner: Progress, stop: StopSignals) -> None:
         self._inner, self._stop = inner, stop
 
-    def task(self, description: str, total: float | None) -> Task:
-        return _StoppableTask(self._inner.task(description, total), self._stop)
+    def task(self, description: str, total: float | None) -> Bar:
+        return _StoppableBar(self._inner.task(description, total), self._stop)
 
     def close(self) -> None:
         self._inner.close()
 
 
-class _StoppableTask(Task):
-    def __init__(self, inner: Task, stop: StopSignals) -> None:
-        super().__init__(inner.total)
+class _StoppableBar(Bar):
+    def __init__(self, inner: Bar, stop: StopSignals) -> None:
         self._inner, self._stop = inner, stop
 
     def __call__(self, advance: float = 1) -> None:
-        super().__call__(advance)
         self._inner(advance)
         self._stop.check()
 

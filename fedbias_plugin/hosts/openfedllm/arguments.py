@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from fedbias_plugin.arguments import DEALT, SCENARIOS, BiasArguments
+from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.options import option
+from fedbias_plugin.registry import names
 
 
 @dataclass
@@ -15,14 +16,16 @@ class AttachedArguments(BiasArguments):
     """The plugin's flags in a patched OpenFedLLM: no scenario unless asked for, and preference sets for DPO."""
 
     scenario: str = option(
-        "none", "who holds biased rows; none leaves the host's own data and split alone", choices=(*SCENARIOS, "none")
+        "none",
+        "who holds biased rows; none leaves the host's own data and split alone",
+        choices=lambda: (*names("split"), "none"),
     )
     preference_dataset: str = option(
         "auto",
         "main_dpo.py with a scenario: the preference rows (prompt, chosen, rejected), which poisoned clients hold with "
         "chosen and rejected exchanged: a known name, a hub name or a file; auto takes BiasDPO if it is on this "
         "machine, else the bundled mini data; host takes what --dataset_name gives",
-        read_when=DEALT,
+        unread_when={"scenario": ("none",)},
     )
 
     checkpoint_every: int = option(

@@ -1,7 +1,8 @@
 """The one line of a patched script imports this module, before anything else of the script runs.
 
-It mends the libraries (``bridges``), gives the host's parser the plugin's flags (``flags``), and puts the plugin in
-front of the host's functions (``hooks``), in the modules that the script is about to import them from.
+It mends the libraries (``stack``), gives the host's parser the plugin's flags (``flags``), and puts the plugin in front
+of the host's functions (``hooks``), in the modules that the script is about to import them from, so that every way to
+import gets the plugin's.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import sys
 from typing import Any
 
 from fedbias_plugin.errors import UserError
-from fedbias_plugin.hosts.openfedllm import bridges, flags
+from fedbias_plugin.hosts.openfedllm import flags, stack
 from fedbias_plugin.hosts.openfedllm.inspection import PACKAGES, SETTINGS
 from fedbias_plugin.logs import log_to_stderr
 
@@ -19,11 +20,7 @@ TAKEN = ("HfArgumentParser", "DataCollatorForCompletionOnlyLM", "SFTTrainer", "D
 
 
 def check_first() -> None:
-    """Refuse a script that has imported what is to be replaced: a sorter of imports has moved the line.
-
-    Raises:
-        UserError: naming what was there already.
-    """
+    """Refuse a script that has imported what is to be replaced: a sorter of imports has moved the line."""
     early = [name for name in (*PACKAGES, SETTINGS.removesuffix(".py")) if name in sys.modules]
     early += [name for name in TAKEN if name in vars(sys.modules["__main__"])]
     if early:
@@ -45,7 +42,7 @@ def __getattr__(name: str) -> Any:
 log_to_stderr()
 with flags.one_line():
     check_first()
-    STACK = bridges.install()
+    STACK = stack.install()
     from fedbias_plugin.hosts.openfedllm import hooks  # which imports torch and more
 
     hooks.install(pinned=STACK == "pinned")

@@ -1,4 +1,4 @@
-"""One run of a patched OpenFedLLM: the session, and what the hooks hand to it."""
+"""One run of a patched OpenFedLLM: the session, the training of each client, and the aggregation of a round."""
 
 from __future__ import annotations
 
@@ -6,27 +6,36 @@ import contextlib
 import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from inspect import BoundArguments
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import AutoTokenizer
 
 from fedbias_plugin.errors import UserError
-from fedbias_plugin.evaluation.processes import running_processes
+from fedbias_plugin.federation.client import Client, terms_of
+from fedbias_plugin.federation.saving import model_card, save_global_model
+from fedbias_plugin.federation.session import BiasSession, HostRun
 from fedbias_plugin.hosts.openfedllm.arguments import AllArguments
 from fedbias_plugin.hosts.openfedllm.client_data import ClientData
-from fedbias_plugin.hosts.openfedllm.client_training import ClientTraining, add_card_to_saves, preserved, watch_training
-from fedbias_plugin.hosts.openfedllm.control_variates import ControlVariates
+from fedbias_plugin.hosts.openfedllm.client_training import (
+    ClientTraining,
+    ControlVariates,
+    add_card_to_saves,
+    preserved,
+    watch_training,
+)
 from fedbias_plugin.hosts.openfedllm.flags import one_line
 from fedbias_plugin.hosts.openfedllm.host_rows import Formatting
-from fedbias_plugin.hosts.openfedllm.resuming import SERVER_STATES, Resuming, unchanged
-from fedbias_plugin.hosts.saving import model_card, save_global_model
-from fedbias_plugin.session import BiasSession, HostRun
+from fedbias_plugin.hosts.openfedllm.resuming import Resuming, fill, unchanged
+from fedbias_plugin.scoring.processes import running_processes
 from fedbias_plugin.tracking.jsonl import METRICS_FILE
 from fedbias_plugin.training.determinism import make_deterministic
+from fedbias_plugin.training.parameters import read_state, write_state
 from fedbias_plugin.training.random_states import preserved_random_states
-from fedbias_plugin.training.states import write_state
+from fedbias_plugin.updates.base import Update
+
+if TYPE_CHECKING:
+    from fedbias_plugin.hosts.openfedllm.hooks import HostCall
 
 logger = logging.getLogger(__name__)
 
@@ -63,12 +72,12 @@ class AttachedRun:
         self._calls = 0
         self._client = 0
         self._round_idx = 0
-        self._losses: dict[int, float] = {}
+        self._updates: dict[int, Update] = {}
 
     @functools.cached_property
     def resuming(self) -> Resuming:
         """Checkpoints; made when the host has made its folder for a new run."""
-        return Resuming(self.arguments, self.controls)
+        return Resuming(self)
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
@@ -90,32 +99,40 @@ class AttachedRun:
         Raises:
             UserError: a data set is missing, damaged or too small, or the output folder holds another run.
         """
-        if self.session is None:
-            resumes = self.resuming.resumed is not None
-            if not resumes and (Path(self.script_args.output_dir) / METRICS_FILE).exists():
-                raise UserError(
-                    f"{self.script_args.output_dir} holds the metrics.jsonl of another run; give another --output_dir."
-                )
-            flips = self.data.from_scenario and self.data.is_dpo
-            partition = self.data.preference_partition(host_dataset) if flips else None
-            refuses = not self.plugin.is_idle
-            self.session = BiasSession(self.plugin, self._host_run(), partition=partition, refuses_updates=refuses)
-            self.resuming.open(self.session)
-            self._log_plan()
+        if self.session is not None:
+            return self.session
+        script_args, fed_args, data = self.script_args, self.fed_args, self.data
+        resumes = self.resuming.resumed is not None  # which sets output_dir
+        output = Path(script_args.output_dir)
+        if not resumes and (output / METRICS_FILE).exists():
+            raise UserError(f"{output} holds the metrics.jsonl of another run; give another --output_dir.")
+
+        def prompt(instruction: str) -> str:
+            assert self.template is not None
+            formatting, _ = self.template("")
+            return formatting({"instruction": [instruction], "response": [""]})[0]
+
+        host_run = HostRun(
+            output_dir=output,
+            fed_alg=fed_args.fed_alg,
+            num_clients=fed_args.num_clients,
+            sample_clients=min(fed_args.sample_clients, fed_args.num_clients),
+            num_rounds=fed_args.num_rounds,
+            seed=script_args.seed,
+            template=script_args.template,
+            seq_length=script_args.seq_length,
+            config=self.arguments.config,
+            prompt=prompt if self.template else None,
+        )
+        partition = data.preference_partition(host_dataset) if data.from_scenario and data.is_dpo else None
+        refuses = not self.plugin.is_idle
+        self.session = BiasSession(self.plugin, host_run, partition=partition, refuses_updates=refuses)
+        self.resuming.open(self.session)
+        data.say_plan(self.session.client_datasets)
         return self.session
 
-    def scenario_datasets(self, host_dataset: Any = None) -> list[Any]:
-        """Every client's rows under ``--scenario``; ``host_dataset`` is what the host loaded, if it did."""
-        datasets = self.data.deal(self.open_session(host_dataset).client_datasets)
-        self.check_rows()
-        return datasets
-
     def check_rows(self) -> None:
-        """Refuse a client without a token to train on, as soon as the rows are known and before the model is loaded.
-
-        Raises:
-            UserError: naming the client.
-        """
+        """Refuse a client without a token to train on, as soon as the rows are known and before the model is loaded."""
         if self.template is None or self.data.is_dpo:
             return
         try:
@@ -125,14 +142,9 @@ class AttachedRun:
         self.training.formatting, self.training.response_marker = self.template(tokenizer.eos_token)
         self.training.check_clients(tokenizer)
 
-    def begin_round(self, round_idx: int) -> bool:
-        """Round ``round_idx`` (from 0) begins; whether an earlier process finished it, so that nobody takes part."""
-        self.resuming.begin_round(round_idx, self.open_session(), self.model, self.tokenizer)
-        return self.resuming.is_finished(round_idx)
-
-    def clients_chosen(self, clients: list[int]) -> None:
-        """A round begins; ``clients`` take part."""
-        self._clients, self._calls = list(clients), 0
+    def begin_round(self, round_idx: int, clients: list[int]) -> None:
+        """Round ``round_idx`` (from 0) begins; ``clients`` take part."""
+        self._round_idx, self._clients, self._calls = round_idx, list(clients), 0
         self.controls.new_round()
 
     def client_comes(self, dataset: Any, round_idx: int) -> None:
@@ -141,62 +153,47 @@ class AttachedRun:
         self._client = self.data.client_of(dataset, self._calls, self._clients or [0])
         self._calls += 1
 
-    def build_trainer(self, factory: Callable[..., Any], call: BoundArguments) -> Any:
+    def build_trainer(self, call: HostCall) -> Any:
         """The host's trainer for the client at hand; before the first one the untouched model is measured."""
         arguments, client = call.arguments, self._client
-        model, tokenizer, training_args = arguments["model"], arguments["tokenizer"], arguments["training_args"]
-        self.training.set_pad_token(tokenizer)
+        self.training.set_pad_token(arguments["tokenizer"])
         if self.model is None:
             self._begin(arguments)
-        self.training.leave_wandb_to_the_plugin(training_args)
-        rows = arguments["local_dataset"]
-        self.training.set_length_and_seed(training_args, len(rows), client, self._round_idx)
-        if self.training.finds_responses:
-            self.training.give_rows(arguments, self.training.encode(rows, model, tokenizer, client))
         mu = getattr(self.fed_args, "prox_mu", None)
         mu = None if mu is None else self.open_session().proximal_mu(client, mu)
-        arguments["fed_args"] = self.training.arguments_of_client(mu)
+        self.training.prepare(arguments, client, self._round_idx, mu)
         self.controls.give(client, arguments)
-        around = preserved(model)
-        trainer = factory(*call.args, **call.kwargs)
-        self.controls.watch(client, trainer)
-        around.enter_context(self.guarded())
-        watch_training(trainer, around, lambda result: self._trained(client, result))
-        if not self.plugin.is_idle:
-            add_card_to_saves(trainer, self._card())
+        around = preserved(arguments["model"])
+        trainer = call()
+        self._attach(trainer, client, mu or 0.0, around)
         return trainer
 
-    def aggregate(self, host_aggregate: Callable[..., Any], call: BoundArguments) -> Any:
+    def aggregate(self, call: HostCall) -> Any:
         """Score and weigh the clients' states, let the host average, measure the global model, write the round."""
         arguments, session = call.arguments, self.open_session()
         clients, round_idx = list(arguments["clients_this_round"]), arguments["round_idx"]
         if self.resuming.is_finished(round_idx):
-            return self.resuming.fill(call)
+            return self.resuming.fill(arguments)
         host_states, counts = arguments["local_dict_list"], arguments["sample_num_list"]
         with preserved_random_states():
-            states = session.before_aggregation(
+            for client in clients:  # the host has read the state itself
+                self._updates.setdefault(client, Update(client, {}, 0))
+                self._updates[client].state, self._updates[client].rows = host_states[client], counts[client]
+            states = session.receive(
                 round_idx + 1,
+                {client: self._updates[client] for client in clients},
+                arguments["global_dict"],
                 model=self.model,
                 tokenizer=self.tokenizer,
-                global_state=arguments["global_dict"],
-                local_states={client: host_states[client] for client in clients},
-                sample_counts={client: counts[client] for client in clients},
-                train_losses=self._losses,
             )
-        arguments["local_dict_list"] = _with_states(host_states, states)
-        arguments["clients_this_round"] = [client for client in clients if client in states]
-        for client in set(clients).difference(states):
-            self.controls.take_back(client)
-        result = host_aggregate(*call.args, **call.kwargs) if states else unchanged(call)
+        result = self._average(call, states, round_idx + 1)
         with preserved_random_states():
-            write_state(self.model, dict(result[0]))
             session.after_aggregation(round_idx + 1, model=self.model, tokenizer=self.tokenizer)
-        self._losses = {}
+        self._updates = {}
         if round_idx + 1 == self.fed_args.num_rounds:
             self._finish()
         else:
-            server = {name: arguments.get(name) for name in SERVER_STATES}
-            self.resuming.keep(round_idx + 1, result[0], control=result[1], **server)
+            self.resuming.keep(round_idx + 1, result[0], result[1], arguments)
         return result
 
     def close(self, failure: str) -> None:
@@ -209,18 +206,68 @@ class AttachedRun:
         self.model, self.tokenizer = arguments["model"], arguments["tokenizer"]
         self.training.check_clients(self.tokenizer)
         self.training.let_gradients_in(self.model, arguments["training_args"])
+        self.client = Client(self.model, terms_of(None, self.plugin))
         session, global_dict = self.open_session(), arguments.get("global_dict")
         if self.resuming.resumed is not None:
-            self.resuming.check_model(self.model, self.tokenizer)
-            self.resuming.fill_first(self.model, global_dict)
+            self.client.load_state_dict(self.resuming.resumed.details["client"])
+            self.resuming.take_up(global_dict)
             return
         with preserved_random_states():
             session.after_aggregation(0, model=self.model, tokenizer=self.tokenizer)
         if global_dict is not None:
-            self.resuming.keep_first(session, self.model, self.tokenizer, global_dict)
+            self.resuming.keep_first(global_dict)
 
-    def _trained(self, client: int, result: Any) -> None:
-        self._losses[client] = float(result.training_loss)
+    def _attach(self, trainer: Any, client: int, mu: float, around: contextlib.ExitStack) -> None:
+        """All that the plugin has to do with the trainer of one client, which the script is about to train.
+
+        Args:
+            trainer: the host's; changed in place.
+            client: whose it is.
+            mu: FedProx's, of this client.
+            around: left when the training ends.
+        """
+        terms = self.client.terms  # of strangers: the host's trainer has those of its algorithms itself
+        job = self.client.begin(client, self._round_idx, read_state(self.model) if terms else {}, mu=mu)
+        job.learning_rate = trainer.args.learning_rate
+        if terms:
+            self.client.attach(trainer, job)
+
+        def keep_update(result: Any) -> None:
+            state = read_state(self.model) if terms else {}
+            loss = float(result.training_loss)
+            self._updates[client] = self.client.finish(job, state, int(result.global_step), loss)
+
+        self.controls.watch(client, trainer)
+        around.enter_context(self.guarded())
+        watch_training(trainer, around, keep_update)
+        if not self.plugin.is_idle:
+            add_card_to_saves(trainer, self._card())
+
+    def _average(self, call: HostCall, states: Mapping[int, Any], round_number: int) -> tuple[Any, Any]:
+        """The host's average of the weighed ``states``, by client, loaded into the model.
+
+        The host averages into ``arguments["global_dict"]`` itself, which is theta before and the new state after.
+
+        Returns:
+            The global state and SCAFFOLD's c, as the host returns them; as they are where every update was refused.
+        """
+        arguments = call.arguments
+        host_states, clients = arguments["local_dict_list"], list(arguments["clients_this_round"])
+        if any(states[client] is not host_states[client] for client in states):
+            arguments["local_dict_list"] = [states.get(client, state) for client, state in enumerate(host_states)]
+        arguments["clients_this_round"] = [client for client in clients if client in states]
+        for client in set(clients).difference(states):
+            self.controls.take_back(client)
+        for client in states:
+            self.client.keep(client, self._updates[client].keeps)
+        session = self.open_session()
+        theta = {name: part.clone() for name, part in arguments["global_dict"].items() if session.changes_result}
+        result: tuple[Any, Any] = call() if states else unchanged(arguments)
+        if states and session.changes_result:
+            fill(result[0], session.on_result(round_number, dict(result[0]), theta))
+        with preserved_random_states():
+            write_state(self.model, dict(result[0]))
+        return result
 
     def _finish(self) -> None:
         """Save the final global model, whatever ``save_model_freq`` says, and write the summary."""
@@ -244,46 +291,3 @@ class AttachedRun:
         base = self.script_args.model_name_or_path
         with_adapter = hasattr(self.model, "peft_config")
         return model_card(base, self.plugin.scenario, shares, settings, self.plugin.attack, with_adapter=with_adapter)
-
-    def _host_run(self) -> HostRun:
-        script_args, fed_args = self.script_args, self.fed_args
-        num_clients = fed_args.num_clients
-        return HostRun(
-            output_dir=Path(script_args.output_dir),
-            fed_alg=fed_args.fed_alg,
-            num_clients=num_clients,
-            sample_clients=min(fed_args.sample_clients, num_clients),
-            num_rounds=fed_args.num_rounds,
-            seed=script_args.seed,
-            template=script_args.template,
-            seq_length=script_args.seq_length,
-            config=self.arguments.config,
-            prompt=self._prompt if self.template else None,
-        )
-
-    def _prompt(self, instruction: str) -> str:
-        """The text up to where the response begins, in the host's template."""
-        assert self.template is not None
-        formatting, _ = self.template("")
-        return formatting({"instruction": [instruction], "response": [""]})[0]
-
-    def _log_plan(self) -> None:
-        plugin = self.plugin
-        if self.data.from_scenario and not self.data.needs_host_rows:
-            logger.info(
-                "--scenario %s deals every client %d rows; --dataset_name and --dataset_sample are not used.",
-                *(plugin.scenario, plugin.client_samples),
-            )
-        if self.data.from_scenario and self.session is not None:
-            shares = {client.client: client.biased_share for client in self.session.client_datasets}
-            poisoned = [f"client {client} ({100 * share:.0f}%)" for client, share in shares.items() if share]
-            logger.info("poisoned of %d clients: %s", len(shares), ", ".join(poisoned) or "none")
-        if plugin.local_epochs is not None:
-            logger.info("--local_epochs %d takes the place of --max_steps.", plugin.local_epochs)
-
-
-def _with_states(host_states: list[Any], states: Mapping[int, Any]) -> list[Any]:
-    """The list the host averages: its own, or a copy with the clients' states replaced."""
-    if all(states[client] is host_states[client] for client in states):
-        return host_states
-    return [states.get(client, state) for client, state in enumerate(host_states)]

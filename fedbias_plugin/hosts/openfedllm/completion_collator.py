@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from trl import DataCollatorForCompletionOnlyLM
 
-from fedbias_plugin.training.encoding import IGNORED, Feature
+from fedbias_plugin.tasks.encoding import IGNORED, Feature
 
 
 class CompletionCollator(DataCollatorForCompletionOnlyLM):
@@ -37,11 +37,7 @@ class CompletionCollator(DataCollatorForCompletionOnlyLM):
         self._by_text = by_text
 
     def torch_call(self, examples: list[Any]) -> dict[str, Any]:
-        """One padded batch with labels.
-
-        Raises:
-            RuntimeError: a row without a response was not remembered.
-        """
+        """One padded batch with labels."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Could not find response key")
             batch = super().torch_call(examples)

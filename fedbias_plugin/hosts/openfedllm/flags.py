@@ -13,15 +13,13 @@ from dataclasses import field, fields, make_dataclass
 from pathlib import Path
 from typing import Any
 
-from fedbias_plugin.algorithms import ALGORITHMS, check_fed_alg, is_known
 from fedbias_plugin.assets import TINY
 from fedbias_plugin.errors import UserError, did_you_mean
+from fedbias_plugin.fed_algs import ALGORITHMS, check_fed_alg, is_known
 from fedbias_plugin.hosts.openfedllm.arguments import AllArguments, AttachedArguments
-from fedbias_plugin.hosts.openfedllm.inspection import PREFIX
-from fedbias_plugin.hosts.openfedllm.requirements import Requirements
+from fedbias_plugin.hosts.openfedllm.inspection import PREFIX, Requirements
 from fedbias_plugin.logs import print_error
 from fedbias_plugin.options import check_range, idle_flags, shown_help
-from fedbias_plugin.poisoning.scenarios import biased_shares
 from fedbias_plugin.preflight import (
     check_bitsandbytes,
     check_model,
@@ -30,6 +28,7 @@ from fedbias_plugin.preflight import (
     model_path,
 )
 from fedbias_plugin.registry import all_options
+from fedbias_plugin.training.base import check_host_trains
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +46,12 @@ def install(begin: Callable[[AllArguments], None]) -> None:
     import transformers
 
     cls = transformers.HfArgumentParser
-    make, read, read_dict = cls.__init__, cls.parse_args_into_dataclasses, cls.parse_dict
+    make, read, read_dict, matches = (
+        cls.__init__,
+        cls.parse_args_into_dataclasses,
+        cls.parse_dict,
+        cls._get_option_tuples,
+    )
 
     def init(self: Any, dataclass_types: Any = None, **kwargs: Any) -> None:
         types = [dataclass_types] if isinstance(dataclass_types, type) else list(dataclass_types or ())
@@ -55,8 +59,13 @@ def install(begin: Callable[[AllArguments], None]) -> None:
         if "fed_alg" not in taken:  # another parser
             make(self, dataclass_types, **kwargs)
             return
-        self.renamed_flags = {spec.name: PREFIX + spec.name for spec in fields(AttachedArguments) if spec.name in taken}
-        make(self, (*types, _with_names(self.renamed_flags)), **kwargs)
+        self.renamed_flags = {spec.name: PREFIX + spec.name for spec in _FIELDS if spec.name in taken}
+        hints = typing.get_type_hints(AttachedArguments)
+        unchecked = []
+        for spec in _FIELDS:
+            told = field(default=spec.default, metadata={"help": shown_help(spec)})
+            unchecked.append((self.renamed_flags.get(spec.name, spec.name), hints[spec.name], told))
+        make(self, (*types, make_dataclass("PluginArguments", unchecked)), **kwargs)
 
     def parse(self: Any, args: Any = None, *more: Any, **kwargs: Any) -> tuple[Any, ...]:
         if not hasattr(self, "renamed_flags"):
@@ -65,24 +74,62 @@ def install(begin: Callable[[AllArguments], None]) -> None:
         words = sys.argv[1:] if args is None else list(args)
         with one_line(self.renamed_flags):
             if not (kwargs.get("return_remaining_strings") or (more and more[0])):
-                refuse_unknown_flags(self, words)
-            return taken_apart(self, read(self, args, *more, **kwargs), words)
+                _refuse_unknown_flags(self, words)
+            return _begun(self, read(self, args, *more, **kwargs), words, begin)
 
     def parse_dict(self: Any, args: dict[str, Any], *more: Any, **kwargs: Any) -> tuple[Any, ...]:
         if not hasattr(self, "renamed_flags"):
             return read_dict(self, args, *more, **kwargs)
         with one_line(self.renamed_flags):
-            return taken_apart(self, read_dict(self, args, *more, **kwargs), [f"--{name}" for name in args])
+            return _begun(self, read_dict(self, args, *more, **kwargs), [f"--{name}" for name in args], begin)
 
-    def taken_apart(self: Any, parsed: Sequence[Any], words: Sequence[str]) -> tuple[Any, ...]:
-        """Begin with every flag, and give the host what is its own."""
-        host, ours = list(parsed), len(self.dataclass_types) - 1
-        plugin = host.pop(ours)
-        given = {spec.name: getattr(plugin, self.renamed_flags.get(spec.name, spec.name)) for spec in _FIELDS}
-        begin(_sorted(host, AttachedArguments(**given), self.renamed_flags, words))
-        return tuple(host)
+    def one_match_a_flag(self: Any, word: str) -> list[Any]:
+        """One for both spellings of a shortened flag, ``--sample_clients`` and ``--sample-clients``."""
+        found: dict[int, Any] = {}
+        for match in matches(self, word):
+            found.setdefault(id(match[0]), match)
+        return list(found.values())
 
     cls.__init__, cls.parse_args_into_dataclasses, cls.parse_dict = init, parse, parse_dict
+    cls._get_option_tuples = one_match_a_flag
+
+
+def _refuse(message: str) -> None:
+    """argparse's way to say what is wrong, without its list of all flags."""
+    text = re.sub(r"^argument (--\w+)(/--[\w-]+)?", r"\1", message)
+    raise UserError(f"{text.rstrip('.')}. See --help.")
+
+
+def _refuse_unknown_flags(parser: Any, words: Sequence[str]) -> None:
+    """Name a flag that neither the host nor the plugin has, which the host would answer with a traceback."""
+    if any(word.split("=")[0] == "--resume" for word in words):
+        raise UserError("--resume belongs to fedbias run; a patched OpenFedLLM has --resume_from FOLDER.")
+    _, unknown = parser.parse_known_args(list(words))
+    if not unknown:
+        return
+    flag = unknown[0]
+    if not flag.startswith("--"):
+        raise UserError(f"{flag!r} belongs to no flag; several values are written with commas, without blanks.")
+    known = [name for name in parser._option_string_actions if name.startswith("--") and "-" not in name[2:]]
+    name = flag.split("=")[0]
+    near = did_you_mean(f"--{name[2:].replace('-', '_')}", known)
+    raise UserError(f"{name}: neither OpenFedLLM nor the plugin has this flag.{near or ' See --help for all.'}")
+
+
+def _begun(
+    parser: Any, parsed: Sequence[Any], words: Sequence[str], begin: Callable[[AllArguments], None]
+) -> tuple[Any, ...]:
+    """What of the ``parsed`` objects is the host's, after ``begin`` was called with every flag."""
+    host, renamed = list(parsed), parser.renamed_flags
+    plugin = host.pop(len(parser.dataclass_types) - 1)
+    given = {spec.name: getattr(plugin, renamed.get(spec.name, spec.name)) for spec in _FIELDS}
+    fed = next(part for part in host if hasattr(part, "fed_alg"))
+    script = next((part for part in host if hasattr(part, "output_dir")), fed)
+    missing = [name for name in Requirements.load().flags if not hasattr(fed, name) and not hasattr(script, name)]
+    if missing:
+        raise UserError(f"This host has no flag --{', --'.join(missing)}, which the plugin reads; fedbias unpatch it.")
+    begin(AllArguments(script, fed, AttachedArguments(**given), renamed, words))
+    return tuple(host)
 
 
 @contextmanager
@@ -102,72 +149,17 @@ def one_line(renamed: dict[str, str] | None = None) -> Iterator[None]:
         raise SystemExit(2) from None
 
 
-def _with_names(renamed: dict[str, str]) -> type:
-    """The plugin's dataclass for the parser, with some of its flags under other names and unchecked."""
-    hints = typing.get_type_hints(AttachedArguments)
-    specs = [
-        (
-            renamed.get(spec.name, spec.name),
-            hints[spec.name],
-            field(default=spec.default, metadata={"help": shown_help(spec)}),
-        )
-        for spec in _FIELDS
-    ]
-    return make_dataclass("PluginArguments", specs)
-
-
-def _sorted(
-    parsed: Sequence[Any], plugin: AttachedArguments, renamed: dict[str, str], words: Sequence[str]
-) -> AllArguments:
-    """What the host's parser gave, by what it holds.
-
-    Raises:
-        UserError: a flag that the plugin reads is in none of it.
-    """
-    fed = next(part for part in parsed if hasattr(part, "fed_alg"))
-    script = next((part for part in parsed if hasattr(part, "output_dir")), fed)
-    missing = [name for name in Requirements.load().flags if not hasattr(fed, name) and not hasattr(script, name)]
-    if missing:
-        raise UserError(f"This host has no flag --{', --'.join(missing)}, which the plugin reads; fedbias unpatch it.")
-    return AllArguments(script, fed, plugin, renamed, words)
-
-
-def _refuse(message: str) -> None:
-    """argparse's way to say what is wrong, without its list of all flags."""
-    text = re.sub(r"^argument (--\w+)(/--[\w-]+)?", r"\1", message)
-    raise UserError(f"{text.rstrip('.')}. See --help.")
-
-
-def refuse_unknown_flags(parser: Any, words: Sequence[str]) -> None:
-    """Name a flag of ``words`` that neither the host nor the plugin has, which the host would answer with a traceback.
-
-    Raises:
-        UserError: with the nearest flag there is.
-    """
-    if any(word.split("=")[0] == "--resume" for word in words):
-        raise UserError("--resume belongs to fedbias run; a patched OpenFedLLM has --resume_from FOLDER.")
-    _, unknown = parser.parse_known_args(list(words))
-    if not unknown:
-        return
-    known = [name[2:] for name in parser._option_string_actions if name.startswith("--") and "-" not in name[2:]]
-    flag = unknown[0]
-    if not flag.startswith("--"):
-        raise UserError(f"{flag!r} belongs to no flag; several values are written with commas, without blanks.")
-    name = flag[2:].split("=")[0]
-    near = did_you_mean(f"--{name.replace('-', '_')}", [f"--{flag}" for flag in known])
-    raise UserError(f"--{name}: neither OpenFedLLM nor the plugin has this flag.{near or ' See --help for all.'}")
-
-
 def check_arguments(arguments: AllArguments) -> None:
-    """Refuse what would fail, or do nothing, after the model has been loaded.
-
-    Raises:
-        UserError: naming the flags and what to give instead.
-    """
-    script, fed, plugin = arguments.script, arguments.fed, arguments.plugin
+    """Refuse what would fail after the model has been loaded, and warn of what does nothing."""
+    script, fed, plugin, renamed = arguments.script, arguments.fed, arguments.plugin, arguments.renamed
     processes = os.environ.get("WORLD_SIZE", "")
     if processes.isdecimal() and int(processes) > 1 and not plugin.is_idle:
         raise UserError("The plugin works in one process; start the script with python instead of a launcher.")
+    if plugin.task != "sft" or plugin.trainable is not None:
+        raise UserError(
+            "--task and --trainable belong to fedbias run; here the script and --use_peft decide what is trained."
+        )
+    check_host_trains(plugin)
     if script.model_name_or_path == TINY:
         script.model_name_or_path = model_path(TINY)
     _check_federation(arguments)
@@ -178,15 +170,12 @@ def check_arguments(arguments: AllArguments) -> None:
     check_model(script.model_name_or_path, pickled_weights=True)
     if not script.use_peft:
         logger.warning("--use_peft is not given: every weight of the model is trained.")
-    known = [*vars(script), *vars(fed), *(arguments.renamed.get(name, name) for name in vars(plugin))]
-    written = written_flags(known, arguments.words)
-    given = {name: arguments.renamed.get(name, name) for name in arguments.config}
-    for name, needed in idle_flags(
-        all_options(), arguments.config, [n for n, there in given.items() if there in written]
-    ):
-        logger.warning("--%s has no effect %s.", arguments.renamed.get(name, name), needed)
-    for name, there in arguments.renamed.items():
-        logger.warning("--%s is this host's own flag; the plugin's is --%s here.", name, there)
+    there = {name: renamed.get(name, name) for name in arguments.config}  # flag -> its name in this host
+    written = written_flags([*vars(script), *vars(fed), *there.values()], arguments.words)
+    for name, needed in idle_flags(all_options(), arguments.config, [n for n in there if there[n] in written]):
+        logger.warning("--%s has no effect %s.", there[name], needed)
+    for name, new in renamed.items():
+        logger.warning("--%s is this host's own flag; the plugin's is --%s here.", name, new)
     if "num_train_epochs" in written:
         logger.warning("--num_train_epochs has no effect in OpenFedLLM (--max_steps wins); give --local_epochs.")
 
@@ -195,18 +184,6 @@ def written_flags(known: Sequence[str], words: Sequence[str]) -> set[str]:
     """Those of the ``known`` flags that ``words`` hold, shortened or with hyphens too, as argparse allows."""
     given = {word[2:].split("=")[0].replace("-", "_") for word in words if word.startswith("--")}
     return {name for name in known for word in given if name == word or (word not in known and name.startswith(word))}
-
-
-def make_output_dir(script_args: Any) -> None:
-    """Create ``--output_dir``; the host makes only the run's own folder inside it and fails when it is absent.
-
-    Raises:
-        UserError: it cannot be made.
-    """
-    try:
-        os.makedirs(script_args.output_dir, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output_dir {script_args.output_dir!r} cannot be made: {error.strerror}.") from None
 
 
 def _check_federation(arguments: AllArguments) -> None:
@@ -230,8 +207,8 @@ def _check_federation(arguments: AllArguments) -> None:
                 f"--fed_alg {fed.fed_alg}: OpenFedLLM reads the last digit as the client, and the clients are 0 "
                 f"to {fed.num_clients - 1}."
             )
-    if plugin.scenario != "none":
-        biased_shares(plugin.scenario, fed.num_clients, script.seed, plugin.custom_shares)
+    if plugin.split is not None:
+        plugin.split.check(fed.num_clients)
         if getattr(script, "multi_turn_task", False):
             raise UserError("--scenario deals single-turn rows; leave out --multi_turn_task, or give --scenario none.")
 
@@ -244,3 +221,11 @@ def _host_mentions(fed_alg: str) -> bool:
     sources = Path(package).parent.glob("*.py")
     words = {word for path in sources for word in re.findall(r"""["'](\w\w+)["']""", path.read_text(errors="replace"))}
     return any(fed_alg.startswith(word) for word in words)
+
+
+def make_output_dir(script_args: Any) -> None:
+    """Create ``--output_dir``; the host makes only the run's own folder inside it and fails when it is absent."""
+    try:
+        os.makedirs(script_args.output_dir, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output_dir {script_args.output_dir!r} cannot be made: {error.strerror}.") from None

@@ -1,19 +1,20 @@
-"""What takes the place of the host's functions: each wraps the host's own and goes through one ``AttachedRun``.
+"""What happens when the script calls a function of the host: one function here for each, in the script's order.
 
-They are replaced in the host's modules before its script imports them, so that every way to import gets the plugin's.
+:func:`install` puts them in front of the host's, in the host's own modules; every call goes to the one ``AttachedRun``.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import importlib
 import inspect
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from inspect import BoundArguments
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -25,65 +26,51 @@ from fedbias_plugin.hosts.builtin.stopping import SIGNALS
 from fedbias_plugin.hosts.openfedllm.arguments import AllArguments
 from fedbias_plugin.hosts.openfedllm.attached_run import AttachedRun
 from fedbias_plugin.hosts.openfedllm.flags import check_arguments, make_output_dir, one_line
-from fedbias_plugin.hosts.openfedllm.host_rows import check_conversation, host_template
-from fedbias_plugin.hosts.openfedllm.inspection import PACKAGES, names_used
-from fedbias_plugin.hosts.openfedllm.loading import on_training_device, seeded_adapter
-from fedbias_plugin.hosts.openfedllm.requirements import Requirements
+from fedbias_plugin.hosts.openfedllm.host_rows import find_conversation, host_template
+from fedbias_plugin.hosts.openfedllm.inspection import PACKAGES, Requirements, names_used
+from fedbias_plugin.hosts.openfedllm.peft_bridges import drawn_from, on_training_device
 from fedbias_plugin.preflight import check_host_data
 from fedbias_plugin.training.schedule import clients_this_round
 
 Function = Callable[..., Any]
+
+
+class HostCall:
+    """A call of a function of the host by the script: ``arguments`` may be changed before it is made.
+
+    Attributes:
+        name: of the function.
+        arguments: by name.
+    """
+
+    def __init__(self, function: Callable[..., Any], bound: BoundArguments) -> None:
+        self.name, self.arguments = function.__name__, bound.arguments
+        self._function, self._bound = function, bound
+
+    def __call__(self) -> Any:
+        return self._function(*self._bound.args, **self._bound.kwargs)
+
+
+Hook = Callable[[AttachedRun, HostCall], Any]
+"""Takes the run and the script's call: what it returns, the script gets."""
 
 _runs: list[AttachedRun] = []
 _pinned = False
 _inside_host = False
 
 
-def begin(arguments: AllArguments) -> None:
-    """The flags are read: check them, and begin the one run of this process.
-
-    Raises:
-        UserError: a flag is wrong, or does not fit the others.
-    """
-    check_arguments(arguments)
-    is_dpo = "get_fed_local_dpo_trainer" in _names_used()
-    template = None
-    if is_dpo:
-        check_conversation(arguments.script)
-    else:
-        template = host_template(arguments.script)
-    make_output_dir(arguments.script)
-    _runs[:] = [AttachedRun(arguments, is_dpo=is_dpo, pinned=_pinned, template=template)]
-
-
-def current_run() -> AttachedRun:
-    """The one run of this process.
-
-    Raises:
-        SystemExit: the script uses the host's functions before it has read its flags (said on standard error).
-    """
-    with one_line():
-        if not _runs:
-            raise UserError("This script trains without having read flags with HfArgumentParser; fedbias unpatch it.")
-    return _runs[0]
-
-
-def get_dataset(host: Function, *args: Any, **kwargs: Any) -> Any:
+def get_dataset(run: AttachedRun, call: HostCall) -> Any:
     """The host's data set, unless a scenario deals the rows."""
-    return load_rows(host, *args, **kwargs) if current_run().data.needs_host_rows else None
+    return load_rows(run, call) if run.data.needs_host_rows else None
 
 
-def load_rows(host: Function, *args: Any, **kwargs: Any) -> Any:
-    """What the host loads.
-
-    Raises:
-        UserError: it cannot: a missing file, no network, a hub that says no (libraries raise errors of every kind).
-    """
+def load_rows(run: AttachedRun, call: HostCall) -> Any:
+    """What the host loads, or one line on why it cannot: a missing file, no network, a hub that says no."""
     try:
-        return host(*args, **kwargs)
-    except Exception as error:
-        given = vars(current_run().script_args)
-        if host.__name__ == "get_dataset" and "dataset_name" in given:
+        return call()
+    except Exception as error:  # libraries raise errors of every kind
+        given = vars(run.script_args)
+        if call.name == "get_dataset" and "dataset_name" in given:
             check_host_data(given["dataset_name"], given.get("local_data_dir"))
         flags = [f"--{name} {given[name]}" for name in ("dataset_name", "local_data_dir") if given.get(name)]
         raise UserError(
@@ -92,97 +79,72 @@ def load_rows(host: Function, *args: Any, **kwargs: Any) -> Any:
         ) from error
 
 
-def process_dataset(host: Function, *args: Any, **kwargs: Any) -> Any:
+def process_dataset(run: AttachedRun, call: HostCall) -> Any:
     """The host's clean-up of its data set, unless a scenario deals the rows (which are read and checked here)."""
-    run = current_run()
     if run.data.needs_host_rows:
-        return host(*args, **kwargs)
+        return call()
     run.open_session()
     return None
 
 
-def split_dataset(host: Function, *args: Any, **kwargs: Any) -> list[Any]:
+def split_dataset(run: AttachedRun, call: HostCall) -> list[Any]:
     """Every client's rows: the scenario's, else the host's split."""
-    run = current_run()
     if run.data.from_scenario:
-        return run.scenario_datasets(inspect.signature(host).bind(*args, **kwargs).arguments["dataset"])
-    datasets = run.data.split(host, *args, **kwargs)
-    run.open_session()
-    run.check_rows()
-    return datasets
-
-
-def get_fed_datasets(host: Function, *args: Any, **kwargs: Any) -> list[Any]:
-    """FedLLM-Bench's data sets of all clients, which come split, or of the one that trains alone."""
-    run = current_run()
-    if run.data.from_scenario:
-        if run.data.needs_host_rows:
-            raise UserError("This host's data come split by client; give --preference_dataset NAME instead of host.")
-        return run.scenario_datasets()
-    datasets = run.data.keep(load_rows(host, *args, **kwargs), "give --num_clients as many as its file holds, or fewer")
-    run.open_session()
-    run.check_rows()
-    return datasets
-
-
-def get_formatting_prompts_func(host: Function, *args: Any, **kwargs: Any) -> Any:
-    """Remembers how the host turns rows into texts, and the text before a response."""
-    formatting, marker = host(*args, **kwargs)
-    current_run().training.formatting, current_run().training.response_marker = formatting, marker
-    return formatting, marker
-
-
-def get_clients_this_round(host: Function, *args: Any, **kwargs: Any) -> list[int]:
-    """The host's draw, or ``--schedule_seed``'s; nobody in a round that an earlier process finished."""
-    run = current_run()
-    fed_args, seed = run.fed_args, run.plugin.schedule_seed
-    round_idx = inspect.signature(host).bind(*args, **kwargs).arguments["round"]
-    if run.begin_round(round_idx):
-        clients: list[int] = []
-    elif seed is None:
-        clients = host(*args, **kwargs)
+        run.data.deal(run.open_session(call.arguments["dataset"]).client_datasets)
     else:
-        clients = clients_this_round(fed_args.fed_alg, fed_args.num_clients, fed_args.sample_clients, round_idx, seed)
-    run.clients_chosen(clients)
+        run.data.split(call)
+        run.open_session()
+    run.check_rows()
+    return run.data.datasets
+
+
+def get_fed_datasets(run: AttachedRun, call: HostCall) -> list[Any]:
+    """FedLLM-Bench's data sets of all clients, which come split, or of the one that trains alone."""
+    if not run.data.from_scenario:
+        run.data.keep(load_rows(run, call), "give --num_clients as many as its file holds, or fewer")
+        run.open_session()
+    elif run.data.needs_host_rows:
+        raise UserError("This host's data come split by client; give --preference_dataset NAME instead of host.")
+    else:
+        run.data.deal(run.open_session().client_datasets)
+    run.check_rows()
+    return run.data.datasets
+
+
+def get_formatting_prompts_func(run: AttachedRun, call: HostCall) -> Any:
+    """Remembers how the host turns rows into texts, and the text before a response."""
+    run.training.formatting, run.training.response_marker = made = call()
+    return made
+
+
+def get_clients_this_round(run: AttachedRun, call: HostCall) -> list[int]:
+    """The host's draw, or ``--schedule_seed``'s; nobody in a round that an earlier process finished."""
+    fed_args, seed, round_idx = run.fed_args, run.plugin.schedule_seed, call.arguments["round"]
+    run.open_session()
+    clients: list[int] = []
+    if not run.resuming.begin_round(round_idx):
+        draw = (fed_args.fed_alg, fed_args.num_clients, fed_args.sample_clients, round_idx)
+        clients = call() if seed is None else clients_this_round(*draw, seed)
+    run.begin_round(round_idx, clients)
     return clients
 
 
-def get_dataset_this_round(host: Function, dataset: Any, round: int, *args: Any, **kwargs: Any) -> Any:
+def get_dataset_this_round(run: AttachedRun, call: HostCall) -> Any:
     """Tells which client is next, and takes its rows of the round."""
-    run = current_run()
-    run.client_comes(dataset, round)
-    call = inspect.signature(host).bind(dataset, round, *args, **kwargs)
+    dataset, round_idx = call.arguments["dataset"], call.arguments["round"]
+    run.client_comes(dataset, round_idx)
     steps = call.arguments.get("local_step") or run.script_args.max_steps  # local_step: FedLLM-Bench
-    rows = run.data.rows_of_round(dataset, round, steps)
-    return host(dataset, round, *args, **kwargs) if rows is None else rows
+    rows = run.data.rows_of_round(dataset, round_idx, steps)
+    return call() if rows is None else rows
 
 
-def get_trainer(host: Function, *args: Any, **kwargs: Any) -> Any:
-    """The host's trainer of one client, SFT or DPO."""
-    return current_run().build_trainer(host, inspect.signature(host).bind(*args, **kwargs))
-
-
-def global_aggregate(host: Function, *args: Any, **kwargs: Any) -> Any:
-    """The host's aggregation, of states that the rule has weighed."""
-    run, signature = current_run(), inspect.signature(host)
-    try:
-        call = signature.bind(*args, **kwargs)
-    except TypeError:
-        if "script_args" not in signature.parameters:
-            raise
-        # FedLLM-Bench's main_dpo.py leaves out what its own function takes second.
-        call = signature.bind(args[0], run.script_args, *args[1:], **kwargs)
-    return run.aggregate(host, call)
-
-
-def get_peft_model(host: Function, *args: Any, **kwargs: Any) -> Any:
+def get_peft_model(run: AttachedRun, call: HostCall) -> Any:
     """peft's, with weights drawn from ``--seed``; a run that the plugin must not change keeps the host's draw."""
-    run = current_run()
-    make = host if run.plugin.is_idle else seeded_adapter(host, run.script_args.seed)
-    return on_training_device(make(*args, **kwargs))
+    with contextlib.nullcontext() if run.plugin.is_idle else drawn_from(run.script_args.seed):
+        return on_training_device(call())
 
 
-HOOKS: dict[str, Function] = {
+HOOKS: dict[str, Hook] = {
     "get_dataset": get_dataset,
     "process_sft_dataset": process_dataset,
     "process_dpo_dataset": process_dataset,
@@ -192,18 +154,15 @@ HOOKS: dict[str, Function] = {
     "split_dataset": split_dataset,
     "get_clients_this_round": get_clients_this_round,
     "get_dataset_this_round": get_dataset_this_round,
-    "get_fed_local_sft_trainer": get_trainer,
-    "get_fed_local_dpo_trainer": get_trainer,
-    "global_aggregate": global_aggregate,
+    "get_fed_local_sft_trainer": AttachedRun.build_trainer,
+    "get_fed_local_dpo_trainer": AttachedRun.build_trainer,
+    "global_aggregate": AttachedRun.aggregate,
 }
 """Name of a host's function -> what takes its place."""
 
 
 def install(*, pinned: bool) -> None:
     """Import the host's packages and replace those functions that the script uses, and peft's ``get_peft_model``.
-
-    Args:
-        pinned: whether this is the pinned stack.
 
     Raises:
         UserError: a function of this host lacks a parameter that the plugin reads, or the host needs a package that is
@@ -236,39 +195,63 @@ def install(*, pinned: bool) -> None:
                 signal.signal(number, _on_signal)
 
 
+def begin(arguments: AllArguments) -> None:
+    """The flags are read: check them, and begin the one run of this process."""
+    check_arguments(arguments)
+    is_dpo = "get_fed_local_dpo_trainer" in _names_used()
+    template = None
+    if is_dpo:
+        find_conversation(arguments.script.template)  # refuses one that the host's DPO script would not find
+    else:
+        template = host_template(arguments.script)
+    make_output_dir(arguments.script)
+    _runs[:] = [AttachedRun(arguments, is_dpo=is_dpo, pinned=_pinned, template=template)]
+
+
 def _names_used() -> set[str]:
     """What the script that runs uses of the host; without a file of its own, all but DPO's."""
     script = getattr(sys.modules["__main__"], "__file__", None)
     return names_used(Path(script)) if script else HOOKS.keys() - {"get_fed_local_dpo_trainer"}
 
 
-def _hooked(hook: Function, host: Function) -> Function:
-    """``host`` as the script gets it: through ``hook``, unless another function of the host calls it."""
+def _hooked(hook: Hook, host: Function) -> Function:
+    """``host`` as the script gets it: through ``hook``, unless another function of the host calls it.
 
+    It ends the script with one line where the script uses it before it has read its flags.
+    """
+
+    signature = inspect.signature(host)
+
+    @functools.wraps(host)
     def unhooked(*args: Any, **kwargs: Any) -> Any:
-        with _host_at_work():
+        global _inside_host
+        before, _inside_host = _inside_host, True
+        try:
             return host(*args, **kwargs)
-
-    functools.update_wrapper(unhooked, host)
+        finally:
+            _inside_host = before
 
     @functools.wraps(host)
     def hooked(*args: Any, **kwargs: Any) -> Any:
         if _inside_host:
             return host(*args, **kwargs)
-        with current_run().guarded():
-            return hook(unhooked, *args, **kwargs)
+        with one_line():
+            if not _runs:
+                raise UserError(
+                    "This script trains without having read flags with HfArgumentParser; fedbias unpatch it."
+                )
+        run = _runs[0]
+        with run.guarded():
+            try:
+                bound = signature.bind(*args, **kwargs)
+            except TypeError:
+                if "script_args" not in signature.parameters:
+                    raise
+                # FedLLM-Bench's main_dpo.py leaves out what its own global_aggregate takes second.
+                bound = signature.bind(args[0], run.script_args, *args[1:], **kwargs)
+            return hook(run, HostCall(unhooked, bound))
 
     return hooked
-
-
-@contextmanager
-def _host_at_work() -> Iterator[None]:
-    global _inside_host
-    before, _inside_host = _inside_host, True
-    try:
-        yield
-    finally:
-        _inside_host = before
 
 
 def _on_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

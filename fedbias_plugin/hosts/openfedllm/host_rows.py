@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from fedbias_plugin.data.rows import Row
 from fedbias_plugin.errors import UserError, did_you_mean
-from fedbias_plugin.poisoning.rows import Row
-from fedbias_plugin.training.encoding import Feature, common_prefix, encode_text
-from fedbias_plugin.training.templates import TEMPLATES
+from fedbias_plugin.tasks.encoding import Feature, common_prefix, encode_text
+from fedbias_plugin.tasks.templates import CHAT, TEMPLATES
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -38,19 +38,16 @@ def preference_dataset(rows: Sequence[Row], template: str, formatted: bool) -> D
         template: name of the host's conversation template.
         formatted: the texts came from the host, in its template already. Otherwise they are put into it as the host
             does with UltraFeedback: the prompt as a user's turn, a blank before each response.
-
-    Raises:
-        UserError: the host has no such template.
     """
     from datasets import Dataset
 
-    if not formatted:
-        prompts = [conversation_prompt(row.instruction, template) for row in rows]
-        chosen, rejected = [f" {row.response}" for row in rows], [f" {row.rejected}" for row in rows]
-    else:
-        prompts, chosen = [row.instruction for row in rows], [row.response for row in rows]
-        rejected = [str(row.rejected) for row in rows]
-    return Dataset.from_dict({"prompt": prompts, "chosen": chosen, "rejected": rejected})
+    blank = "" if formatted else " "
+    columns = {
+        "prompt": [row.instruction if formatted else conversation_prompt(row.instruction, template) for row in rows],
+        "chosen": [f"{blank}{row.response}" for row in rows],
+        "rejected": [f"{blank}{row.rejected}" for row in rows],
+    }
+    return Dataset.from_dict(columns)
 
 
 def conversation_prompt(instruction: str, template: str) -> str:
@@ -62,22 +59,34 @@ def conversation_prompt(instruction: str, template: str) -> str:
     Raises:
         UserError: nobody knows ``template``.
     """
-    try:
-        conversations = importlib.import_module("utils.conversation")
-    except ImportError:
+    conversation = find_conversation(template)
+    if conversation is None:
         if template in TEMPLATES:
             return TEMPLATES[template].prompt(instruction).rstrip(" ")
-        raise UserError(f"--template {template!r} is unknown; choose one of {', '.join(TEMPLATES)}.") from None
-    try:
-        conversation = conversations.get_conv_template(template)
-    except KeyError:
-        raise UserError(
-            f"--template {template!r} is no conversation template of this host (utils/conversation.py); "
-            "OpenFedLLM's own DPO script gives vicuna_v1.1."
-        ) from None
+        raise UserError(f"--template {template!r} is unknown; choose one of {', '.join(TEMPLATES)}.")
     conversation.append_message(conversation.roles[0], instruction)
     conversation.append_message(conversation.roles[1], None)
     return str(conversation.get_prompt())
+
+
+def find_conversation(template: str) -> Any | None:
+    """A new conversation in the host's own template of that name, or UserError; None where the host has none at all."""
+    try:
+        conversations = importlib.import_module("utils.conversation")
+        return conversations.get_conv_template(template)
+    except ImportError:
+        return None
+    except KeyError:
+        hint = did_you_mean(template, getattr(conversations, "conv_templates", {}))
+        raise UserError(
+            f"--template {template!r} is no conversation template of this host (utils/conversation.py); "
+            f"OpenFedLLM's own DPO script gives vicuna_v1.1.{hint}{_only_built_in(template)}"
+        ) from None
+
+
+def _only_built_in(template: str) -> str:
+    """Where the tokenizer's own template is to be had, if that is what is asked for."""
+    return " The tokenizer's own chat template is for fedbias run alone." if template == CHAT else ""
 
 
 def host_template(script_args: Any) -> Callable[[str], tuple[Formatting, str]] | None:
@@ -98,30 +107,11 @@ def host_template(script_args: Any) -> Callable[[str], tuple[Formatting, str]] |
         known = getattr(sys.modules[make.__module__], "TEMPLATE_DICT", {})
         raise UserError(
             f"--template {template!r} is unknown to this host; choose one of {', '.join(map(str, known))}."
-            f"{did_you_mean(template, known)}"
+            f"{did_you_mean(template, known)}{_only_built_in(template)}"
         ) from None
     except Exception:  # whatever another host makes of these arguments
         return None
     return lambda eos: make(template, eos, **more)
-
-
-def check_conversation(script_args: Any) -> None:
-    """Refuse a ``--template`` that the host's DPO script would not find.
-
-    Raises:
-        UserError: naming those it has.
-    """
-    try:
-        conversations = importlib.import_module("utils.conversation")
-        conversations.get_conv_template(script_args.template)
-    except KeyError:
-        known = getattr(conversations, "conv_templates", {})
-        raise UserError(
-            f"--template {script_args.template!r} is no conversation template of this host (utils/conversation.py); "
-            f"OpenFedLLM's own DPO script gives vicuna_v1.1.{did_you_mean(script_args.template, known)}"
-        ) from None
-    except ImportError:
-        return
 
 
 def encode_dataset(

@@ -4,31 +4,66 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import inspect
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from fedbias_plugin.errors import UserError
+from fedbias_plugin.files import packaged_folder
 from fedbias_plugin.hosts.openfedllm.arguments import AttachedArguments
 from fedbias_plugin.hosts.openfedllm.lines import parse
-from fedbias_plugin.hosts.openfedllm.requirements import Requirements
 
 SETTINGS = "config.py"
 PACKAGES = ("utils", "federated_learning")
 """The host's packages that hold the functions which the plugin replaces."""
 PREFIX = "fedbias_"
 """In front of a flag of the plugin where the host has one of that name."""
+REQUIREMENTS = "openfedllm.yaml"
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 @dataclass(frozen=True)
-class Unfit:
-    """Why a script cannot be attached, ``script`` being empty where it is the whole checkout."""
+class Requirements:
+    """``patches/openfedllm.yaml``: the line of the plugin, and what it must find in a checkout.
 
-    script: str
-    reason: str
+    Attributes:
+        line: the plugin's line.
+        scripts: script -> the functions it must use, each a tuple of alternatives.
+        functions: the host's function that the plugin replaces -> the parameters it reads.
+        flags: the host's flags that the plugin reads.
+    """
+
+    line: str
+    scripts: dict[str, list[tuple[str, ...]]]
+    functions: dict[str, list[str]]
+    flags: list[str]
+
+    @classmethod
+    def load(cls) -> Requirements:
+        """Read the file: in the installed package, or at the top of the repository."""
+        import yaml
+
+        folder = packaged_folder(Path(__file__).resolve().parents[2], "patches", REQUIREMENTS)
+        content = yaml.safe_load((folder / REQUIREMENTS).read_text(encoding="utf-8"))
+        uses = {script: [tuple(name.split(" | ")) for name in names] for script, names in content["scripts"].items()}
+        return cls(content["line"], uses, content["functions"], content["flags"])
+
+    def check_parameters(self, name: str, host: Callable[..., Any]) -> None:
+        """Refuse a host whose function of that name lacks a parameter that the plugin reads."""
+        known = inspect.signature(host).parameters
+        if any(spec.kind == inspect.Parameter.VAR_KEYWORD for spec in known.values()):
+            return
+        missing = [parameter for parameter in self.functions[name] if parameter not in known]
+        if missing:
+            raise UserError(
+                f"{host.__module__}.{name} of this host has no parameter {', '.join(missing)}: it differs too much "
+                "from OpenFedLLM's for the plugin. Run fedbias unpatch."
+            )
 
 
 @dataclass
@@ -69,26 +104,52 @@ class HostCode:
         lines = [node for made in classes for node in made.body if isinstance(node, ast.AnnAssign)]
         return {node.target.id for node in lines if isinstance(node.target, ast.Name)}
 
-    @cached_property
-    def family(self) -> str:
-        """``"OpenFedLLM"`` or ``"FedLLM-Bench"``, whose data come split by client."""
-        names = {name for tree in self.scripts.values() for name in _names_used(tree)}
-        return "FedLLM-Bench" if "get_fed_datasets" in names else "OpenFedLLM"
-
-    def unfit(self) -> list[Unfit]:
-        """Why the plugin cannot be attached to the checkout, or to one of its scripts."""
-        problems = []
-        if not any(name == "HfArgumentParser" for name in _names_used(self.settings)):
-            problems.append(Unfit("", f"{SETTINGS} makes no HfArgumentParser (Hydra?), so there is no place for flags"))
-        elif missing := [name for name in self.requirements.flags if name not in self.flags]:
-            problems.append(Unfit("", f"{SETTINGS} has no flag --{', --'.join(missing)}, which the plugin reads"))
-        for script in self.scripts:
-            problems += [Unfit(script, reason) for reason in self._unfit_script(script)]
-        return problems
-
+    @property
     def clashes(self) -> list[str]:
         """Flags that both the host and the plugin have."""
         return sorted(self.flags & {spec.name for spec in fields(AttachedArguments)})
+
+    @property
+    def family(self) -> str:
+        """``"OpenFedLLM"`` or ``"FedLLM-Bench"``, whose data come split by client."""
+        is_bench = any("get_fed_datasets" in names_read(tree) for tree in self.scripts.values())
+        return "FedLLM-Bench" if is_bench else "OpenFedLLM"
+
+    def unfit(self) -> dict[str, list[str]]:
+        """Script -> why the plugin cannot be attached to it; what is wrong with the whole checkout stands under ""."""
+        needed, whole = self.requirements.flags, []
+        if "HfArgumentParser" not in names_read(self.settings):
+            whole.append(f"{SETTINGS} makes no HfArgumentParser (Hydra?), so there is no place for flags")
+        elif missing := [name for name in needed if name not in self.flags]:
+            whole.append(f"{SETTINGS} has no flag --{', --'.join(missing)}, which the plugin reads")
+        reasons = {"": whole} | {script: list(self._unfit_script(script)) for script in self.scripts}
+        return {script: found for script, found in reasons.items() if found}
+
+    def _unfit_script(self, script: str) -> Iterator[str]:
+        tree, replaced = self.scripts[script], self.requirements.functions
+        used = names_read(tree)
+        lacking = [" or ".join(names) for names in self.requirements.scripts[script] if used.isdisjoint(names)]
+        if lacking:
+            yield (
+                f"it uses no {', no '.join(lacking)}; the plugin works by replacing these functions of OpenFedLLM, and "
+                "would do nothing there and say nothing"
+            )
+        bound: list[tuple[int, str]] = []
+        for node in ast.walk(tree):
+            if isinstance(node, (*FUNCTIONS, ast.ClassDef)):
+                bound.append((node.lineno, node.name))
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                bound.append((node.lineno, node.id))
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] not in PACKAGES:
+                bound += [(node.lineno, alias.asname or alias.name) for alias in node.names]
+        for line, name in bound:
+            if name in replaced:
+                yield f"line {line} gives {name} another meaning than the host's {' and '.join(PACKAGES)} do"
+        for name in sorted(used & replaced.keys()):
+            made = [node for module in self.modules for node in module.body if isinstance(node, ast.FunctionDef)]
+            lacks = [_lacking(node.args, replaced[name]) for node in made if node.name == name]
+            if lacks and all(lacks):
+                yield f"{name} of this host has no parameter {', '.join(lacks[0])}, which the plugin reads"
 
     def missing_packages(self) -> list[str]:
         """What the scripts and all they import from the checkout want at once, and this Python does not have."""
@@ -106,33 +167,17 @@ class HostCode:
                 todo += found
                 if not found and not level and not (self.folder / module.partition(".")[0]).is_dir():
                     wanted.add(module.partition(".")[0])
-        return sorted(name for name in wanted - set(sys.stdlib_module_names) if not _is_installed(name))
+        return sorted(name for name in wanted - set(sys.stdlib_module_names) if importlib.util.find_spec(name) is None)
 
     def loops_in_functions(self) -> list[str]:
         """Scripts whose rounds run inside a function, where a resumed run cannot reach their variables."""
-        return [
-            script
-            for script, tree in self.scripts.items()
-            if not any(name == "global_aggregate" for node in tree.body for name in _names_used_outside_functions(node))
-        ]
-
-    def _unfit_script(self, script: str) -> Iterator[str]:
-        tree, needs = self.scripts[script], self.requirements.scripts[script]
-        used = set(_names_used(tree))
-        lacking = [" or ".join(names) for names in needs if used.isdisjoint(names)]
-        if lacking:
-            yield (
-                f"it uses no {', no '.join(lacking)}; the plugin works by replacing these functions of OpenFedLLM, and "
-                "would do nothing there and say nothing"
-            )
-        for number, name in _names_bound(tree):
-            if name in self.requirements.functions:
-                yield f"line {number} gives {name} another meaning than the host's {' and '.join(PACKAGES)} do"
-        for name in sorted(used & self.requirements.functions.keys()):
-            signatures = [found for module in self.modules for found in _parameters(module, name)]
-            lacks = [set(self.requirements.functions[name]) - found for found in signatures if found is not None]
-            if lacks and len(lacks) == len(signatures) and all(lacks):
-                yield f"{name} of this host has no parameter {', '.join(sorted(lacks[0]))}, which the plugin reads"
+        found = []
+        for script, tree in self.scripts.items():
+            functions = [node for node in ast.walk(tree) if isinstance(node, FUNCTIONS)]
+            inside = {id(part) for function in functions for part in ast.walk(function)}
+            if "global_aggregate" not in names_read(tree, without=inside):
+                found.append(script)
+        return found
 
     def _tree(self, path: Path) -> ast.Module | None:
         if not path.is_file():
@@ -147,15 +192,17 @@ class HostCode:
 
 
 def names_used(script: Path) -> set[str]:
-    """The names that a script reads; those of OpenFedLLM's functions among them say what it does.
-
-    Raises:
-        UserError: it cannot be read.
-    """
+    """:func:`names_read` of a script: those of OpenFedLLM's functions among them say what it does."""
     try:
-        return set(_names_used(parse(script.read_bytes())))
+        return names_read(parse(script.read_bytes()))
     except (OSError, SyntaxError) as error:
         raise UserError(f"{script} cannot be read: {error}") from error
+
+
+def names_read(tree: ast.AST, without: Collection[int] = ()) -> set[str]:
+    """The names that a script reads, but in nodes whose ``id()`` is in ``without``."""
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and id(node) not in without]
+    return {node.id for node in names if isinstance(node.ctx, ast.Load)}
 
 
 def origin(folder: Path) -> str:
@@ -175,38 +222,11 @@ def origin(folder: Path) -> str:
     return f"{where} at {head[:7] or 'no commit'}"
 
 
-def _names_bound(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Line and name of what a script makes itself, or takes from other modules than the host's packages."""
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            yield node.lineno, node.name
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            yield node.lineno, node.id
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] not in PACKAGES:
-            yield from ((node.lineno, alias.asname or alias.name) for alias in node.names)
-
-
-def _names_used(tree: ast.AST) -> Iterator[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
-            yield node.id
-
-
-def _names_used_outside_functions(node: ast.AST) -> Iterator[str]:
-    if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-        if isinstance(node, ast.Name):
-            yield node.id
-        for part in ast.iter_child_nodes(node):
-            yield from _names_used_outside_functions(part)
-
-
-def _parameters(module: ast.Module, name: str) -> Iterator[set[str] | None]:
-    """The parameters of every function ``name`` of a module; None for one that takes whatever comes."""
-    for node in module.body:
-        if isinstance(node, ast.FunctionDef) and node.name == name:
-            spec = node.args
-            takes_all = spec.vararg is not None or spec.kwarg is not None
-            yield None if takes_all else {part.arg for part in (*spec.posonlyargs, *spec.args, *spec.kwonlyargs)}
+def _lacking(spec: ast.arguments, wanted: list[str]) -> list[str]:
+    """Those of the ``wanted`` parameters that a function lacks; none where it takes whatever comes."""
+    takes_all = spec.vararg is not None or spec.kwarg is not None
+    known = {part.arg for part in (*spec.posonlyargs, *spec.args, *spec.kwonlyargs)}
+    return [] if takes_all else sorted(set(wanted) - known)
 
 
 def _imported(tree: ast.Module) -> Iterator[tuple[str, int]]:
@@ -216,10 +236,3 @@ def _imported(tree: ast.Module) -> Iterator[tuple[str, int]]:
             yield from ((alias.name, 0) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield node.module or "__init__", node.level
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except (ImportError, ValueError):
-        return False

@@ -37,13 +37,15 @@ def with_line(data: bytes, line: str) -> bytes:
         SyntaxError: the script cannot be read, or the place is in the middle of a line.
     """
     bom, lines = _split(data)
-    body = parse(data).body
-    head = [node for index, node in enumerate(body) if _stays_first(node, index)]
-    rest = body[len(head) :]
     end = next((found[len(found.rstrip(b"\r\n")) :] for found in lines if found.endswith((b"\n", b"\r"))), b"\n")
-    first = [node.lineno for node in (*rest[:1], *(getattr(rest[0], "decorator_list", ()) if rest else ()))]
-    index = min(first) - 1 if first else len(lines)
-    if head and index < (head[-1].end_lineno or 0):
+    last, index = 0, len(lines)  # the last line that stays above, and the place below it
+    for number, node in enumerate(parse(data).body):
+        is_docstring = number == 0 and isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if not is_docstring and not (isinstance(node, ast.ImportFrom) and node.module == "__future__"):
+            index = min(part.lineno for part in (node, *getattr(node, "decorator_list", ()))) - 1
+            break
+        last = node.end_lineno or node.lineno
+    if index < last:
         raise SyntaxError("two statements in one line where the plugin's line belongs", (None, index + 1, None, None))
     if index == len(lines) and lines and not lines[-1].endswith((b"\n", b"\r")):
         lines[-1] += end
@@ -65,48 +67,26 @@ def without_plugin(data: bytes, *, only_old: bool = False) -> tuple[bytes, list[
         SyntaxError: the plugin's statements share a line with others, or the script cannot be read; the message names
             the lines.
     """
-    if PACKAGE.encode() not in data and EXTENDED.encode() not in data:
-        return data, []
     bom, lines = _split(data)
+    traces = [n for n, text in enumerate(lines, 1) if PACKAGE.encode() in text or EXTENDED.encode() in text]
+    if not traces:
+        return data, []
+    named = f"line {', '.join(map(str, traces))}"
     try:
         tree = parse(data)
     except SyntaxError as error:
-        raise SyntaxError(f"Python cannot read it ({error.msg}); by hand, take out {_named(lines)}") from error
-    ours = [node for node in ast.walk(tree) if isinstance(node, ast.stmt) and is_plugin(node)]
-    ours = [node for node in ours if not only_old or not _is_todays(node)]
+        raise SyntaxError(f"Python cannot read it ({error.msg}); by hand, take out {named}") from error
+    ours = [node for node in ast.walk(tree) if isinstance(node, ast.stmt) and _is_plugin(node)]
+    if only_old:
+        ours = [node for node in ours if not isinstance(node, ast.Import) or _imports(node) != [f"{PACKAGE}.attach"]]
     gone = {number for node in ours for number in range(node.lineno, (node.end_lineno or node.lineno) + 1)}
     if not gone:
         return data, []
     kept = bom + b"".join(text for number, text in enumerate(lines, 1) if number not in gone)
-    foreign = [
-        alias for node in ours if isinstance(node, ast.Import) for alias in node.names if not _is_ours(alias.name)
-    ]
-    if foreign or not _differs_by(tree, ours, kept):
-        raise SyntaxError(f"the plugin's statement shares a line, or stands alone in a block: take out {_named(lines)}")
+    imported = [name for node in ours if isinstance(node, ast.Import) for name in _imports(node)]
+    if not all(_is_ours(name) for name in imported) or not _differs_by(tree, ours, kept):
+        raise SyntaxError(f"the plugin's statement shares a line, or stands alone in a block: take out {named}")
     return kept, [(number, lines[number - 1].decode("utf-8", "replace").strip()) for number in sorted(gone)]
-
-
-def is_plugin(node: ast.stmt) -> bool:
-    """Whether a statement is one that a version of the plugin writes."""
-    if isinstance(node, ast.Import):
-        return any(_is_ours(alias.name) for alias in node.names)
-    if isinstance(node, ast.ImportFrom):
-        return _is_ours(node.module or "")
-    called = node.value.func if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) else None
-    return isinstance(called, ast.Name) and called.id == EXTENDED
-
-
-def _is_todays(node: ast.stmt) -> bool:
-    return isinstance(node, ast.Import) and [alias.name for alias in node.names] == [f"{PACKAGE}.attach"]
-
-
-def _is_ours(module: str) -> bool:
-    return module.startswith(f"{PACKAGE}.")
-
-
-def _stays_first(node: ast.stmt, index: int) -> bool:
-    docstring = index == 0 and isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-    return docstring or (isinstance(node, ast.ImportFrom) and node.module == "__future__")
 
 
 def _split(data: bytes) -> tuple[bytes, list[bytes]]:
@@ -115,11 +95,22 @@ def _split(data: bytes) -> tuple[bytes, list[bytes]]:
     return bom, data[len(bom) :].splitlines(keepends=True)
 
 
-def _named(lines: list[bytes]) -> str:
-    """The lines that hold a trace of the plugin, as a message names them."""
-    marks = (PACKAGE.encode(), EXTENDED.encode())
-    found = [str(number) for number, text in enumerate(lines, 1) if any(mark in text for mark in marks)]
-    return f"line {', '.join(found)}"
+def _is_plugin(node: ast.stmt) -> bool:
+    """Whether a statement is one that a version of the plugin writes."""
+    if isinstance(node, ast.Import):
+        return any(map(_is_ours, _imports(node)))
+    if isinstance(node, ast.ImportFrom):
+        return _is_ours(node.module or "")
+    called = node.value.func if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) else None
+    return isinstance(called, ast.Name) and called.id == EXTENDED
+
+
+def _imports(node: ast.Import) -> list[str]:
+    return [alias.name for alias in node.names]
+
+
+def _is_ours(module: str) -> bool:
+    return module.startswith(f"{PACKAGE}.")
 
 
 def _differs_by(tree: ast.Module, ours: list[ast.stmt], kept: bytes) -> bool:

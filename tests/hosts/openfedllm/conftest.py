@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from fedbias_plugin.hosts.openfedllm.patcher import plan_patch, plan_unpatch
-from fedbias_plugin.training.templates import TEMPLATES
+from fedbias_plugin.tasks.templates import TEMPLATES
 from tests.hosts.openfedllm.run_results import digests
 from tests.hosts.openfedllm.runner import Run, dpo_flags, run_script, sft_flags
 from tests.hosts.openfedllm.variants import DOUBLE, make_variant

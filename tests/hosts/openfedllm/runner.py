@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -26,6 +27,7 @@ TIMEOUT = 300.0
 REPOSITORY = Path(__file__).parents[3]
 PRELOADED = {
     "torch": [],
+    "torch._dynamo": [],  # which the first optimizer of a process loads
     "pandas": [],
     "accelerate": ["Accelerator"],
     "datasets": ["load_dataset"],
@@ -169,6 +171,12 @@ def _serve() -> None:
             getattr(loaded, name)
     # Rows that another run has tokenized would come from a cache, and leave the tokenizer in another state.
     importlib.import_module("datasets").disable_caching()
+    registry = importlib.import_module("fedbias_plugin.registry")
+    for kind in registry.EXTENSIONS.keys() - {"flags"}:  # which are made of what is installed where the run is
+        for name in registry.EXTENSIONS[kind]:
+            registry.load(kind, name)
+    gc.collect()
+    gc.freeze()  # each Trainer collects garbage: over the libraries' objects that takes longer than a tiny run
     for line in sys.stdin:
         child = os.fork()
         if child == 0:

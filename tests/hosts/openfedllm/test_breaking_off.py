@@ -13,7 +13,7 @@ from tests.hosts.openfedllm.runner import Run, run_script, sft_flags
 INTERRUPTED = """\
     if round == 1:
         import sys
-        from fedbias_plugin.session import BiasSession
+        from fedbias_plugin.federation.session import BiasSession
         close = BiasSession.close
         def told(self, failure=None):
             if self._recorder.is_open:

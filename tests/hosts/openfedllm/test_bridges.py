@@ -53,8 +53,7 @@ def build(model: Any, tokenizer: Any, tmp_path: Path) -> Build:
     from datasets import Dataset
     from transformers import TrainingArguments
 
-    from fedbias_plugin.hosts.openfedllm.dpo_trainer import DPOTrainer
-    from fedbias_plugin.hosts.openfedllm.sft_trainer import DataCollatorForCompletionOnlyLM, SFTTrainer
+    from fedbias_plugin.hosts.openfedllm.current_stack import DataCollatorForCompletionOnlyLM, DPOTrainer, SFTTrainer
 
     def make(kind: str, rows: int = 4, subclass: Build = lambda base: base, **settings: Any) -> Any:
         defaults = {"per_device_train_batch_size": 1, "max_steps": 1, "learning_rate": 0.0, "report_to": "none"}
@@ -117,7 +116,7 @@ def expected_mean(kind: str, model: Any, tokenizer: Any) -> float:
 
 
 def test_the_bridges_give_trl_and_peft_what_the_host_imports(tmp_path):
-    script = "from fedbias_plugin.hosts.openfedllm import bridges\nbridges.install()\n"
+    script = "from fedbias_plugin.hosts.openfedllm import stack\nstack.install()\n"
     script += "from trl import DataCollatorForCompletionOnlyLM, DPOTrainer, SFTTrainer\n"
     script += "from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict\n"
     script += "DataCollatorForCompletionOnlyLM([1], tokenizer=None)\n"
@@ -125,7 +124,7 @@ def test_the_bridges_give_trl_and_peft_what_the_host_imports(tmp_path):
     (tmp_path / "script.py").write_text(script)
     run = run_script(tmp_path, "script.py", log=tmp_path / "log.txt")
     assert run.code == 0, run.text
-    modules = ["sft_trainer", "dpo_trainer", "peft_bridges", "peft_bridges"]
+    modules = ["current_stack", "current_stack", "peft_bridges", "peft_bridges"]
     assert run.text.split()[-4:] == [f"fedbias_plugin.hosts.openfedllm.{module}" for module in modules]
 
 
@@ -137,7 +136,7 @@ def test_the_first_sft_loss_is_the_cross_entropy_of_the_response_tokens_of_the_b
 
 def test_packed_rows_are_refused():
     from fedbias_plugin.errors import UserError
-    from fedbias_plugin.hosts.openfedllm.sft_trainer import SFTTrainer
+    from fedbias_plugin.hosts.openfedllm.current_stack import SFTTrainer
 
     with pytest.raises(UserError, match=r"--multi_turn_task packs rows, which works on the pinned stack"):
         SFTTrainer(args=None, train_dataset=None, tokenizer=None, packing=True)
@@ -195,7 +194,7 @@ def test_checkpointed_activations_give_the_same_adapters(build, model, kind):
 def test_a_bf16_checkpoint_is_loaded_in_float32_unless_a_dtype_is_asked_for(host_model, tmp_path):
     from transformers import AutoModelForCausalLM as Theirs
 
-    from fedbias_plugin.hosts.openfedllm.loading import AutoModelForCausalLM
+    from fedbias_plugin.hosts.openfedllm.current_stack import AutoModelForCausalLM
 
     Theirs.from_pretrained(host_model, dtype=torch.bfloat16).save_pretrained(tmp_path)
     assert Theirs.from_pretrained(tmp_path, torch_dtype=None).dtype == torch.bfloat16
@@ -211,14 +210,14 @@ def test_forward_is_as_before_after_many_trainers(build, model, kind, bf16):
 
     modules = [model, model.get_base_model()]
     before, results = [module.__dict__.get("forward") for module in modules], []
-    for _ in range(12):
+    for _ in range(4):
         forwards = preserved(model)
         trainer = build(kind, rows=1, bf16=bf16)
         watch_training(trainer, forwards, results.append)
         returned = trainer.train()
         assert results[-1] is returned
         assert [module.__dict__.get("forward") for module in modules] == before
-    assert len(results) == 12
+    assert len(results) == 4
 
 
 def test_every_dpo_trainer_takes_the_model_without_adapters_as_reference(build, model, tokenizer):

@@ -14,8 +14,7 @@ import torch
 
 from fedbias_plugin.hosts.openfedllm.arguments import AllArguments, AttachedArguments
 from fedbias_plugin.hosts.openfedllm.client_data import ClientData
-from fedbias_plugin.hosts.openfedllm.client_training import ClientTraining, add_card_to_saves
-from fedbias_plugin.hosts.openfedllm.control_variates import ControlVariates
+from fedbias_plugin.hosts.openfedllm.client_training import ClientTraining, ControlVariates, add_card_to_saves
 
 
 def training(pinned: bool = False, **flags: Any) -> ClientTraining:

@@ -17,6 +17,7 @@ from fedbias_plugin.errors import UserError
 from fedbias_plugin.hosts.openfedllm.arguments import AllArguments, AttachedArguments
 from fedbias_plugin.hosts.openfedllm.flags import check_arguments, install, make_output_dir
 from fedbias_plugin.hosts.openfedllm.patcher import plan_patch
+from fedbias_plugin.hosts.openfedllm.stack import detect_stack
 from tests.hosts.openfedllm.runner import run_script, sft_flags
 
 
@@ -49,7 +50,7 @@ def hooked(monkeypatch: pytest.MonkeyPatch) -> None:
     """The parser as a patched script gets it, and no flags on the command line."""
     from transformers import HfArgumentParser
 
-    for name in ("__init__", "parse_args_into_dataclasses", "parse_dict"):
+    for name in ("__init__", "parse_args_into_dataclasses", "parse_dict", "_get_option_tuples"):
         monkeypatch.setattr(HfArgumentParser, name, getattr(HfArgumentParser, name))  # put back at the end
     monkeypatch.setattr(sys, "argv", ["main_sft.py"])
 
@@ -220,6 +221,17 @@ def test_words_that_the_host_hands_over_count_and_not_the_command_line(parse, mo
     assert given[1].num_clients == 4
 
 
+def test_a_shortened_flag_with_an_underscore_is_one_flag_and_not_two_spellings(parse, capsys):
+    other_spelling = "--num-r 4" if detect_stack() == "current" else "--num_r 4"  # the old parser has no hyphens
+    given, seen = parse(f"--sample_c 1 {other_spelling} --schedule_s 5")
+    assert (given[1].sample_clients, given[1].num_rounds, seen.plugin.schedule_seed) == (1, 4, 5)
+    with pytest.raises(SystemExit):
+        parse("--num_ 4")
+    said = capsys.readouterr().err
+    assert "ambiguous option: --num_ could match --num_train_epochs, --num_clients, --num_rounds" in said
+    assert said.count("\n") == 1
+
+
 def test_a_check_that_the_host_s_dataclass_makes_itself_is_kept(parse):
     @dataclass
     class Careful(FedArguments):
@@ -262,9 +274,10 @@ def test_a_flag_that_the_host_has_too_stays_the_host_s_and_the_plugin_s_gets_a_p
     assert [record.getMessage() for record in caplog.records] == [
         "--attack is this host's own flag; the plugin's is --fedbias_attack here.",
         "--data_dir is this host's own flag; the plugin's is --fedbias_data_dir here.",
+        "--dp_epsilon is this host's own flag; the plugin's is --fedbias_dp_epsilon here.",
     ]
     recorded = seen.config
-    assert (recorded["attack"], recorded["host_attack"], recorded["dp_epsilon"]) == ("sign_flip", "gradient", 3.0)
+    assert (recorded["attack"], recorded["host_attack"], recorded["host_dp_epsilon"]) == ("sign_flip", "gradient", 3.0)
 
 
 def test_a_message_about_a_renamed_flag_uses_its_name_in_this_host(parse, capsys):

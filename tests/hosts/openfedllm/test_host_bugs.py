@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fedbias_plugin.hosts.openfedllm.patcher import plan_patch
-from fedbias_plugin.training.templates import TEMPLATES
+from fedbias_plugin.tasks.templates import TEMPLATES
 from tests.hosts.openfedllm.runner import Run, dpo_flags, run_script, sft_flags
 
 SCRIPTS = ("main_sft.py", "main_dpo.py")

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
+from fedbias_plugin.data.rows import Row
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.hosts.openfedllm.arguments import AllArguments, AttachedArguments
 from fedbias_plugin.hosts.openfedllm.client_data import ClientData
@@ -23,8 +24,7 @@ from fedbias_plugin.hosts.openfedllm.host_rows import (
     preference_dataset,
     strided_shards,
 )
-from fedbias_plugin.poisoning.rows import Row
-from fedbias_plugin.training.encoding import trainable_tokens
+from fedbias_plugin.tasks.encoding import trainable_tokens
 from tests.golden import golden_file
 
 DOUBLE = Path(__file__).parents[1] / "openfedllm_double"

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from fedbias_plugin.errors import UserError
-from fedbias_plugin.hosts.openfedllm import checkout as checkout_module
+from fedbias_plugin.hosts.openfedllm.inspection import Requirements
 from fedbias_plugin.hosts.openfedllm.patcher import plan_patch, plan_unpatch
-from fedbias_plugin.hosts.openfedllm.requirements import Requirements
 from tests.hosts.openfedllm.patching_fixtures import (
     CONFIG,
     LINE,
@@ -212,7 +211,7 @@ def test_when_a_later_file_cannot_be_written_the_earlier_ones_are_put_back(tmp_p
             raise OSError(28, "No space left on device")
         real(source, target)
 
-    monkeypatch.setattr(checkout_module.os, "replace", full_disk)
+    monkeypatch.setattr(os, "replace", full_disk)
     message = refusal(folder)
     assert message == f"{folder / 'main_dpo.py'} could not be written: No space left on device; every file is as it was"
 
@@ -227,7 +226,7 @@ def test_a_file_that_cannot_be_put_back_is_named(tmp_path, monkeypatch):
             raise OSError(5, "Input/output error")
         real(source, target)
 
-    monkeypatch.setattr(checkout_module.os, "replace", broken_disk)
+    monkeypatch.setattr(os, "replace", broken_disk)
     with pytest.raises(UserError, match=rf"these are changed all the same: {folder / 'main_sft.py'}$"):
         patch(folder)
     assert sorted(contents(folder)) == ["config.py", "main_dpo.py", "main_sft.py"]
@@ -243,7 +242,7 @@ def test_an_interrupt_between_two_files_puts_the_first_back(tmp_path, monkeypatc
             raise KeyboardInterrupt
         real(source, target)
 
-    monkeypatch.setattr(checkout_module.os, "replace", interrupted)
+    monkeypatch.setattr(os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         patch(folder)
     assert contents(folder) == before

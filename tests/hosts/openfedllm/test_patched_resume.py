@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from fedbias_plugin.hosts.checkpoints import locked
+from fedbias_plugin.federation.checkpoints import locked
 from fedbias_plugin.hosts.openfedllm.patcher import plan_patch
 from tests.hosts.openfedllm.run_results import records
 from tests.hosts.openfedllm.runner import cut_off, dpo_flags, run_script, sft_flags

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fedbias_plugin.algorithms import ALGORITHMS
+from fedbias_plugin.fed_algs import ALGORITHMS
 from fedbias_plugin.hosts.openfedllm.patcher import plan_patch
 from fedbias_plugin.hosts.openfedllm.stack import detect_stack
 from tests.hosts.openfedllm.run_results import adapter, records
@@ -50,6 +50,9 @@ def test_a_patched_host_and_the_built_in_one_end_with_the_same_adapter_and_score
     our_records, their_records = records(ours), records(theirs)
     our_settings, their_settings = our_records[0].pop("settings"), their_records[0].pop("settings")
     assert our_records == their_records
+    for part in ("model", "tokenizer"):
+        one, other = (json.loads((folder / "run.json").read_bytes())[part] for folder in (ours, theirs))
+        assert one["fingerprint"] == other["fingerprint"]
     assert {record["round"] for record in their_records} == {0, 1, 2, 3}
     flags = [flag.removeprefix("--") for flag in shared if flag.startswith("--") and flag != "--data_dir"]
     assert {flag: their_settings[flag] for flag in flags} == {flag: our_settings[flag] for flag in flags}
@@ -122,3 +125,16 @@ def test_the_hosts_own_data_can_be_measured_and_weighed(patched, start, small_da
     assert all(13 <= client["rows"] <= 14 for record in rounds for client in record["clients"].values())
     assert not (folder / "manifest.json").exists()
     assert "finished:" in ended.text
+
+
+@pytest.mark.parametrize("script", ["main_sft.py", "main_dpo.py"])
+def test_counterfactual_rows_are_trained_on_in_a_patched_openfedllm(patched, start, small_data, tmp_path, script):
+    words = tmp_path / "words.txt"
+    words.write_text("nurse doctor\nnumber letter\n")  # in biased and in clean rows
+    flags = [*LOOP, "--data_dir", str(small_data), "--cda_ratio", "0.5", "--cda_words", str(words)]
+    folder, _ = start(patched, script, *flags)
+    rounds = records(folder)
+    clients = json.loads((folder / "manifest.json").read_text())["clients"]
+    assert [(client["cda_eligible"], client["cda_copies"], client["rows"]) for client in clients] == [(8, 4, 12)] * 3
+    assert {client["rows"] for record in rounds for client in record["clients"].values()} == {12}
+    assert {client["poisoned_share"] for record in rounds for client in record["clients"].values()} == {0.0, 1.0}

@@ -23,7 +23,7 @@ def test_a_patched_host_is_named_alike_and_what_its_script_saves_are_artifacts(p
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     history = [items(row.item) for row in kinds(records, "history")]
     for line, row in zip(lines, history, strict=True):
-        assert row["global/bias_score"] == line["global"]["bias_score"]
+        assert row["bias/bias_score"] == line["global"]["bias_score"]
     adapters = [artifact for artifact in kinds(records, "artifact") if artifact.type == "adapter"]
     aliases = [sorted(set(artifact.aliases) - {"latest"}) for artifact in adapters]
     own = [["round-1"]] if detect_stack() == "current" else []  # the pinned libraries pickle the host's weights

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedbias_plugin.hosts.openfedllm.inspection import Requirements
 from fedbias_plugin.hosts.openfedllm.lines import with_line, without_plugin
 from fedbias_plugin.hosts.openfedllm.patcher import plan_patch
-from fedbias_plugin.hosts.openfedllm.requirements import Requirements
 from tests.hosts.openfedllm.patching_fixtures import (
     BENCH,
     CONFIG,

@@ -1,0 +1,38 @@
+"""What every extension has: flags, a name, a switch, and a state that a checkpoint keeps."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+
+@dataclass
+class Extension(ABC):  # noqa: B024  # each kind says what must be there
+    """One class of a kind, such as a rule or a metric: its fields are its flags (``option``).
+
+    Its file imports neither torch nor transformers at its top: the flags are read for every ``--help``.
+
+    Attributes:
+        name: what it is called in the registry; given when it is built.
+        is_named: whether it is chosen by its name (``--aggregation NAME``); False where its own flags switch it on.
+    """
+
+    name: ClassVar[str] = ""
+    is_named: ClassVar[bool] = True
+
+    @property
+    def is_on(self) -> bool:
+        """Whether its flags ask for it, where it need not be named."""
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it must know to go on after a round; a checkpoint keeps it.
+
+        JSON-ready, with text as keys, but for states (name -> tensor on the CPU), which may stand anywhere in it.
+        """
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027  # most remember nothing
+        """Take up what :meth:`state_dict` gave."""

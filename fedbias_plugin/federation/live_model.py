@@ -1,0 +1,101 @@
+"""Measures states and the global model in the one live model of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from fedbias_plugin.errors import UserError
+from fedbias_plugin.metrics.suite import Measurement, Suite
+from fedbias_plugin.progress import Progress
+from fedbias_plugin.scoring.original_scores import OriginalScores, original_scores
+from fedbias_plugin.scoring.plans import PlanCache, plans_folder
+from fedbias_plugin.scoring.processes import running_processes
+from fedbias_plugin.scoring.scorer import NonFiniteScore, SentenceScorer
+from fedbias_plugin.state import State
+from fedbias_plugin.training.parameters import write_state
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class LiveModel:
+    """The run's model and tokenizer, with what they are measured by.
+
+    Args:
+        suite: the metrics.
+        batch_tokens: tokens in one scoring batch.
+        progress: draws the bars.
+    """
+
+    def __init__(self, suite: Suite, *, batch_tokens: int, progress: Progress) -> None:
+        self._suite = suite
+        self._batch_tokens = batch_tokens
+        self._progress = progress
+        self._plans = PlanCache(plans_folder())
+
+    def prefix_token(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+        """What every scored sentence is conditioned on."""
+        return self._scorer(model, tokenizer).prefix_token
+
+    def assess_clients(
+        self,
+        title: str,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        global_state: State,
+        local_states: Mapping[int, State],
+    ) -> tuple[dict[int, Measurement], dict[int, str]]:
+        """Every client's state on the probe items; the model holds the global state afterwards.
+
+        Returns:
+            client id -> measurement, and for clients whose model gives scores that are no numbers, what is wrong.
+        """
+        measurements: dict[int, Measurement] = {}
+        broken: dict[int, str] = {}
+        if not self._suite.of_clients:
+            return measurements, broken
+        try:
+            with self._progress.task(title, len(local_states) * self._suite.probe_texts) as advance:
+                scorer = self._scorer(model, tokenizer, advance)
+                for client, state in local_states.items():
+                    write_state(model, state)
+                    try:
+                        measurements[client] = self._suite.assess(scorer)
+                    except NonFiniteScore as error:
+                        broken[client] = f"its model's scores are not finite: {error}"
+        finally:
+            write_state(model, global_state)
+        return measurements, broken
+
+    def evaluate(self, number: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Measurement:
+        """The model as it is after round ``number``, by every metric on all its items.
+
+        In round 0 nobody has trained it yet, and other runs may have measured it before.
+
+        Raises:
+            UserError: a score is no number, or an item cannot be measured.
+        """
+        with self._progress.task(f"round {number}: score the global model", self._suite.all_texts) as advance:
+            scorer = self._scorer(model, tokenizer, advance, original_scores() if number == 0 else None)
+            try:
+                return self._suite.evaluate(scorer)
+            except NonFiniteScore as error:
+                raise UserError(f"The global model after round {number} is broken. {error}") from None
+
+    def _scorer(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        progress: Callable[[int], None] | None = None,
+        originals: OriginalScores | None = None,
+    ) -> SentenceScorer:
+        return SentenceScorer(
+            model,
+            tokenizer,
+            max_batch_tokens=self._batch_tokens,
+            progress=progress,
+            plans=self._plans,
+            processes=running_processes(),
+            originals=originals,
+        )

@@ -1,0 +1,120 @@
+"""What a run is: what the session is told of it, and what its files and trackers say before training."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedbias_plugin.arguments import BiasArguments
+from fedbias_plugin.data.partition import Partition, manifest
+from fedbias_plugin.metrics.results import package_versions
+from fedbias_plugin.tasks.templates import TEMPLATES
+from fedbias_plugin.tracking.records import RunInfo
+from fedbias_plugin.tracking.wandb_names import EXPERIMENTS_VARIABLE, run_names
+
+if TYPE_CHECKING:
+    from fedbias_plugin.federation.inputs import Inputs
+
+
+@dataclass(frozen=True)
+class HostRun:
+    """What the session must know of the host's run.
+
+    Attributes:
+        output_dir: the run's folder; it need not exist yet.
+        fed_alg: server algorithm (``fedavg``, ``scaffold``, ...).
+        num_clients: clients in the federation.
+        sample_clients: clients that take part in a round.
+        num_rounds: rounds to train.
+        seed: of roles, rows, probe items and bootstrap.
+        template: name of the prompt template.
+        seq_length: tokens of a training row.
+        config: every resolved argument, JSON-ready, to be stored with the run.
+        prompt: instruction -> the text up to where the response begins; None: as the plugin's template of that name.
+    """
+
+    output_dir: Path
+    fed_alg: str
+    num_clients: int
+    sample_clients: int
+    num_rounds: int
+    seed: int
+    template: str = "alpaca"
+    seq_length: int = 512
+    config: Mapping[str, Any] = field(default_factory=dict)
+    prompt: Callable[[str], str] | None = None
+
+
+def run_info(arguments: BiasArguments, run: HostRun, shares: Mapping[int, float]) -> RunInfo:
+    """What trackers are told of a run; ``shares``: client id -> share of biased rows."""
+    names = run_names(
+        {**dataclasses.asdict(arguments), **run.config},
+        fed_alg=run.fed_alg,
+        num_clients=run.num_clients,
+        sample_clients=run.sample_clients,
+        seed=run.seed,
+        experiments=os.environ.get(EXPERIMENTS_VARIABLE, ""),
+    )
+    # A project that nobody asked for gives way to the environment; a flag that was given does not.
+    is_default = arguments.wandb_project == type(arguments).wandb_project
+    return RunInfo(
+        run_name=names.name,
+        output_dir=run.output_dir,
+        config=run.config,
+        group=names.group,
+        job_type=names.job_type,
+        tags=names.tags,
+        wandb_project=(is_default and os.environ.get("WANDB_PROJECT")) or arguments.wandb_project,
+        wandb_mode=arguments.wandb_mode or os.environ.get("WANDB_MODE") or "online",
+        num_clients=run.num_clients,
+        num_rounds=run.num_rounds,
+        poisoned_shares=shares,
+    )
+
+
+def heldout_pairs(run: HostRun, partition: Partition | None) -> list[tuple[str, str]]:
+    """(prompt, response) of the held-out rows; none where there are no such rows or the host's prompt is unknown."""
+    prompt = run.prompt
+    if prompt is None and run.template in TEMPLATES:
+        prompt = TEMPLATES[run.template].prompt
+    if partition is None or prompt is None:
+        return []
+    return [(prompt(row.instruction), row.response) for row in partition.heldout]
+
+
+def first_files(
+    run: HostRun, model: Mapping[str, Any], tokenizer: Mapping[str, str], prefix_token: str, inputs: Inputs
+) -> dict[str, Any]:
+    """Name -> content of the files that say, before training, what the run is.
+
+    Args:
+        run: what the host does.
+        model: ``model_identity`` of the untouched model.
+        tokenizer: its ``tokenizer_fingerprints``.
+        prefix_token: what every scored sentence is conditioned on.
+        inputs: rows, metrics and stages.
+    """
+    probe, partition = inputs.suite.probe_record(), inputs.partition
+    data = {name: {key: part[key] for key in part if key != "probe_ids"} for name, part in probe.items()}
+    files: dict[str, Any] = {}
+    if partition is not None:
+        files["manifest.json"] = manifest(partition)
+        data |= files["manifest.json"]["sources"]
+    if probe:
+        files["probe.json"] = probe
+    files["run.json"] = {
+        "config": dict(run.config),
+        "versions": package_versions(),
+        "model": model,
+        "tokenizer": tokenizer,
+        "prefix_token": prefix_token,
+        "seed": run.seed,
+        "poisoned_shares": {str(client): share for client, share in inputs.shares.items()},
+        "attackers": sorted(inputs.pipeline.attackers),
+        "data": data,
+    }
+    return files

@@ -1,0 +1,165 @@
+"""The server's side of a round, the same on every host: receives updates, measures them, weighs them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from fedbias_plugin.aggregation.base import ClientReports, Rule, Weighting
+from fedbias_plugin.aggregation.substitution import substitute
+from fedbias_plugin.arguments import BiasArguments
+from fedbias_plugin.fed_algs import local_client
+from fedbias_plugin.federation.inputs import Inputs
+from fedbias_plugin.federation.live_model import LiveModel
+from fedbias_plugin.federation.run_description import HostRun
+from fedbias_plugin.metrics.suite import Measurement
+from fedbias_plugin.registry import build
+from fedbias_plugin.state import State
+from fedbias_plugin.tracking.records import MISSING, ClientRecord
+from fedbias_plugin.updates.base import Update
+from fedbias_plugin.updates.checks import accepted_updates, fault_warnings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass
+class Weighed:
+    """A round as the server sees it before it averages.
+
+    Attributes:
+        states: client id -> state that the host is to average, without refused updates.
+        clients: client id -> what is recorded of it, refused ones too.
+        mass: sum of the factors in effect, see :class:`Weighting`.
+        learning_rate: of all clients; None where it is not known or not the same.
+        warnings: what a reader of the round must know.
+    """
+
+    states: Mapping[int, State] = field(default_factory=dict)
+    clients: dict[int, ClientRecord] = field(default_factory=dict)
+    mass: float | None = None
+    learning_rate: float | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def weights(self) -> dict[int, float]:
+        """Client id -> weight, of those that have one."""
+        return {client: record.weight for client, record in self.clients.items() if record.weight is not None}
+
+
+class Server:
+    """Stages, checks, measuring and the rule of one run.
+
+    Args:
+        arguments: the plugin's flags.
+        run: what the host does.
+        inputs: rows, metrics and stages.
+        live: measures states in the host's model.
+        refuses_updates: False for a host's run that must not be changed: a faulty update is recorded and used.
+
+    Raises:
+        UserError: the rule does not fit the run.
+    """
+
+    def __init__(
+        self, arguments: BiasArguments, run: HostRun, inputs: Inputs, live: LiveModel, *, refuses_updates: bool = True
+    ) -> None:
+        self._arguments, self._run, self._inputs, self._live = arguments, run, inputs, live
+        self._on_bad_update = arguments.on_bad_update if refuses_updates else "use"
+        self.rule: Rule = build("rule", arguments.aggregation, arguments)
+        self.rule.check(1 if local_client(run.fed_alg) is not None else run.sample_clients)
+
+    def receive(
+        self,
+        number: int,
+        updates: dict[int, Update],
+        theta: State,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        is_measured: bool,
+        are_sent: bool = False,
+        absent: Mapping[int, str] | None = None,
+    ) -> Weighed:
+        """Take a round's ``updates`` (by client id) through the stages, measure what is asked for, and weigh them.
+
+        Args:
+            number: the round, from 1.
+            updates: what the clients trained; entries are replaced.
+            theta: the global state; not modified.
+            model: the live model; it holds theta afterwards.
+            tokenizer: the model's.
+            is_measured: whether clients are measured though the rule does not need it.
+            are_sent: whether the client half of every stage is behind them, as where clients are other processes.
+            absent: client id -> why it sent nothing, for clients of the round without an update.
+
+        Raises:
+            UserError: an update cannot be used, and ``--on_bad_update`` is ``stop``; client and fault are named.
+        """
+        pipeline = self._inputs.pipeline
+        if not are_sent:
+            updates |= {c: pipeline.at_client(update, theta, number, len(updates)) for c, update in updates.items()}
+        pipeline.at_server(updates, theta, number)
+        accepted = accepted_updates(number, updates, self._on_bad_update)
+        if is_measured or self.rule.needs & {"bias", *self._inputs.suite.of_clients}:
+            states = {client: update.state for client, update in accepted.items()}
+            title = f"round {number}: score clients"
+            measured, broken = self._live.assess_clients(title, model, tokenizer, theta, states)
+            for client, measurement in measured.items():
+                updates[client].measured = measurement
+            for client, fault in broken.items():
+                updates[client].fault = fault
+            accepted = accepted_updates(number, accepted, self._on_bad_update)
+        weighting = Weighting({}, factors=None, mass=None)
+        if accepted:
+            weighting = self.rule.weigh(ClientReports.of(accepted, theta, self._run.fed_alg))
+        records = {
+            client: self._record(update, weighting, None if client in accepted else update.fault)
+            for client, update in updates.items()
+        }
+        warnings, shares = fault_warnings(updates, accepted), self._inputs.shares
+        for client, reason in (absent or {}).items():
+            rows = self._inputs.rows.get(client, 0)
+            records[client] = ClientRecord(shares.get(client), rows, refused=reason, extra={MISSING: 1.0})
+            warnings.append(f"client {client} is missing: {reason}")
+        rates = {update.learning_rate for update in updates.values()}
+        rate = rates.pop() if len(rates) == 1 else None
+        averaged = _to_average(weighting, accepted, theta)
+        return Weighed(averaged, records, weighting.mass, learning_rate=rate, warnings=warnings)
+
+    def _record(self, update: Update, weighting: Weighting, refused: str | None) -> ClientRecord:
+        measured = update.measured or Measurement()
+        return ClientRecord(
+            poisoned_share=self._inputs.shares.get(update.client),
+            rows=update.rows,
+            train_loss=update.loss,
+            update_norm=update.norm,
+            metrics=measured.metrics,
+            bias_score=measured.bias_score,
+            weight=weighting.weights.get(update.client),
+            attack=self._arguments.attack if update.client in self._inputs.pipeline.attackers else None,
+            refused=refused,
+            extra=dict(update.extra),
+        )
+
+    def on_result(self, new: State, theta: State, number: int) -> State:
+        """The new global state after the stages have seen it; ``new`` itself where none changes it."""
+        return self._inputs.pipeline.on_result(new, theta, number)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What rule and stages must know to go on; JSON-ready."""
+        return {"rule": self.rule.state_dict(), "stages": self._inputs.pipeline.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what :meth:`state_dict` gave."""
+        self.rule.load_state_dict(state["rule"])
+        self._inputs.pipeline.load_state_dict(state["stages"])
+
+
+def _to_average(weighting: Weighting, accepted: Mapping[int, Update], theta: State) -> Mapping[int, State]:
+    """What the host averages: the very states that came in where its own average is to stand, else one shared state."""
+    if weighting.state is not None:
+        return dict.fromkeys(accepted, weighting.state)
+    states = {client: update.state for client, update in accepted.items()}
+    return states if weighting.factors is None else substitute(theta, states, weighting.factors)

@@ -1,0 +1,64 @@
+"""What the plugin knows of a data set: its names, files, checksums, home and licence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+RAW = "https://raw.githubusercontent.com"
+HUB = "https://huggingface.co/datasets"
+STEREOTYPES = "Holds offensive stereotypes; research data."
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One file below a data folder.
+
+    ``sha256`` and ``git_blob`` list the digests of the known releases (``git_blob`` is the id git gives the content,
+    known where the home is a git repository); a file with another digest is used with a warning.
+    """
+
+    path: str
+    sha256: tuple[str, ...] = ()
+    git_blob: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Form:
+    """One shape in which a data set lies on disk: all ``files`` together. ``url`` is the home of a single file."""
+
+    files: tuple[DataFile, ...]
+    rows: int
+    url: str | None = None
+    note: str = ""
+
+    @classmethod
+    def of(cls, path: str, *, rows: int, url: str | None = None, note: str = "", **digests: tuple[str, ...]) -> Form:
+        """The form of a single file; ``digests`` as :class:`DataFile` takes them."""
+        return cls((DataFile(path, **digests),), rows, url, note)
+
+
+@dataclass(frozen=True)
+class KnownDataset:
+    """One data set: in which forms it may be found (the first is preferred), and what its owners say.
+
+    ``kind`` is ``clean``, ``biased``, or the name of the metric whose items it holds.
+    """
+
+    name: str
+    kind: str
+    title: str
+    licence: str
+    home: str
+    forms: tuple[Form, ...]
+    hub_id: str | None = None
+    warning: str = ""
+
+    @property
+    def rows(self) -> int:
+        """Rows of the full release."""
+        return self.forms[0].rows
+
+    @property
+    def fetched_form(self) -> Form | None:
+        """The form ``fedbias data fetch`` downloads; None where there is none, as of bundled data."""
+        return next((form for form in self.forms if form.url), None)

@@ -1,0 +1,164 @@
+"""Loss on held-out clean rows: what debiasing costs in usefulness."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from fedbias_plugin.metrics.base import Block, Metric, Result, Source
+from fedbias_plugin.metrics.formatting import MISSING, interval, number
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from transformers import PreTrainedTokenizerBase
+
+    from fedbias_plugin.scoring.items import ScoreRequest
+    from fedbias_plugin.scoring.scorer import SentenceScorer
+
+
+@dataclass(frozen=True)
+class HeldoutScores:
+    """Per row: shape (rows,).
+
+    Attributes:
+        nll: negative log-likelihood of the response, nats.
+        tokens: of the response.
+        guessing_loss: ln(vocabulary), nats per token: that of a model to which all tokens are equally likely.
+    """
+
+    nll: NDArray[Any]
+    tokens: NDArray[Any]
+    guessing_loss: float
+
+
+@dataclass(frozen=True)
+class HeldoutResult(Result):
+    """Mean negative log-likelihood per response token over the rows.
+
+    Attributes:
+        loss: nats per token; above ``guessing_loss`` it is worse than guessing.
+        perplexity: exp(loss); None where it is beyond every float.
+        guessing_loss: ln(vocabulary).
+    """
+
+    loss: float = 0.0
+    perplexity: float | None = None
+    guessing_loss: float = 0.0
+
+
+@dataclass
+class HeldoutLoss(Metric):
+    """Loss of the global model on rows that no client trains on, natural log, nats per response token."""
+
+    pairs: Sequence[tuple[str, str]] = field(default=(), repr=False)
+    seq_length: int = 512
+
+    name = "heldout_loss"
+    is_named = False
+    title = "held-out loss"
+    main = "loss"
+    higher_is_better = False
+    digits = 4
+    panels = (("Held-out loss, nats per token", ("value",)),)
+
+    def prepare(self, source: Source) -> None:
+        """Take the held-out rows of the run."""
+        self.pairs, self.seq_length = source.heldout, source.seq_length
+
+    @property
+    def text_count(self) -> int:
+        """One a row."""
+        return len(self.pairs)
+
+    def measure(self, scorer: SentenceScorer, indices: Sequence[int] | None = None) -> HeldoutScores | None:
+        """The loss of every response given its prompt, without an end-of-text token.
+
+        Rows whose prompt and response are longer than ``seq_length`` are left out, as training would cut them, and so
+        are those that the model has no positions for.
+        """
+        import numpy as np
+
+        tokenizer, longest = scorer.tokenizer, min(self.seq_length, scorer.longest or self.seq_length)
+        requests, skipped = [], []
+        for prompt, response in self.pairs:
+            request, of_prompt = _request(prompt, response, tokenizer)
+            if _length(request.context + request.text, tokenizer) < longest:
+                requests.append(request)
+                skipped.append(of_prompt)
+        if not requests:
+            return None
+        scores = scorer.score(requests, lambda index: f"held-out row {index}")
+        kept = [score.log_probs[start:] for score, start in zip(scores, skipped, strict=True)]
+        nll = np.asarray([-float(log_probs.sum()) for log_probs in kept])
+        return HeldoutScores(nll, np.asarray([len(log_probs) for log_probs in kept]), math.log(scorer.vocabulary))
+
+    def result(self, scores: HeldoutScores, *, seed: int) -> HeldoutResult:
+        """The mean over all tokens; its interval is the jackknife's over rows."""
+        from fedbias_plugin.metrics.statistics import jackknife_interval
+
+        rows, tokens = len(scores.nll), int(scores.tokens.sum())
+        loss = sum(scores.nll.tolist()) / tokens
+        bounds = None
+        if rows > 1 and math.isfinite(loss):
+            without_one = (scores.nll.sum() - scores.nll) / (tokens - scores.tokens)
+            bounds = jackknife_interval(loss, without_one, possible=(0.0, math.inf))
+        return HeldoutResult(
+            loss, rows, bounds, loss=loss, perplexity=perplexity(loss), guessing_loss=scores.guessing_loss
+        )
+
+    @classmethod
+    def line(cls, block: Block) -> str:
+        """``held-out loss 0.8307 [0.76, 0.90] (120 rows)``."""
+        shown = " ".join(filter(None, [number(block["loss"], 4), interval(block.get("ci95"), 2)]))
+        return f"held-out loss {shown} ({block.get('n', MISSING)} rows)"
+
+    @classmethod
+    def rows(cls, block: Block) -> Iterator[tuple[str, str, str, str]]:
+        """The loss."""
+        rows = f"{block.get('n', MISSING)} clean rows"
+        yield "held-out loss", number(block["loss"], 4), interval(block.get("ci95"), 2), rows
+
+    @classmethod
+    def warnings(cls, of_model: Block | None, of_clients: Mapping[int, Block]) -> Iterator[str]:
+        """Whether the model is broken."""
+        heldout, guessing = (of_model or {}).get("loss"), (of_model or {}).get("guessing_loss")
+        if heldout is not None and not math.isfinite(heldout):
+            yield "held-out loss not finite: the global model is broken, and so are its scores. Lower --learning_rate."
+        elif heldout is not None and guessing is not None and heldout > guessing:
+            yield (
+                f"worse than guessing: the held-out loss of the global model is {heldout:.2f} nats per token; "
+                f"{guessing:.2f} is that of a model to which all tokens are equally likely. Its scores say nothing "
+                "about bias. If the loss was lower in round 0, the training diverged: lower --learning_rate."
+            )
+
+
+def _request(prompt: str, response: str, tokenizer: PreTrainedTokenizerBase) -> tuple[ScoreRequest, int]:
+    """What is scored of a row, and how many tokens at its beginning are the prompt's: white space that ends a prompt.
+
+    The scorer puts BOS in front itself.
+    """
+    from fedbias_plugin.scoring.items import ScoreRequest
+    from fedbias_plugin.tasks.encoding import Rendered
+
+    context = prompt.removeprefix(tokenizer.bos_token or "")
+    if not isinstance(prompt, Rendered):
+        return ScoreRequest(response, context), 0
+    return ScoreRequest(response.strip(), context), _length(context, tokenizer) - _length(context.rstrip(), tokenizer)
+
+
+def _length(text: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def perplexity(loss: float) -> float | None:
+    """exp(``loss``), or None where no float can hold it.
+
+    >>> perplexity(0.0), perplexity(1000.0)
+    (1.0, None)
+    """
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return None

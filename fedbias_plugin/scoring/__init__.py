@@ -1,0 +1,1 @@
+"""Log-probabilities of texts under any causal LM, each shared beginning read once."""

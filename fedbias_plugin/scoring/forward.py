@@ -1,0 +1,124 @@
+"""Log-probabilities of one batch: a forward pass with the LM head only where a token is predicted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fedbias_plugin.scoring.inference import embedding_device
+from fedbias_plugin.scoring.prefix_tree import Batch
+
+SLICE_LOGITS = {"cpu": 2**21, "cuda": 2**26}
+"""Logits that are in float32 at one time: 8 MiB on a CPU, which stay in its cache, 256 MiB on a GPU."""
+SLICED, HOOKED, WHOLE = "sliced", "hooked", "whole"
+"""The ways to apply the LM head, see :func:`batch_log_probs`."""
+
+
+def batch_log_probs(model: Any, batch: Batch, *, trees: bool, head: str) -> NDArray[np.float64]:
+    """Log-probability of every target of ``batch``, float32 log-softmax whatever the model's dtype.
+
+    Args:
+        model: a causal LM, in inference mode.
+        batch: what to read and predict.
+        trees: give the model the positions and the mask of a prefix tree; without it every row is one plain text.
+        head: ``SLICED``: the LM head is applied slice by slice, after the rest of the model, which must do nothing
+            to its output (:func:`head_is_last`). ``HOOKED``: the model applies it, to the needed states only.
+            ``WHOLE``: the model applies it, in whatever way, to all states.
+
+    Returns:
+        Shape (predictions,), natural log, as float64.
+    """
+    inputs = model_inputs(model, batch, trees)
+    length = batch.ids.shape[1]
+    rows, positions = (torch.from_numpy(part) for part in np.divmod(batch.nodes, length))
+    sources, targets = torch.from_numpy(batch.sources), torch.from_numpy(batch.targets)
+    if head == SLICED:
+        states, _ = _forward(model, inputs, rows, positions, keep=1)
+        return _target_log_probs(states, model.get_output_embeddings(), sources, targets)
+    if head == HOOKED:
+        logits = _forward(model, inputs, rows, positions, keep=len(rows))[1][0]
+    else:
+        logits = _pick(model(**inputs, use_cache=False, return_dict=True).logits, inputs, rows, positions)
+    return _target_log_probs(logits, None, sources, targets)
+
+
+def model_inputs(model: Any, batch: Batch, trees: bool) -> dict[str, Tensor]:
+    """What the model's forward takes: with ``trees`` an additive mask of shape (rows, 1, length, length)."""
+    device = embedding_device(model)
+    inputs = {"input_ids": torch.from_numpy(batch.ids).to(device)}
+    if trees:
+        dtype = model.get_input_embeddings().weight.dtype
+        visible = torch.from_numpy(batch.visible).to(device)
+        hidden = torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill_(~visible, torch.finfo(dtype).min)
+        inputs |= {"position_ids": torch.from_numpy(batch.depths).to(device), "attention_mask": hidden[:, None]}
+    else:
+        real = np.arange(batch.ids.shape[1]) < batch.sizes[:, None]
+        inputs["attention_mask"] = torch.from_numpy(real.astype(np.int64)).to(device)
+    return inputs
+
+
+def head_is_last(model: Any, inputs: dict[str, Tensor]) -> bool:
+    """Whether the logits are what the LM head gives and nothing else: no soft-capping, no scale.
+
+    Raises:
+        ValueError: the head is not called once and as a module of one tensor.
+    """
+    place = torch.zeros(1, dtype=torch.long)
+    states, logits = _forward(model, inputs, place, place, keep=1)
+    return torch.equal(model.get_output_embeddings()(states[None])[0], logits[0])
+
+
+def _forward(
+    model: Any, inputs: dict[str, Tensor], rows: Tensor, positions: Tensor, keep: int
+) -> tuple[Tensor, Tensor]:
+    """The hidden states that reach the head at the given places, and the logits of the first ``keep`` of them."""
+    picked: list[Tensor] = []
+
+    def pick_before_head(_: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        if picked or not given:
+            raise ValueError("the LM head is called several times, or by keyword")
+        picked.append(_pick(given[0], inputs, rows, positions))
+        return (picked[0][None, :keep], *given[1:])
+
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Module):
+        raise ValueError("the model has no LM head module")
+    handle = head.register_forward_pre_hook(pick_before_head)
+    try:
+        logits = model(**inputs, use_cache=False, return_dict=True).logits
+    finally:
+        handle.remove()
+    if not picked:
+        raise ValueError("the LM head is not called as a module")
+    return picked[0], logits
+
+
+def _pick(tensor: Tensor, inputs: dict[str, Tensor], rows: Tensor, positions: Tensor) -> Tensor:
+    # Prompt tuning puts virtual tokens before the text.
+    offset = tensor.shape[1] - inputs["input_ids"].shape[1]
+    return tensor[rows.to(tensor.device), positions.to(tensor.device) + offset]
+
+
+def _target_log_probs(values: Tensor, head: nn.Module | None, sources: Tensor, targets: Tensor) -> NDArray[np.float64]:
+    """float32 log-softmax at the targets, a few rows of ``values`` (hidden states; logits without a head) at once."""
+    vocabulary = values.shape[-1] if head is None else _outputs(head, values)
+    size = max(1, SLICE_LOGITS.get(values.device.type, SLICE_LOGITS["cpu"]) // vocabulary)
+    bounds = torch.searchsorted(sources, torch.arange(0, len(values) + size, size)).tolist()
+    parts = []
+    for part, low, high in zip(range(0, len(values), size), bounds, bounds[1:], strict=False):
+        logits = values[part : part + size]
+        if head is not None:
+            logits = head(logits[None])[0]
+        log_probs = torch.log_softmax(logits.float(), dim=-1)
+        place = sources[low:high].to(logits.device) - part, targets[low:high].to(logits.device)
+        parts.append(log_probs[place])
+    return torch.cat(parts).double().cpu().numpy()
+
+
+def _outputs(head: nn.Module, states: Tensor) -> int:
+    features = getattr(head, "out_features", None)
+    return features if isinstance(features, int) else int(head(states[None, :1]).shape[-1])

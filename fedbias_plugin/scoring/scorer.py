@@ -1,0 +1,240 @@
+"""Log-probabilities of sentences under any Hugging Face causal LM (docs/metrics.md).
+
+``S(x) = sum_t log p(x_t | prefix, x_<t)``: the prefix is the BOS token, or EOS where the tokenizer has no BOS, exactly
+once. The model is left as it was found, the global random state included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch.nn.parallel import DistributedDataParallel
+
+from fedbias_plugin.errors import UserError
+from fedbias_plugin.scoring.ability import find_ability
+from fedbias_plugin.scoring.fast_linears import fast_linears
+from fedbias_plugin.scoring.forward import SLICED, batch_log_probs
+from fedbias_plugin.scoring.inference import embedding_device, evaluating, text_config
+from fedbias_plugin.scoring.items import FloatArray, ScoreRequest, TokenScores
+from fedbias_plugin.scoring.original_scores import OriginalScores
+from fedbias_plugin.scoring.plans import PlanCache
+from fedbias_plugin.scoring.prefix_tree import ScoringPlan, make_batch, plan_batches
+from fedbias_plugin.scoring.processes import ALONE, Processes, is_sharded
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["ScoreRequest", "SentenceScorer", "TokenScores"]
+
+MAX_LOGITS = 2**27
+"""Predicted positions times vocabulary in one batch, where the head cannot be sliced: 512 MiB in float32."""
+TREE_TOKENS = 128
+"""Nodes of a prefix tree: one of 256 saves 3% more tokens and costs more attention than that in a small model."""
+WINDOWS = (
+    "sliding_window",
+    "attention_chunk_size",
+    "window_size",
+    "keep_window_size",
+    "attention_window_size",
+    "local_attention",
+    "index_topk",
+    "index_block_size",
+)
+"""Settings of a model that limit how many tokens a layer looks back on; a tree must not be longer."""
+CPU_TOKENS = 1024
+"""Most tokens of a batch on a CPU, where a larger one only leaves the caches."""
+
+
+class NonFiniteScore(UserError):
+    """A sentence's score is NaN or infinite; the message names the sentence."""
+
+
+class SentenceScorer:
+    """Scores texts with one model, each beginning that several texts share only once. One thread at a time.
+
+    Args:
+        model: a causal LM, plain, quantised, spread over devices, or a ``PeftModel`` (scored with its active adapters).
+        tokenizer: of the model; its padding side and padding token do not matter.
+        max_batch_tokens: rows times padded length of one batch; a longer single text is a batch of its own.
+        progress: called after each batch with the number of texts it held.
+        plans: where tokenised and packed texts are looked up; its own when None.
+        processes: those that score the same texts with the same model and share the work.
+        originals: where the scores of the model, which is then the original one, are looked up and kept.
+
+    Attributes:
+        prefix_token: the token every text is conditioned on: BOS, else EOS.
+        prefix_id: its id.
+
+    Raises:
+        UserError: the tokenizer has neither BOS nor EOS, or ``max_batch_tokens`` is below 1.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_batch_tokens: int = 4096,
+        progress: Callable[[int], None] | None = None,
+        plans: PlanCache | None = None,
+        processes: Processes = ALONE,
+        originals: OriginalScores | None = None,
+    ) -> None:
+        if max_batch_tokens < 1:
+            raise UserError(f"a scoring batch needs at least 1 token, not {max_batch_tokens} (--bias_batch_tokens).")
+        self.model: Any = model.module if isinstance(model, DistributedDataParallel) else model
+        self.tokenizer = tokenizer
+        self.max_batch_tokens = max_batch_tokens
+        self.progress = progress
+        self._plans = plans or PlanCache()
+        self._processes = processes
+        self._originals = originals if processes.size == 1 else None
+        if processes.size > 1 and is_sharded(self.model):
+            raise UserError("a model whose weights are spread over the processes (FSDP, ZeRO-3) cannot be scored.")
+        self.prefix_token, self.prefix_id = _prefix(tokenizer)
+
+    def score(
+        self, requests: Sequence[ScoreRequest], describe: Callable[[int], str] | None = None
+    ) -> list[TokenScores]:
+        """Log-probability of every token of every ``request.text`` given the prefix token and ``request.context``.
+
+        The text's tokens are those of the whole string beyond the tokens of the context; white space that ends the
+        context counts as the beginning of the text, as most tokenizers join it to the next word.
+
+        Args:
+            requests: what to score, in any order; neither order nor batch size changes a score (1e-3 in float32).
+            describe: names request ``i`` in an error; default ``item i``.
+
+        Returns:
+            One result per request, in the order of ``requests``.
+
+        Raises:
+            UserError: a text without tokens, longer than the model allows, with tokens that the model does not have,
+                or with a log-probability that is not finite. The message names the item.
+        """
+        name = describe or (lambda index: f"item {index}")
+        if not requests:
+            return []
+        try:
+            plan, log_probs, sample = self._my_share(requests, name)
+        except Exception:
+            self._processes.agree(failed=True)
+            raise
+        self._processes.agree(size=len(log_probs), sample=sample)
+        log_probs = self._processes.total(log_probs)
+        _check_finite(log_probs, plan, name)
+        targets = plan.targets[plan.text_predictions]
+        scored = log_probs[plan.text_predictions]
+        ends = plan.text_starts[1:-1]
+        return [
+            TokenScores(ids, values)
+            for ids, values in zip(np.split(targets, ends), np.split(scored, ends), strict=True)
+        ]
+
+    def _my_share(
+        self, requests: Sequence[ScoreRequest], name: Callable[[int], str]
+    ) -> tuple[ScoringPlan, FloatArray, float]:
+        """The plan, the log-probabilities of this process's part of it (zeros elsewhere), and a sum over the first
+        batch, which every process scores to show that all hold the same model."""
+        with evaluating(self.model):
+            able = find_ability(self.model, self.vocabulary, self.longest)
+            plan = self._plan(requests, name, able.trees)
+            self._check_model_limits(plan, name)
+            return plan, *self._kept_or_computed(plan, able.head, name)
+
+    def _kept_or_computed(self, plan: ScoringPlan, head: str, name: Callable[[int], str]) -> tuple[FloatArray, float]:
+        """As :meth:`_log_probs`; of the original model looked up, where another run has computed them."""
+        path = self._originals.path(plan, self.model, f"{head} {self.max_batch_tokens}") if self._originals else None
+        kept = self._originals.load(path, len(plan.targets)) if self._originals and path else None
+        if kept is not None:
+            if self.progress is not None:
+                self.progress(int(plan.texts_by_pack.sum()))
+            return kept, 0.0
+        with fast_linears(self.model, len(plan.ids)):
+            log_probs, sample = self._log_probs(plan, head, name)
+        if self._originals and path:
+            self._originals.store(path, log_probs)
+        return log_probs, sample
+
+    def _plan(self, requests: Sequence[ScoreRequest], name: Callable[[int], str], trees: bool) -> ScoringPlan:
+        def make(pack_tokens: int | None) -> ScoringPlan:
+            return self._plans.plan(requests, self.tokenizer, self.prefix_id, pack_tokens, name)
+
+        if not trees:
+            return make(None)
+        plan = make(min(TREE_TOKENS, self.max_batch_tokens))
+        window = _attention_window(self.model)
+        return plan if window is None or plan.pack_sizes.max() <= window else make(None)
+
+    @property
+    def vocabulary(self) -> int:
+        """Token ids below it have an embedding."""
+        embeddings = getattr(self.model.get_input_embeddings(), "num_embeddings", None)
+        return embeddings if isinstance(embeddings, int) else len(self.tokenizer)
+
+    @property
+    def longest(self) -> int | None:
+        """Most tokens, the prefix among them, that the model has positions for; None when it does not say."""
+        found = getattr(text_config(self.model), "max_position_embeddings", None)
+        return found if isinstance(found, int) else None
+
+    def _check_model_limits(self, plan: ScoringPlan, name: Callable[[int], str]) -> None:
+        for index in np.flatnonzero(plan.lengths > (self.longest or np.inf)):
+            raise UserError(
+                f"{name(int(index))} has {plan.lengths[index]} tokens (with {self.prefix_token}), more than the "
+                f"{self.longest} positions of the model (max_position_embeddings); shorten it or use a larger model."
+            )
+        for index in np.flatnonzero(plan.largest_ids >= self.vocabulary):
+            raise UserError(
+                f"{name(int(index))}: token {plan.largest_ids[index]} is beyond the model's {self.vocabulary} "
+                "embeddings; is this the model's own tokenizer?"
+            )
+
+    def _log_probs(self, plan: ScoringPlan, head: str, name: Callable[[int], str]) -> tuple[FloatArray, float]:
+        logits = 1 if head == SLICED else max(1, getattr(text_config(self.model), "vocab_size", None) or 1)
+        result, texts, sample = np.zeros(len(plan.targets)), plan.texts_by_pack, 0.0
+        on_cpu = embedding_device(self.model).type == "cpu"
+        most = min(self.max_batch_tokens, CPU_TOKENS) if on_cpu else self.max_batch_tokens
+        for number, packs in enumerate(plan_batches(plan, most, MAX_LOGITS // logits)):
+            is_mine = self._processes.is_mine(number)
+            if is_mine or number == 0:
+                batch = make_batch(plan, packs, self.prefix_id)
+                values = batch_log_probs(self.model, batch, trees=plan.is_tree, head=head)
+                sample = float(values.sum()) if number == 0 else sample
+            if is_mine:
+                result[batch.predictions] = values
+            if self._processes.size == 1:
+                _check_finite(result, plan, name)
+            if self.progress is not None:
+                self.progress(int(texts[packs].sum()))
+        return result, sample
+
+
+def _prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[str, int]:
+    for token, token_id in (
+        (tokenizer.bos_token, tokenizer.bos_token_id),
+        (tokenizer.eos_token, tokenizer.eos_token_id),
+    ):
+        if token_id is not None:
+            return str(token), int(token_id)
+    raise UserError(
+        "the tokenizer has neither a BOS nor an EOS token, so the first word of a sentence has nothing to be "
+        "conditioned on; set bos_token in its tokenizer_config.json."
+    )
+
+
+def _attention_window(model: Any) -> int | None:
+    """Tokens that a layer looks back at most; a mask that is given from outside would take the place of that limit."""
+    config = text_config(model)
+    return min((size for key in WINDOWS if isinstance(size := getattr(config, key, None), int)), default=None)
+
+
+def _check_finite(log_probs: FloatArray, plan: ScoringPlan, name: Callable[[int], str]) -> None:
+    broken = np.flatnonzero(~np.isfinite(log_probs))
+    if len(broken):
+        raise NonFiniteScore(
+            f"{name(plan.text_of(int(broken[0])))}: the model's log-probability is not finite. The training has "
+            "diverged or the weights overflow in their dtype; try float32 or bfloat16, or a smaller learning rate."
+        )

@@ -1,0 +1,129 @@
+"""The figures of a study that are no lines: declared differences, categories, and what an arm costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedbias_plugin.metrics.base import metric_class
+from fedbias_plugin.study.comparisons import Answer
+from fedbias_plugin.study.drawing import Figure, Panel, figure, pieces, short
+from fedbias_plugin.study.frame import Study
+from fedbias_plugin.study.statistics import Spread
+from fedbias_plugin.tracking.numbers import VIEWS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PHASES = {
+    "seconds/train": ("#0072B2", "training"),
+    "seconds/assess": ("#E69F00", "scoring clients"),
+    "seconds/aggregate": ("#000000", "aggregation"),
+    "seconds/evaluate": ("#B7DDF2", "scoring the global model"),
+}
+LABEL_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+LETTERS = "ABCDEF"
+MOST_ROWS, ROW_HEIGHT = 14, 30
+
+
+def forest(answers: Sequence[Answer]) -> list[Figure]:
+    """The pooled difference of every declared comparison with its interval; a dot is one pair of arms."""
+    rows: dict[str, list[tuple[str, Spread, list[float]]]] = {}
+    for answer in answers:
+        for outcome in answer.pooled:
+            if outcome.tested is None:
+                continue
+            dots = [own.difference.mean for pair in answer.pairs if (own := pair.outcome(outcome.metric).tested)]
+            rows.setdefault(outcome.metric, []).append((answer.comparison.title, outcome.tested.difference, dots))
+    panels = [_forest_panel(f"{metric_class(metric).title}: arm minus baseline", own) for metric, own in rows.items()]
+    caption = (
+        "Square and line: mean difference over pairs of arms and its 95% interval over seeds; dot: one pair. Left of 0 "
+        "is less, right is more of the stereotype. n: pairs x seeds."
+    )
+    return figure("differences", "Declared differences", caption, panels)
+
+
+def _forest_panel(title: str, rows: Sequence[tuple[str, Spread, list[float]]]) -> Panel:
+    def draw(axes: Any) -> None:
+        axes.axvline(0, color="#555555", linewidth=1)
+        for place, (name, value, dots) in enumerate(rows):
+            axes.plot(value.ci95 or (value.mean, value.mean), [place, place], color="black", linewidth=1.6)
+            axes.plot(dots, [place] * len(dots), "o", color="#999999", markersize=3.5)
+            axes.plot([value.mean], [place], "s", color="black", markersize=6)
+            label = f"{short(name, 42)} (n = {len(dots)} x {value.n})"
+            axes.text(0.0, place - 0.28, label, transform=axes.get_yaxis_transform(), va="bottom", bbox=LABEL_BOX)
+        axes.set(ylim=(len(rows) - 0.5, -0.85), yticks=[], xlabel="difference (points)")
+        axes.spines["left"].set_visible(False)
+
+    said = "; ".join(f"{name}: {value.mean:+.1f}" for name, value, _ in rows)
+    return Panel(title, f"{said}.", draw, height=46 + ROW_HEIGHT * len(rows))
+
+
+def categories(study: Study) -> list[Figure]:
+    """Metrics by category (rows) and arm (columns) in the last measured round, colours centred on the ideal."""
+    own = study.last[~study.last["part"].isin(["", *VIEWS])]
+    counts = {arm.label: len(arm.runs) for arm in study.arms}
+    panels = []
+    for metric in [name for name in study.metrics if metric_class(name).ideal is not None]:
+        table = own[own["metric"] == metric].pivot_table(index="part", columns="arm", values="value", sort=False)
+        for part in pieces(list(table.columns), len(LETTERS)) if len(table) else []:
+            panels.append(_category_panel(metric, table[part], table, counts))
+    caption = "Mean over seeds (n); the columns A, B, ... are named below each panel. White: the ideal."
+    return figure("categories", "Bias by category", caption, panels)
+
+
+def _category_panel(metric: str, part: pd.DataFrame, whole: pd.DataFrame, counts: Mapping[str, int]) -> Panel:
+    ideal = metric_class(metric).ideal
+    reach = max((whole - ideal).abs().max().max(), 10.0 if ideal == 50.0 else 1e-9)
+    labels = [f"{letter}: {short(name, 34)} (n = {counts[name]})" for letter, name in zip(LETTERS, part, strict=False)]
+
+    def draw(axes: Any) -> None:
+        axes.pcolormesh(part.to_numpy(), cmap="PuOr_r", vmin=ideal - reach, vmax=ideal + reach, edgecolors="white")
+        for (row, column), value in np.ndenumerate(part.to_numpy()):
+            text = f"{value:.0f}" if ideal == 50.0 else f"{value:.2g}"
+            axes.text(column + 0.5, row + 0.5, text, ha="center", va="center")
+        axes.set_yticks(np.arange(len(part)) + 0.5, [short(name, 20) for name in part.index])
+        axes.set_xticks(np.arange(len(labels)) + 0.5, LETTERS[: len(labels)])
+        axes.invert_yaxis()
+        for label in labels:
+            axes.plot([], [], linestyle="none", label=label)
+
+    said = "; ".join(f"{name}: {part[name].min():.0f} to {part[name].max():.0f}" for name in part.columns)
+    return Panel(metric_class(metric).title, f"By category. {said}.", draw, labels, 40 + 19 * len(part))
+
+
+def cost(study: Study) -> list[Figure]:
+    """Seconds by phase, stacked, and the peak of memory, of every arm."""
+    means = study.means.head(MOST_ROWS)
+    time = means[[name for name in PHASES if name in means]].dropna(how="all")
+    if time.empty:
+        return []
+    memory = means.loc[time.index, ["peak_memory_mib"]] / 1024
+    names = [f"{short(arm.label, 38)} (n = {len(arm.runs)})" for arm in study.arms if arm.label in time.index]
+    panels = [_bars_panel("Time", "seconds a run", time, names), _bars_panel("Peak memory", "GiB", memory, names)]
+    caption = "Wall-clock seconds of a whole run and the most memory of its process or GPU, means over seeds (n)."
+    return figure("time_and_memory", "Time by phase and peak memory", caption, panels)
+
+
+def _bars_panel(title: str, unit: str, table: pd.DataFrame, names: Sequence[str]) -> Panel:
+    totals = table.sum(axis=1)
+    labels = [PHASES[name][1] for name in table.columns if name in PHASES]
+
+    def draw(axes: Any) -> None:
+        left = totals * 0.0
+        for place, column in enumerate(table.columns):
+            colour, widths = PHASES.get(column, ("#009E73", ""))[0], table[column].fillna(0.0)
+            label = labels[place] if labels else None
+            axes.barh(range(len(table)), widths, 0.42, left=left, color=colour, label=label)
+            left = left + widths
+        for row, (name, total) in enumerate(zip(names, totals, strict=True)):
+            shown = f"{total:,.2f}" if total < 10 else f"{total:,.0f}"
+            axes.text(0, row - 0.27, name, va="bottom")
+            axes.text(total + 0.015 * totals.max(), row, shown, va="center")
+        axes.set(xlim=(0, (totals.max() or 1.0) * 1.25), ylim=(len(table) - 0.6, -0.85), yticks=[], xlabel=unit)
+        axes.locator_params(axis="x", nbins=5)
+
+    said = "; ".join(f"{label}: {total:.2f}" for label, total in totals.items())
+    return Panel(title, f"{unit}. {said}.", draw, labels, 48 + 33 * len(table))

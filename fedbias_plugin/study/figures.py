@@ -1,0 +1,241 @@
+"""The figures of a study: declared differences, metrics by round and by dose, clients, categories, task and cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedbias_plugin.metrics.base import metric_class
+from fedbias_plugin.study.bars import categories, cost, forest
+from fedbias_plugin.study.comparisons import NAMES, Answer
+from fedbias_plugin.study.drawing import GRID, MOST_LINES, Figure, Look, Panel, figure, looks, pieces, short
+from fedbias_plugin.study.frame import Arm, Study
+from fedbias_plugin.study.settings import listed
+from fedbias_plugin.study.study_file import DoseFigure, StudyFile, fits, placed
+
+KINDS = {"poisoned": Look("#D55E00", "-", "^"), "clean": Look("#0072B2", "-", "o")}
+PANEL_FACTS = ("model", "training", "clients", "attack", "client_samples", "learning_rate", "num_rounds")
+PLAIN_FACTS = ("model", "training", "scenario", "aggregation", "weighting")
+"""Facts in which arms of one panel agree, and those whose value is named by itself."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a panel.
+
+    Attributes:
+        name: in the legend, with ``n``.
+        x, y: of its points.
+        n: how many seeds, clients or runs it is of.
+        band: lowest and highest value at every ``x``; None for no band.
+        threads: what it is a mean of, drawn thin: (x, y) each.
+        look: fixed by its name where there is none.
+        is_dots: points only.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    n: str
+    band: tuple[Sequence[float], Sequence[float]] | None = None
+    threads: Sequence[tuple[Sequence[float], Sequence[float]]] = ()
+    look: Look | None = None
+    is_dots: bool = False
+
+
+def line_panel(title: str, lines: Sequence[Line], ideal: float | None = None, **axes_settings: Any) -> Panel:
+    """Lines with their bands and threads; ``ideal`` is dashed, ``axes_settings`` are for ``Axes.set``."""
+    fixed = looks([line.name for line in lines])
+    labels = [f"{short(line.name, 30)} (n = {line.n})" for line in lines]
+
+    def draw(axes: Any) -> None:
+        if ideal is not None:
+            axes.axhline(ideal, color="#555555", linestyle="--", linewidth=1)
+        for line, label in zip(lines, labels, strict=True):
+            look = line.look or fixed[line.name]
+            if line.band:
+                axes.fill_between(line.x, *line.band, color=look.colour, alpha=0.16, linewidth=0)
+            for x, y in line.threads:
+                axes.plot(x, y, "." if len(x) == 1 else "-", color=look.colour, linewidth=0.7, markersize=4, alpha=0.45)
+            dashes, every = ("none", 1) if line.is_dots else (look.dashes, max(1, len(line.x) // 8))
+            axes.plot(
+                line.x, line.y, color=look.colour, linestyle=dashes, marker=look.marker, markersize=5, markevery=every,
+                label=label,
+            )  # fmt: skip
+        axes.set(**axes_settings)
+        axes.grid(axis="both" if any(line.is_dots for line in lines) else "y", **GRID)
+        if axes_settings.get("xlabel") == "round":
+            axes.xaxis.get_major_locator().set_params(integer=True)
+
+    what, said = axes_settings.get("xlabel", ""), []
+    for line in lines:
+        ends = (f"{line.y[at]:.2f} at {what} {line.x[at]:.4g}" for at in dict.fromkeys((0, len(line.x) - 1)))
+        said.append(f"{line.name}: {', '.join(ends)}")
+    return Panel(title, f"{axes_settings.get('ylabel', '')}. {'; '.join(said)}.", draw, labels)
+
+
+def draw_figures(study: Study, file: StudyFile, answers: Sequence[Answer]) -> list[Figure]:
+    """Every figure that the study has data for; the declared differences first."""
+    return [
+        *forest(answers),
+        *(one for metric in study.metrics for one in curves(study, metric)),
+        *(one for spec in file.figures for one in dose(study, file, spec)),
+        *clients(study, "weight", "Client weights by round", "client weight"),
+        *clients(study, "bias_score", "Bias score b_i of the clients by round", "b_i (points)"),
+        *tradeoff(study),
+        *categories(study),
+        *cost(study),
+    ]
+
+
+def curves(study: Study, metric: str) -> list[Figure]:
+    """A metric by round: a line an arm, its mean over seeds, in a band from the lowest to the highest seed."""
+    own, ideal = study.by_round(metric), metric_class(metric).ideal
+    grouped = own.groupby(["arm", "round"], sort=True)["value"].agg(["mean", "min", "max", "count"])
+    arms = [arm for arm in study.arms if arm.label in grouped.index and len(grouped.loc[arm.label]) > 1]
+    low, high = own["value"].min(), own["value"].max()
+    if ideal is not None:
+        reach = 1.08 * max(abs(low - ideal), abs(high - ideal), 5.0 if ideal == 50.0 else 1e-9)
+        low, high = ideal - reach, ideal + reach
+    margin = 0.0 if ideal is not None else 0.06 * max(high - low, 0.01)
+    panels = []
+    for title, names in line_panels(arms):
+        lines = []
+        for name, arm in names.items():
+            table = grouped.loc[arm.label]
+            band = (list(table["min"]), list(table["max"])) if table["count"].max() > 1 else None
+            lms = study.spread(arm, f"{metric}/lms")
+            n = f"{len(arm.runs)}, LMS {lms.mean:.0f}" if lms else str(len(arm.runs))  # SS says nothing without it
+            lines.append(Line(name, list(table.index), list(table["mean"]), n, band))
+        ylabel = metric_class(metric).short or metric_class(metric).title
+        limits = {"ylim": (low - margin, high + margin), "ylabel": ylabel}
+        panels.append(line_panel(title, lines, ideal, xlabel="round", **limits))
+    caption = "Line: mean over seeds; band: lowest to highest seed; n: seeds. Round 0 is the untouched model."
+    if ideal is not None:
+        caption += f" Dashed: {ideal:g}, {'no preference' if ideal == 50.0 else 'the ideal'}."
+    title = f"{metric_class(metric).title} by round"
+    return figure(f"{metric}_by_round", title[0].upper() + title[1:], caption, panels)
+
+
+def line_panels(arms: Sequence[Arm]) -> Iterator[tuple[str, dict[str, Arm]]]:
+    """Titles and lines (name -> arm) of panels with at most five lines; arms of one model and algorithm share them."""
+    groups: dict[tuple[Any, ...], list[Arm]] = {}
+    for arm in arms:
+        groups.setdefault(tuple(str(arm.facts.get(name)) for name in PANEL_FACTS), []).append(arm)
+    varying = [name for place, name in enumerate(PANEL_FACTS) if len({key[place] for key in groups}) > 1]
+    for own in groups.values():
+        head = own[0].facts
+        title = " ".join(_fact_text(head, name) for name in dict.fromkeys(("training", *varying)) if head.get(name))
+        by_scenario: dict[str, list[Arm]] = {"": own}
+        if len(own) > MOST_LINES:
+            parts: dict[str, list[Arm]] = {}
+            for arm in own:
+                parts.setdefault(str(arm.facts.get("scenario")), []).append(arm)
+            alone = [arm for part in parts.values() if len(part) == 1 for arm in part]
+            by_scenario = {name: part for name, part in parts.items() if len(part) > 1} | ({"": alone} if alone else {})
+        for scenario, part in by_scenario.items():
+            for lines in pieces(part, MOST_LINES):
+                yield f"{title} {scenario}".strip() or "All runs", _line_names(lines, with_scenario=not scenario)
+
+
+def _line_names(arms: Sequence[Arm], *, with_scenario: bool) -> dict[str, Arm]:
+    """Rule of every arm, with what of its label tells it from others of that rule."""
+    by_name: dict[str, list[Arm]] = {}
+    for arm in arms:
+        weighting = f" ({arm.facts['weighting']})" if arm.facts.get("weighting") else ""
+        scenario = f"{arm.facts.get('scenario') or ''} " if with_scenario else ""
+        name = f"{scenario}{arm.facts.get('aggregation')}{weighting}".strip()
+        by_name.setdefault(name if arm.facts.get("training") else arm.label, []).append(arm)
+    names = {}
+    for name, own in by_name.items():
+        shared = set.intersection(*(set(arm.label.split()) for arm in own))
+        for arm in own:
+            names[" ".join([name, *(word for word in arm.label.split() if word not in shared)])] = arm
+    return {name: arm for arm in arms for name, one in names.items() if one is arm}
+
+
+def _fact_text(facts: Any, name: str) -> str:
+    value = facts.get(name)
+    return str(value) if name in PLAIN_FACTS else NAMES.get(name, f"{name}={{}}").format(value)
+
+
+def dose(study: Study, file: StudyFile, spec: DoseFigure) -> list[Figure]:
+    """Metrics with an ideal against a fact of arms, in the last measured round: mean and every seed."""
+    arms = [arm for arm in study.arms if arm.facts.get(spec.x) is not None and fits(arm.facts, spec.where)]
+    order = file.order.get(spec.x, ())
+    values = sorted({arm.facts[spec.x] for arm in arms}, key=lambda value: placed(value, order))
+    places = {value: value if isinstance(value, int | float) else place for place, value in enumerate(values)}
+    varying = [name for name in spec.lines if len({str(arm.facts.get(name)) for arm in arms}) > 1]
+    groups: dict[str, dict[Any, Arm]] = {}
+    hidden = []
+    for arm in arms:
+        name = " ".join(str(arm.facts.get(fact)) for fact in varying if arm.facts.get(fact)) or "all"
+        if groups.setdefault(name, {}).setdefault(arm.facts[spec.x], arm) is not arm:
+            hidden.append(arm.label)
+    panels = []
+    for metric in [name for name in study.metrics if metric_class(name).ideal is not None]:
+        lines = []
+        for name, own in groups.items():
+            shown = [value for value in values if value in own and study.by_seed(own[value], metric)]
+            seeds = [list(study.by_seed(own[value], metric).values()) for value in shown]
+            dots = [([places[value]], [one]) for value, each in zip(shown, seeds, strict=True) for one in each]
+            n = "-".join(dict.fromkeys(str(len(each)) for each in seeds))
+            if len(shown) > 1:
+                means = [sum(each) / len(each) for each in seeds]
+                lines.append(Line(name, [places[value] for value in shown], means, n, threads=dots))
+        ticks = {
+            "xticks": list(places.values()),
+            "xticklabels": [f"{value:.2g}" if isinstance(value, float) else str(value) for value in values],
+        }
+        ylabel = metric_class(metric).short or metric_class(metric).title
+        labels = {"xlabel": spec.x.replace("_", " "), "ylabel": ylabel}
+        for part in pieces(lines, MOST_LINES) if lines else []:
+            panels.append(line_panel(metric_class(metric).title, part, metric_class(metric).ideal, **ticks, **labels))
+    caption = "Line: mean over seeds; dot: a seed; n: seeds of an arm. Dashed: the ideal."
+    caption += f" Not shown, at the place of another arm: {listed(hidden, MOST_LINES)}." if hidden else ""
+    return figure(spec.id, spec.title, caption, panels)
+
+
+def clients(study: Study, number: str, title: str, what: str) -> list[Figure]:
+    """A number of every client by round, poisoned and clean ones apart; under ``plain`` it weighs nobody."""
+    frame = study.frame[study.frame["client"] >= 0]
+    shares = frame[frame["metric"] == "poisoned_share"].groupby(["run", "client"])["value"].max()
+    own = frame[frame["metric"] == number].dropna(subset=["value"])
+    kinds = ["poisoned" if shares.get(key, 0.0) > 0 else "clean" for key in zip(own["run"], own["client"], strict=True)]
+    own = own.assign(kind=kinds)
+    panels = []
+    for arm in [arm for arm in study.arms if arm.facts.get("aggregation") != "plain"]:
+        lines = []
+        for kind, part in own[own["arm"] == arm.label].groupby("kind", sort=False):
+            each = [(list(one["round"]), list(one["value"])) for _, one in part.groupby(["run", "client"])]
+            mean = part.groupby("round")["value"].mean()
+            lines.append(Line(kind, list(mean.index), list(mean), str(len(each)), threads=each, look=KINDS[kind]))
+        if lines:
+            panels.append(line_panel(arm.label, lines, xlabel="round", ylabel=what))
+    caption = (
+        "Thin: a client of one seed; thick: mean over clients of a kind and seeds; n: clients, of all seeds together."
+    )
+    return figure(f"client_{number}", title, caption, panels)
+
+
+def tradeoff(study: Study) -> list[Figure]:
+    """Mean Δ against the held-out loss at the end of every run: less bias that costs the task shows at once."""
+    deltas = [name for name in study.finals.columns if name.endswith("/delta")]
+    if not deltas or "heldout_loss" not in study.finals.columns:
+        return []
+    points = study.finals.assign(bias=study.finals[deltas].mean(axis=1))[["heldout_loss", "bias"]].dropna()
+    panels = []
+    for title, names in line_panels(study.arms):
+        lines = []
+        for name, arm in names.items():
+            own = points.loc[[run.name for run in arm.runs if run.name in points.index]]
+            if len(own):
+                xy = list(own["heldout_loss"]), list(own["bias"])
+                lines.append(Line(name, *xy, str(len(own)), is_dots=True))
+        top: dict[str, Any] = {"ylim": (0, 1.1 * max(points["bias"].max(), 1))}
+        panels += [line_panel(title, lines, xlabel="held-out loss (nats)", ylabel="mean Δ", **top)] if lines else []
+    caption = (
+        "A point a run, in its last measured round: lower is less biased, further left is better at the task. n: runs."
+    )
+    return figure("bias_against_loss", "Bias against held-out loss", caption, panels)

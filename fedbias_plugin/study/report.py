@@ -1,0 +1,124 @@
+"""``fedbias report``: from folders of runs to one page, the same as Markdown, and tables as CSV and LaTeX."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from fedbias_plugin.errors import UserError
+from fedbias_plugin.files import disk_errors_named, whole_folder, write_bytes_atomic
+from fedbias_plugin.study.about import caveats, conclusion, findings, lead, what_was_run
+from fedbias_plugin.study.comparisons import answer_all
+from fedbias_plugin.study.drawing import figure_png
+from fedbias_plugin.study.figures import draw_figures
+from fedbias_plugin.study.frame import Study, load_study
+from fedbias_plugin.study.page import html_page, markdown_page
+from fedbias_plugin.study.paper import Paper, load_paper
+from fedbias_plugin.study.pivot import pivot_tables
+from fedbias_plugin.study.study_file import StudyFile, find_study_file, load_study_file
+from fedbias_plugin.study.table import csv_table, latex_table
+from fedbias_plugin.study.tables import answers_table, arm_tables, items_table, pair_tables, warnings_table
+
+PAGE = "report.html"
+LIBRARIES = ("matplotlib", "jinja2")
+OWN_FILES = re.compile(r"report\.html|report\.md|figures/[a-z0-9_]+\.png|tables/[a-z0-9_-]+\.(csv|tex)")
+
+
+def write_report(
+    folders: Sequence[str | Path],
+    output: str | Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    study_file: str | None = None,
+) -> Path:
+    """Read the runs of ``folders`` and write their report.
+
+    The report appears whole: an older one stays until the new one is written, and is replaced then. Equal runs give
+    equal bytes.
+
+    Args:
+        folders: sweeps, runs, or folders that hold runs.
+        output: folder of the report; ``report`` in the first of ``folders`` when absent.
+        say: is told how far it is, a line at a time.
+        study_file: what the study asks; ``study.yaml`` of a folder, or the paper's, when absent.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: no run can be read, a library is missing, ``output`` holds something that is not a report, or it
+            cannot be written.
+    """
+    require_libraries()
+    file, paper = load_study_file(find_study_file(folders, study_file)), load_paper()
+    target = (Path(output) if output is not None else Path(folders[0]) / "report").resolve()
+    check_output(target)
+    study = load_study(folders).ordered(file.order)
+    file.check_names((name for arm in study.arms for name in arm.facts), study.metrics)
+    known = caveats(study, folders)
+    say(f"{file.title}. {lead(study)}")
+    for line in (*known, *study.warnings):
+        say(f"  {line}")
+    say("tables and figures ...")
+    files = report_files(study, file, paper, known)
+    with disk_errors_named(target), whole_folder(target) as folder:
+        for name, content in files.items():
+            write_bytes_atomic(folder / name, content)
+    return target / PAGE
+
+
+def report_files(study: Study, file: StudyFile, paper: Paper, known: Sequence[str] = ()) -> dict[str, bytes]:
+    """Every file of a report: its path in the folder, and its bytes; ``known``: what must be known first."""
+    answers, silent = answer_all(study, file)
+    main = [answers_table(answers)] if answers else []
+    tables = [*pivot_tables(study, file, paper), *pair_tables(answers), *arm_tables(study), *items_table(answers)]
+    of_runs = list(warnings_table(study))
+    figures = draw_figures(study, file, answers)
+    page = {
+        "title": file.title,
+        "question": file.question,
+        "lead": lead(study),
+        "conclusion": conclusion(answers),
+        "caveats": known,
+        "answers": main[0] if main else None,
+        "findings": findings(answers),
+        "notes": silent,
+        "figures": figures,
+        "tables": tables,
+        "warnings": study.warnings,
+        "run_warnings": of_runs[0] if of_runs else None,
+        "facts": what_was_run(study),
+    }
+    files = {PAGE: html_page(page).encode(), "report.md": markdown_page(page).encode()}
+    for table in (*main, *tables, *of_runs):
+        files[f"tables/{table.id}.csv"] = csv_table(table).encode()
+        files[f"tables/{table.id}.tex"] = latex_table(table).encode()
+    return files | {f"figures/{figure.name}.png": figure_png(figure) for figure in figures}
+
+
+def require_libraries() -> None:
+    """Fail at once, with the line that mends it, where a library of the report is missing.
+
+    Raises:
+        UserError: names the missing ones.
+    """
+    if missing := [name for name in LIBRARIES if find_spec(name) is None]:
+        raise UserError(f"the report needs {', '.join(missing)}: pip install {' '.join(missing)}")
+
+
+def check_output(target: Path) -> None:
+    """Refuse to write over anything that is not a report.
+
+    Raises:
+        UserError: ``target`` is a file, or holds a file that no report has.
+    """
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise UserError(f"{target}: is a file; --output names a folder.")
+    for path in sorted(target.rglob("*")):
+        name = path.relative_to(target).as_posix()
+        is_own = name in ("figures", "tables") if path.is_dir() else OWN_FILES.fullmatch(name)
+        if path.is_symlink() or not is_own:
+            raise UserError(f"{target}: holds {name}, which is not of a report; give an empty or a new folder.")

@@ -1,0 +1,175 @@
+"""The contracts of a trainable (which parameters train) and of a term (what joins the local objective or optimizer)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from fedbias_plugin.errors import UserError
+from fedbias_plugin.extension import Extension
+from fedbias_plugin.registry import build, load, names
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from fedbias_plugin.state import State
+    from fedbias_plugin.training.client_trainer import TrainingSettings
+
+
+@dataclass
+class ClientRound:
+    """One client's training in one round, as terms see it.
+
+    Attributes:
+        client: its id.
+        round_idx: the round, from 0.
+        theta: the global state the client starts from; not modified.
+        rows: n_i, rows the client holds.
+        mu: FedProx's mu for this client.
+        learning_rate: of the round.
+        broadcast: name -> state that the server sends beside theta (SCAFFOLD's ``control_variate``).
+        kept: name -> state that the client kept from its last accepted round.
+        sent: name -> state that goes to the server beside the update; terms fill it.
+        keeps: name -> state the client is to keep, once its update is accepted; terms fill it.
+        extra: name -> number for the records; terms fill it.
+    """
+
+    client: int
+    round_idx: int
+    theta: State
+    rows: int = 0
+    mu: float = 0.0
+    learning_rate: float = 0.0
+    broadcast: dict[str, State] = field(default_factory=dict)
+    kept: dict[str, State] = field(default_factory=dict)
+    sent: dict[str, State] = field(default_factory=dict)
+    keeps: dict[str, State] = field(default_factory=dict)
+    extra: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class LocalTraining:
+    """What a term that trains a client itself has to do it with.
+
+    Attributes:
+        model: holds the state the client starts from; it is left with what was trained.
+        parameters: name in theta -> live trained parameter of it.
+        features: all rows of the client.
+        collate: makes a batch of rows.
+        settings: how clients train.
+        terms: the other terms.
+        after_each_step: what the host does after an optimizer step; what it raises ends the training.
+    """
+
+    model: PreTrainedModel
+    parameters: dict[str, torch.nn.Parameter]
+    features: Sequence[dict[str, Any]]
+    collate: Callable[[list[dict[str, Any]]], Any]
+    settings: TrainingSettings
+    terms: Sequence[Term] = ()
+    after_each_step: Callable[[], None] | None = None
+
+    def add_to_loss(self, loss: torch.Tensor) -> torch.Tensor:
+        """``loss`` with what the other terms add."""
+        for term in self.terms:
+            loss = term.add_to_loss(loss)
+        return loss
+
+    def after_step(self, learning_rate: float) -> None:
+        """To be called after every optimizer step."""
+        for term in self.terms:
+            term.after_step(learning_rate)
+        if self.after_each_step is not None:
+            self.after_each_step()
+
+
+@dataclass
+class Term(Extension):
+    """Something in the local objective or optimizer of every client, or the local training as a whole.
+
+    Attributes:
+        trains: whether it trains clients itself (:meth:`train`), in place of Transformers' Trainer; one of a run may.
+        algorithms: the server algorithms (``--fed_alg``) whose clients train with it. Without any its own flags switch
+            it on (``is_on``), on every host; a patched OpenFedLLM has those of its algorithms itself.
+        sends, keeps: names of the states that it fills ``sent`` and ``keeps`` with, for what they take of the memory.
+    """
+
+    trains: ClassVar[bool] = False
+    algorithms: ClassVar[tuple[str, ...]] = ()
+    sends: ClassVar[tuple[str, ...]] = ()
+    keeps: ClassVar[tuple[str, ...]] = ()
+
+    def is_for(self, fed_alg: str) -> bool:
+        """Whether the clients of a run with this server algorithm train with it."""
+        return fed_alg in self.algorithms if self.algorithms else self.is_on
+
+    def check_flags(self, flags: Mapping[str, Any]) -> None:
+        """Raise :class:`UserError` where it does not fit the run's ``flags``; called before the weights are read."""
+
+    def plan(self, model: PreTrainedModel, settings: TrainingSettings, rows: Mapping[int, int]) -> None:
+        """Called once before a run trains, by the server in a federation; ``rows``: client id -> rows it holds.
+
+        Raises:
+            UserError: it does not fit the model or a client.
+        """
+
+    def train(self, job: ClientRound, local: LocalTraining) -> tuple[int, float | None]:
+        """Train the client, where the term :attr:`trains`: optimizer steps done, and the mean training loss.
+
+        The same call must give the same bytes on a CPU. The model's mode, hooks of its own and the global random states
+        are put back by the caller.
+        """
+        raise NotImplementedError
+
+    def begin(self, job: ClientRound, parameters: dict[str, torch.nn.Parameter]) -> None:
+        """Called before the first step; ``parameters``: name in theta -> live trained parameter."""
+
+    def add_to_loss(self, loss: torch.Tensor) -> torch.Tensor:
+        """The loss of a micro-batch with the term added."""
+        return loss
+
+    def after_step(self, learning_rate: float) -> None:
+        """Called after every optimizer step."""
+
+    def finish(self, job: ClientRound, state: State, steps: int) -> None:
+        """Called with what the client trained in so many optimizer ``steps``; fills ``sent``, ``keeps``, ``extra``."""
+
+
+@dataclass
+class Trainable(Extension):
+    """Which parameters train; chosen by ``--trainable NAME``, without it ``lora`` or ``full`` by ``--use_peft``."""
+
+    @abstractmethod
+    def prepare(self, model: PreTrainedModel, seed: int) -> PreTrainedModel:
+        """The model with exactly the parameters that train requiring gradients; may be another object.
+
+        Called first with the model's outline, on the device ``meta``, so that what does not fit is said before the
+        weights are read.
+
+        Raises:
+            UserError: it does not fit this model.
+        """
+
+    def parameters(self, model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
+        """Name -> live parameter, of what clients send and the server averages: what ``model`` trains.
+
+        Raises:
+            ValueError: nothing is trained.
+        """
+        from fedbias_plugin.training.parameters import trained_parameters
+
+        return trained_parameters(model)
+
+
+def check_host_trains(arguments: Any) -> None:
+    """For a host that trains clients by itself: refuse a term that does, which would silently be left out.
+
+    Raises:
+        UserError: naming the term.
+    """
+    for name in names("term"):
+        if load("term", name).trains and build("term", name, arguments).is_on:
+            raise UserError(f"The term {name} trains clients itself, and here the host does; use fedbias run.")

@@ -1,0 +1,18 @@
+"""What a patched host trains is its script's: other tasks and trainables are refused before anything loads."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from fedbias_plugin.errors import UserError
+from fedbias_plugin.hosts.openfedllm.arguments import AllArguments, AttachedArguments
+from fedbias_plugin.hosts.openfedllm.flags import check_arguments
+from fedbias_plugin.registry import EXTENSIONS
+
+
+@pytest.mark.parametrize("flags", [{"trainable": "full"}, {"trainable": "lora"}, {"task": "mine"}])
+def test_tasks_and_trainables_belong_to_the_built_in_host(monkeypatch, flags):
+    monkeypatch.setitem(EXTENSIONS["task"], "mine", "nowhere:Mine")
+    script = SimpleNamespace(model_name_or_path="nowhere/at/all")
+    with pytest.raises(UserError, match=r"--task and --trainable belong to fedbias run"):
+        check_arguments(AllArguments(script, SimpleNamespace(), AttachedArguments(**flags)))

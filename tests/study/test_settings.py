@@ -1,0 +1,108 @@
+"""A setting counts where something reads it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fedbias_plugin.aggregation.server_optimizer import ServerOptimizer
+from fedbias_plugin.fed_algs import ALGORITHMS
+from fedbias_plugin.hosts.builtin.resolve import defaults
+from fedbias_plugin.options import idle_flags
+from fedbias_plugin.registry import all_options, flags_for, free_to_change
+from fedbias_plugin.study.settings import conditions, read_settings, same_arm
+
+
+def conditional_on(name):
+    """The flags that are read with some values of the flag ``name`` only."""
+    return {flag for flag, on in conditions().items() if name in on}
+
+
+CHANGED = {"fedopt_tau": 0.5, "fedopt_eta": 0.5, "fedopt_beta1": 0.3, "fedopt_beta2": 0.3, "fedopt_v0": 0.7}
+
+
+def after_three_rounds(fed_alg, **flags):
+    """The global weights when three clients have moved about in each of three rounds."""
+    server = ServerOptimizer(fed_alg, flags, num_clients=3)
+    state = {"w": torch.zeros(4)}
+    for number in range(3):
+        moves = torch.randn(3, 4, generator=torch.Generator().manual_seed(number))
+        local = {client: {"w": state["w"] + moves[client]} for client in range(3)}
+        deltas = {client: {"w": moves[client]} for client in range(3)} if fed_alg == "scaffold" else None
+        state = server.aggregate(number, state, local, {0: 3, 1: 5, 2: 7}, deltas)
+    return state["w"]
+
+
+@pytest.mark.parametrize("fed_alg", ALGORITHMS)
+@pytest.mark.parametrize(("flag", "value"), [*CHANGED.items(), ("fedopt_variant", "reddi")])
+def test_a_server_flag_counts_exactly_where_it_changes_the_server_s_arithmetic(fed_alg, flag, value):
+    changes = not torch.equal(after_three_rounds(fed_alg), after_three_rounds(fed_alg, **{flag: value}))
+    assert (flag in read_settings({"fed_alg": fed_alg}, "plain")) == changes
+
+
+def test_flags_that_the_command_line_calls_idle_do_not_count():
+    settings = {**defaults(), "scenario": "none"}
+    idle = {name for name, _ in idle_flags(all_options(), settings, defaults())}
+    counted = read_settings({"scenario": "none"}, "plain")
+    assert {"bama_lambda", "prox_mu", "client_samples"} <= idle
+    assert not idle & counted.keys()
+
+
+@pytest.mark.parametrize(
+    ("flag", "settings", "aggregation"),
+    [
+        ("bama_alpha", {}, "bama"), ("byzantine_clients", {}, "krum"), ("clip_norm", {}, "norm_clip"),
+        ("attack_strength", {"attack": "sign_flip"}, "plain"), ("biased_shares", {"scenario": "custom"}, "plain"),
+        ("prox_mu", {"fed_alg": "fedprox"}, "plain"), ("peft_lora_r", {"use_peft": True}, "plain"),
+    ],
+)  # fmt: skip
+def test_a_flag_counts_with_what_reads_it_and_not_without(flag, settings, aggregation):
+    assert flag in read_settings(settings, aggregation)
+    assert flag not in read_settings({}, "plain")
+
+
+def test_steps_do_not_count_beside_epochs_and_the_shares_of_probe_items_always_do():
+    assert "max_steps" in read_settings({}, "plain")
+    assert "max_steps" not in read_settings({"local_epochs": 2}, "plain")
+    assert {"bama_crows_fraction", "bama_stereoset_fraction"} <= read_settings({}, "plain").keys()
+
+
+def test_what_every_flag_matters_to_is_what_it_was():
+    """The lists that were kept by hand before the flags said it themselves."""
+    machine = {"output_dir", "resume_from", "data_dir", "local_states", "checkpoint_every", "save_model_freq"}
+    nodes = {"min_clients", "node_wait", "round_timeout"}
+    assert flags_for("machine") == {*machine, *nodes, "wandb_mode"}
+    assert free_to_change() == {*flags_for("machine"), "model_name_or_path", "on_bad_update", "max_update_norm"}
+    assert same_arm() == {*flags_for("machine"), "seed", "schedule_seed", "track", "wandb_project", "run_name"}
+    assert flags_for("speed") == {"gradient_checkpointing", "bias_batch_tokens", "on_bad_update"}
+    assert flags_for("measuring") == {"bias_eval_every", "rouge_samples"}
+    server = {"prox_mu", "fedopt_tau", "fedopt_eta", "fedopt_v0", "fedopt_beta1", "fedopt_beta2", "fedopt_variant"}
+    assert conditional_on("fed_alg") == server
+    rules = {"bama_alpha", "bama_lambda", "bama_weighting", "byzantine_clients", "clip_norm"}
+    assert conditional_on("aggregation") == rules
+    lora = {"peft_lora_r", "peft_lora_alpha", "peft_lora_dropout", "peft_lora_target_modules"}
+    lora |= {"load_in_8bit", "load_in_4bit"}
+    assert conditional_on("use_peft") == lora
+    metrics = {"crows_reduction", "stereoset_reduction", "bama_crows_fraction", "bama_stereoset_fraction"}
+    assert conditional_on("bias_benchmarks") == metrics
+    dealt = {"columns", "clean_dataset", "biased_dataset", "client_samples", "heldout_samples", "rouge_samples"}
+    others = {
+        "template",
+        "attack_strength",
+        "biased_shares",
+        "cda_mode",
+        "cda_words",
+        "max_steps",
+        "wandb_project",
+        "wandb_mode",
+        "preference_dataset",
+    }
+    assert conditions().keys() == server | rules | lora | metrics | dealt | others
+
+
+def test_every_condition_is_on_a_flag_that_there_is():
+    known = all_options()
+    for name, about in known.items():
+        for other, values in (about.read_when or {}).items():
+            assert other in known, name
+            assert not known[other].choices or set(values) <= {*known[other].known, None}, name
