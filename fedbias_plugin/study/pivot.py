@@ -10,7 +10,7 @@ from typing import Any
 from fedbias_plugin.errors import printable
 from fedbias_plugin.study.comparable import conflicts, named
 from fedbias_plugin.study.frame import Arm, Study
-from fedbias_plugin.study.paper import Paper
+from fedbias_plugin.study.published import Published
 from fedbias_plugin.study.settings import differences, listed, unusual, value_text
 from fedbias_plugin.study.study_file import PivotTable, StudyFile, fits
 from fedbias_plugin.study.table import Cell, Column, Row, Table
@@ -31,16 +31,16 @@ Places = Mapping[tuple[Key, Key], Arm]
 """(Values of the facts of a row, of those of a column) -> arm."""
 
 
-def pivot_tables(study: Study, file: StudyFile, paper: Paper) -> Iterator[Table]:
+def pivot_tables(study: Study, file: StudyFile) -> Iterator[Table]:
     """Every table of the file that the study has arms for."""
     for spec in file.tables:
         arms = [arm for arm in study.arms if arm.facts and fits(arm.facts, spec.where)]
         counts = {name: len({str(arm.facts.get(name)) for arm in arms}) for name in spec.needs}
         if arms and all(counts[name] >= needed for name, needed in spec.needs.items()):
-            yield _pivot(study, file, spec, arms, paper)
+            yield _pivot(study, file, spec, arms)
 
 
-def _pivot(study: Study, file: StudyFile, spec: PivotTable, arms: Sequence[Arm], paper: Paper) -> Table:
+def _pivot(study: Study, file: StudyFile, spec: PivotTable, arms: Sequence[Arm]) -> Table:
     notes: list[str] = []
     places = _places(spec, arms, notes)
     apart = _apart(spec, places, notes)
@@ -58,13 +58,16 @@ def _pivot(study: Study, file: StudyFile, spec: PivotTable, arms: Sequence[Arm],
     for group, own in groupby(row_keys, key=lambda key: str(key[0])):
         keys, originals = list(own), []
         for label, arm in _originals(study, arms, group) if spec.original else ():
-            originals = [_cell(study, spec, arm, one, paper, is_original=True) for _, one in where]
+            originals = [_cell(study, spec, arm, one, file.published, is_original=True) for _, one in where]
             rows.append(Row((group, label, *[""] * (len(spec.rows) - 2)), tuple(originals), group))
-        cells = [[_cell(study, spec, places.get((key, column)), one, paper) for column, one in where] for key in keys]
+        cells = [
+            [_cell(study, spec, places.get((key, column)), measure, file.published) for column, measure in where]
+            for key in keys
+        ]
         counts = [[one.endswith("/delta") and (key, column) not in apart for column, one in where] for key in keys]
         for key, line in zip(keys, _with_best(cells, counts), strict=True):
             plain = places.get((_without_bama(spec, key), ()))
-            references = originals or [_cell(study, spec, plain, one, paper) for _, one in where]
+            references = originals or [_cell(study, spec, plain, one, file.published) for _, one in where]
             labels = tuple(_shown(value, file) for value in key)
             rows.append(Row(labels, tuple(map(_judged, line, references)), group))
     every = [cell for row in rows for cell in row.cells]
@@ -72,8 +75,8 @@ def _pivot(study: Study, file: StudyFile, spec: PivotTable, arms: Sequence[Arm],
     notes += [*seeds_note(list(places.values())), *below_note(study, list(places.values()), deltas)]
     notes += unsound_note(every)
     if any(cell.paper is not None for cell in every):
-        told = (f"Of the paper: {text}" for text in paper.inconsistencies.get(spec.id, ()))
-        notes += [*_order_notes(rows, heads), *told, *_other_settings(paper, places.values())]
+        told = (f"Of the paper: {text}" for text in file.published.inconsistencies.get(spec.id, ()))
+        notes += [*_order_notes(rows, heads), *told, *_other_settings(file.published, places.values())]
     caption = spec.caption or "Means over seeds."
     return Table(spec.id, spec.title, caption, spec.rows, tuple(heads), tuple(rows), tuple(dict.fromkeys(notes)))
 
@@ -134,7 +137,7 @@ def _originals(study: Study, arms: Sequence[Arm], model: str) -> Iterator[tuple[
 
 
 def _cell(
-    study: Study, spec: PivotTable, arm: Arm | None, measure: str, paper: Paper, *, is_original: bool = False
+    study: Study, spec: PivotTable, arm: Arm | None, measure: str, published: Published, *, is_original: bool = False
 ) -> Cell:
     """A mean over seeds, with the paper's number where it has the place; empty without an arm."""
     if arm is None:
@@ -145,7 +148,7 @@ def _cell(
     keys = spec.paper.get("names", {})
     values = [arm.facts.get(name) for name in spec.paper["path"]]
     path = ["original"] if is_original else [str(keys.get(value, value)) for value in values]
-    return dataclasses.replace(cell, paper=paper.cell(spec.paper["table"], arm.model, path, measure))
+    return dataclasses.replace(cell, paper=published.cell(spec.paper["table"], arm.model, path, measure))
 
 
 def _without_bama(spec: PivotTable, key: Key) -> Key:
@@ -179,9 +182,9 @@ def _order_notes(rows: Sequence[Row], heads: Sequence[Column]) -> Iterator[str]:
                 yield f"{where}: the order {' < '.join(ours)} {said}."
 
 
-def _other_settings(paper: Paper, arms: Iterable[Arm]) -> Iterator[str]:
+def _other_settings(published: Published, arms: Iterable[Arm]) -> Iterator[str]:
     """In which of the settings that the paper states these arms are not the paper's."""
-    for flag, value in paper.stated.items():
+    for flag, value in published.stated.items():
         if own := [value_text(arm.facts[flag]) for arm in arms if arm.facts.get(flag, value) != value]:
             yield f"The paper's runs have --{flag} {value:g}, some of these {listed(own)}."
 

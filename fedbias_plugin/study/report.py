@@ -15,7 +15,6 @@ from fedbias_plugin.study.drawing import figure_png
 from fedbias_plugin.study.figures import draw_figures
 from fedbias_plugin.study.frame import Study, load_study
 from fedbias_plugin.study.page import html_page, markdown_page
-from fedbias_plugin.study.paper import Paper, load_paper
 from fedbias_plugin.study.pivot import pivot_tables
 from fedbias_plugin.study.study_file import StudyFile, find_study_file, load_study_file
 from fedbias_plugin.study.table import csv_table, latex_table
@@ -51,7 +50,7 @@ def write_report(
             cannot be written.
     """
     require_libraries()
-    file, paper = load_study_file(find_study_file(folders, study_file)), load_paper()
+    file = load_study_file(find_study_file(folders, study_file))
     target = (Path(output) if output is not None else Path(folders[0]) / "report").resolve()
     check_output(target)
     study = load_study(folders).ordered(file.order)
@@ -61,18 +60,18 @@ def write_report(
     for line in (*known, *study.warnings):
         say(f"  {line}")
     say("tables and figures ...")
-    files = report_files(study, file, paper, known)
+    files = report_files(study, file, known)
     with disk_errors_named(target), whole_folder(target) as folder:
         for name, content in files.items():
             write_bytes_atomic(folder / name, content)
     return target / PAGE
 
 
-def report_files(study: Study, file: StudyFile, paper: Paper, known: Sequence[str] = ()) -> dict[str, bytes]:
+def report_files(study: Study, file: StudyFile, known: Sequence[str] = ()) -> dict[str, bytes]:
     """Every file of a report: its path in the folder, and its bytes; ``known``: what must be known first."""
     answers, silent = answer_all(study, file)
     main = [answers_table(answers)] if answers else []
-    tables = [*pivot_tables(study, file, paper), *pair_tables(answers), *arm_tables(study), *items_table(answers)]
+    tables = [*pivot_tables(study, file), *pair_tables(answers), *arm_tables(study), *items_table(answers)]
     of_runs = list(warnings_table(study))
     figures = draw_figures(study, file, answers)
     page = {

@@ -15,12 +15,14 @@ from fedbias_plugin.configs_folder import configs_folder
 from fedbias_plugin.errors import UserError, did_you_mean, quoted
 from fedbias_plugin.flags import read_yaml
 from fedbias_plugin.registry import all_options, names
+from fedbias_plugin.study.published import Published, load_published
 
 FILE = "study.yaml"
 """Of the folder of a sweep: its own study."""
 FACTS = ("model", "training", "clients", "scenario", "aggregation", "weighting", "strength", "biased_share")
 """What arms are called by beside their flags."""
 FACT_KEYS = ("vary", "from_", "to", "where", "within", "across", "may_differ", "rows", "columns", "needs", "x", "lines")
+NOTHING = Published()
 DIRECTIONS = ("up", "down")
 SCALES = ("bias", "score")
 Wanted = Mapping[str, Any]
@@ -76,7 +78,7 @@ class PivotTable:
         original: whether the untouched model has a row.
         needs: fact -> how many different values there must be before the table is shown.
         may_differ: further settings in which its arms may differ.
-        paper: where the paper's cells are: ``table`` and ``path`` (facts, below the model) in ``paper_results.yaml``,
+        paper: where the published cells are: ``table`` and ``path`` (facts, below the model) in ``published``,
             ``names`` (value of a fact -> its key there), ``where`` (facts of the arms that have one).
     """
 
@@ -116,6 +118,7 @@ class StudyFile:
     Attributes:
         order: fact -> the order of its values; others follow by size or name.
         names: value of a fact -> how it is shown.
+        published: the numbers of a paper that stand beside ours; in the file the name of theirs, from its own folder.
     """
 
     name: str
@@ -126,6 +129,7 @@ class StudyFile:
     comparisons: tuple[Comparison, ...] = ()
     tables: tuple[PivotTable, ...] = ()
     figures: tuple[DoseFigure, ...] = ()
+    published: Published = NOTHING
 
     def check_names(self, facts: Iterable[str], metrics: Iterable[str]) -> None:
         """Refuse names that are misspelt, which would fit no arm in silence.
@@ -190,6 +194,8 @@ def load_study_file(path: Path) -> StudyFile:
         if not isinstance(entries, list):
             raise UserError(f"{where}, {key}: must be a list; found {quoted(entries)}.")
         content[key] = tuple(_read(kind, entry, f"{where}, {key} {place}") for place, entry in enumerate(entries, 1))
+    if published := content.pop("published", None):
+        content["published"] = load_published(path.parent / str(published))
     found = _read(StudyFile, {"name": path.stem, **content}, where)
     ids = [one.id for key in parts for one in getattr(found, key)]
     if twice := [name for name in ids if ids.count(name) > 1]:
@@ -239,7 +245,7 @@ def _typed(value: Any, wanted: str, where: str) -> Any:
         return " ".join(value.split())
     if wanted == "bool" and isinstance(value, bool):
         return value
-    if wanted.startswith(("Mapping", "Wanted")) and isinstance(value, dict):
+    if (wanted.startswith(("Mapping", "Wanted")) and isinstance(value, dict)) or isinstance(value, Published):
         return value
     raise UserError(f"{where}: {quoted(value)} is not what belongs here.")
 

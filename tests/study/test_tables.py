@@ -14,8 +14,8 @@ import pytest
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.study.comparisons import answer_all
 from fedbias_plugin.study.frame import load_study, possible
-from fedbias_plugin.study.paper import load_paper, paper_model
 from fedbias_plugin.study.pivot import pivot_tables
+from fedbias_plugin.study.published import load_published
 from fedbias_plugin.study.study_file import find_study_file, load_study_file
 from fedbias_plugin.study.table import (
     Cell,
@@ -37,7 +37,7 @@ PAPER_STUDY = load_study_file(find_study_file([], None))
 def tables_of(folder):
     study = load_study([folder])
     answers, _ = answer_all(study, PAPER_STUDY)
-    found = [*pivot_tables(study, PAPER_STUDY, load_paper()), *pair_tables(answers), *arm_tables(study)]
+    found = [*pivot_tables(study, PAPER_STUDY), *pair_tables(answers), *arm_tables(study)]
     found += [*items_table(answers), *warnings_table(study), *([answers_table(answers)] if answers else [])]
     return {table.id: table for table in found}
 
@@ -183,16 +183,29 @@ def test_a_run_on_another_model_has_no_number_of_the_paper(tmp_path):
     assert not any("paper's" in note for note in table.notes)
 
 
-def test_the_paper_s_file_has_its_130_cells_and_refuses_what_is_no_delta(tmp_path):
-    paper = load_paper()
+def test_the_paper_s_file_has_its_130_cells():
+    paper = PAPER_STUDY.published
     assert len(paper.cells) == 260
+    assert all(0 <= number <= 50 for number in paper.cells.values())
     assert paper.cell("table2", "mistral-7b", ("centralised_full", "mix-2B1C"), "stereoset/delta") == 15.96
     assert paper.cell("table1", "tiny", ("original",), "crows_pairs/delta") is None
-    assert paper_model("Phi-3-mini-4k-instruct") == "phi3_mini"
+    names = ["meta-llama/Meta-Llama-3-8B", "models/gemma2_2b", "google/gemma-2-2b-it", "Phi-3-mini-4k-instruct"]
+    assert [paper.model_of(name) for name in names] == ["llama3_8b", "gemma2_2b", None, "phi3_mini"]
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        ("phi3: {original: {gap: high}}", r"t, phi3, original, gap: must be a number, found 'high'"),
+        ("phi2: {original: {gap: 1}}", r"t, phi2, original, gap: 'phi2' is explained nowhere"),
+        ("phi3: {original: {gaps: 1}}", r"t, phi3, original, gaps: 'gaps' is explained nowhere"),
+    ],
+)
+def test_a_published_number_that_nobody_could_compare_is_refused(cells, said, tmp_path):
     path = tmp_path / "facts.yaml"
-    path.write_text("tables: {table1: {phi3_mini: {original: {delta_ss: 51}}}}")
-    with pytest.raises(UserError, match=r"table1, phi3_mini, original, delta_ss: .* found 51"):
-        load_paper(path)
+    path.write_text(f"measures: {{gap: crows_pairs}}\nmodels: {{phi3: phi-3}}\ntables: {{t: {{{cells}}}}}")
+    with pytest.raises(UserError, match=said):
+        load_published(path)
 
 
 def test_means_below_50_are_said_to_be_so(tmp_path):

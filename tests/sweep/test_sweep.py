@@ -13,7 +13,6 @@ import pytest
 from fedbias_plugin.cli.main import main
 from fedbias_plugin.study.comparisons import answer_all
 from fedbias_plugin.study.frame import load_study
-from fedbias_plugin.study.paper import load_paper
 from fedbias_plugin.study.pivot import pivot_tables
 from fedbias_plugin.study.study_file import find_study_file, load_study_file
 from fedbias_plugin.study.table import markdown_table
@@ -147,7 +146,7 @@ def report_without_times(output):
     """The tables of the report on the runs of seed 1, but for the one of seconds and memory."""
     study, file = load_study([output / "runs" / name for name in NAMES[:2]]), load_study_file(find_study_file([], None))
     answers, _ = answer_all(study, file)
-    tables = [answers_table(answers), *pivot_tables(study, file, load_paper()), *pair_tables(answers)]
+    tables = [answers_table(answers), *pivot_tables(study, file), *pair_tables(answers)]
     tables += [*items_table(answers), *warnings_table(study), *arm_tables(study)]
     assert {"table3", "quality", "comparisons"} <= {table.id for table in tables}
     return [markdown_table(table) for table in tables if table.id != "cost"]
