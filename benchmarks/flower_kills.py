@@ -11,6 +11,7 @@ Linux.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import subprocess
@@ -22,6 +23,8 @@ from typing import Any
 
 from flower_processes import FlowerRun, kill, rounds_in
 from reporting import write_report
+
+from fedbias_plugin.hosts.flower.wire import LEDGER
 
 VICTIMS = ("supernode", "worker", "clientapp", "serverapp", "superlink")
 FLAGS = (
@@ -85,9 +88,14 @@ def difference(quiet: Path, killed: Path) -> tuple[str | None, list[str]]:
             for name in UNLIKE:
                 record.pop(name)
             for client in record["clients"].values():
-                client["extra"] = {name: n for name, n in client["extra"].items() if not name.startswith("bytes_")}
-    if records[0] != records[1]:
-        return "metrics.jsonl", missing
+                client["extra"] = {name: n for name, n in client["extra"].items() if name not in LEDGER}
+    for one, other in itertools.zip_longest(*records, fillvalue={}):
+        for name in one.keys() | other.keys():
+            if one.get(name) != other.get(name):
+                return (
+                    f"metrics.jsonl, round {one.get('round')}, {name}: {one.get(name)} and {other.get(name)}",
+                    missing,
+                )
     for path in sorted((quiet / "adapter").iterdir()):
         if path.read_bytes() != (killed / "adapter" / path.name).read_bytes():
             return path.name, missing
