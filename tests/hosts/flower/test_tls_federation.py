@@ -14,9 +14,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from fedbias_plugin.hosts.flower.embedded import free_ports
@@ -30,9 +31,10 @@ SCRIPT = ROOT / "run_scripts/flower_federation.sh"
 ALL = [(algorithm, rule) for algorithm in ("fedavg", "fedadam", "fedprox", "scaffold") for rule in ("plain", "bama")]
 IS_WHOLE = os.environ.get("ALL_FLOWER_CASES") == "1"
 CASES = ALL if IS_WHOLE else [("scaffold", "bama")]
+NODE = ("supernode", "superexec")
 LORA = ["--num_clients", "3", "--use_peft", "true"]
-UP, ENDED = 300, 120
-"""Seconds that a federation may take to come up, and to end."""
+UP, ENDED, LONGEST = 300, 120, 1200
+"""Seconds that a federation may take to come up, and to end; and a run."""
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -79,11 +81,42 @@ def still_there(folder: Path) -> list[str]:
     return found
 
 
-def run_there(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    """``fedbias flower run`` on the federation of ``folder``."""
+def started_there(folder: Path, log: Path, *flags: str) -> subprocess.Popen[bytes]:
+    """``fedbias flower run`` on the federation of ``folder``, in the background."""
     command = [sys.executable, "-m", "fedbias_plugin", "flower", "run", "--federation", "tls", *flags]
-    env = environment(FLWR_HOME=str(folder / "user"))
-    return subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    with open(log, "ab") as stream:
+        return subprocess.Popen(command, env=environment(FLWR_HOME=str(folder / "user")), stdout=stream, stderr=stream)
+
+
+def run_there(folder: Path, log: Path, *flags: str) -> str:
+    """``fedbias flower run`` on the federation of ``folder``, which must succeed; what it said."""
+    code = started_there(folder, log, *flags).wait(LONGEST)
+    assert code == 0, log.read_text()
+    return log.read_text()
+
+
+def assert_same_bytes(built_in: Path, flower: Path) -> None:
+    """Equal records, but for times and bytes sent, and equal weights."""
+    assert without_bytes(flower) == without_bytes(built_in)
+    for path in built_in.rglob("*.safetensors"):
+        if "checkpoints" not in path.parts:
+            assert path.read_bytes() == (flower / path.relative_to(built_in)).read_bytes()
+
+
+def wait_until(what: Callable[[], object], process: subprocess.Popen[bytes], log: Path) -> None:
+    """Until ``what`` is true; fails where ``process`` ends before, or after :data:`LONGEST` seconds."""
+    limit = time.monotonic() + LONGEST
+    while not what():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < limit, log.read_text()
+        time.sleep(0.2)
+
+
+def of_client(output: Path, client: str) -> list[str | None]:
+    """Of every trained round so far why the client's update was refused; None where it was used."""
+    path = output / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line)["clients"][client]["refused"] for line in lines[1:] if line.endswith("\n")]
 
 
 @pytest.mark.parametrize(("algorithm", "rule"), CASES)
@@ -92,12 +125,8 @@ def test_same_bytes_as_the_built_in_host(
 ) -> None:
     flags = ["--fed_alg", algorithm, "--aggregation", rule, "--num_rounds", "3", *LORA]
     run_builtin(*flags, output="built-in")
-    ran = run_there(federation, *run_flags(random_model, small_data, tmp_path / "flower"), *flags)
-    assert ran.returncode == 0, ran.stdout
-    assert without_bytes(tmp_path / "flower") == without_bytes(tmp_path / "built-in")
-    for path in (tmp_path / "built-in").rglob("*.safetensors"):
-        if "checkpoints" not in path.parts:
-            assert path.read_bytes() == (tmp_path / "flower" / path.relative_to(tmp_path / "built-in")).read_bytes()
+    run_there(federation, tmp_path / "log", *run_flags(random_model, small_data, tmp_path / "flower"), *flags)
+    assert_same_bytes(tmp_path / "built-in", tmp_path / "flower")
 
 
 def test_who_has_no_registered_key_stays_outside(federation: Path, tmp_path: Path) -> None:
@@ -141,3 +170,60 @@ def test_own_rows_and_a_killed_node(random_model: Path, small_data: Path, tmp_pa
     assert refused["2"]
     assert any("client 2 is missing" in warning for warning in last["warnings"])
     assert (folder / "output/summary.json").is_file()
+
+
+@pytest.mark.skipif(not IS_WHOLE, reason="minutes of waiting: ALL_FLOWER_CASES=1 runs it")
+def test_a_run_whose_serverapp_died_goes_on_to_the_same_bytes(
+    federation: Path, random_model: Path, small_data: Path, run_builtin, tmp_path: Path
+) -> None:
+    flags = ["--fed_alg", "scaffold", "--aggregation", "bama", "--num_rounds", "3", *LORA]
+    run_builtin(*flags, output="built-in")
+    output, log = tmp_path / "flower", tmp_path / "log"
+    run = started_there(federation, log, *run_flags(random_model, small_data, output), *flags)
+    wait_until(lambda: of_client(output, "0"), run, log)
+    server = psutil.Process(int((federation / "server/superexec.pid").read_text()))
+    apps = [one for one in server.children(recursive=True) if "flwr-serverapp" in " ".join(one.cmdline())]
+    assert apps, [one.cmdline() for one in server.children(recursive=True)]
+    for app in apps:
+        app.kill()
+    assert run.wait(LONGEST) not in (0, None), log.read_text()
+    assert len(of_client(output, "0")) < 3
+    run_there(federation, log, "--resume", str(output))
+    assert_same_bytes(tmp_path / "built-in", output)
+
+
+@pytest.mark.skipif(not IS_WHOLE, reason="minutes of waiting: ALL_FLOWER_CASES=1 runs it")
+def test_a_killed_node_takes_part_again_with_its_key(
+    federation: Path, random_model: Path, small_data: Path, tmp_path: Path
+) -> None:
+    """As systemd does it: started again whenever Flower refuses it, until its old connection has expired. Last here."""
+    output, log, key = tmp_path / "flower", tmp_path / "log", "1"
+    flags = [*run_flags(random_model, small_data, output), "--num_rounds", "100", *LORA]
+    run = started_there(federation, log, *flags)
+    wait_until(lambda: of_client(output, key), run, log)
+    old = {name: psutil.Process(int((federation / f"node{key}/{name}.pid").read_text())) for name in NODE}
+    commands = {name: (process.cmdline(), process.cwd(), process.environ()) for name, process in old.items()}
+    for process in old.values():
+        os.killpg(process.pid, signal.SIGKILL)
+    again: dict[str, subprocess.Popen[bytes]] = {}
+
+    def is_back() -> bool:
+        """Whether a round was used after one that was not; starts what is not running."""
+        for name, (command, folder, env) in commands.items():
+            if name not in again or again[name].poll() is not None:
+                with open(tmp_path / f"{name}.log", "ab") as stream:
+                    again[name] = subprocess.Popen(
+                        command, cwd=folder, env=env, stdout=stream, stderr=stream, start_new_session=True
+                    )
+        rounds = of_client(output, key)
+        missed = [number for number, reason in enumerate(rounds) if reason]
+        return bool(missed) and rounds[-1] is None
+
+    try:
+        wait_until(is_back, run, log)
+    finally:
+        run.send_signal(signal.SIGTERM)
+        run.wait(ENDED)
+        for process in again.values():
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
