@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import runpy
 import sys
 from pathlib import Path
@@ -62,3 +63,7 @@ def test_a_client_that_overfits_gives_its_rows_away_and_a_private_one_does_not(m
     assert abs(private["loss"]) <= 1.96 * error
     assert private["gain"] < min(plain["gain"], membership.bound(3.0, 1 / 80))
     assert plain["loss_of_members"] < plain["loss_of_others"] < private["loss_before"]
+
+
+def test_the_examples_in_it_are_right(membership):
+    assert doctest.testmod(membership).failed == 0
