@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -187,6 +186,8 @@ class Private(PrivacyFlags, Term):
         """
         import torch
 
+        from fedbias_plugin.training.per_example import passes
+
         parameters = list(local.parameters.values())
         total = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in parameters]
         losses: list[float] = []
@@ -242,19 +243,6 @@ def rows_of_units(local: LocalTraining) -> list[list[int]]:
     for index, unit in enumerate(range(len(local.features)) if local.units is None else local.units):
         rows.setdefault(unit, []).append(index)
     return list(rows.values())
-
-
-def passes(units: Sequence[Sequence[int]], most: int) -> list[Sequence[Sequence[int]]]:
-    """``units`` in parts of nearly the same size with at most so many rows each, or one unit: few, and no crumbs.
-
-    >>> passes([[0], [1, 6], [2], [3]], 3)
-    [[[0], [2]], [[1, 6], [3]]]
-    """
-    for count in range(math.ceil(sum(map(len, units)) / most), len(units)):
-        parts = [units[part::count] for part in range(count)]
-        if all(sum(map(len, part)) <= most for part in parts):
-            return parts
-    return [[unit] for unit in units]
 
 
 class Draws(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,6 +49,19 @@ def row_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         logits[:, :-1].float().transpose(1, 2), targets, ignore_index=IGNORED, reduction="none"
     )
     return losses.sum(1) / (targets != IGNORED).sum(1).clamp(min=1)
+
+
+def passes(units: Sequence[Sequence[int]], most: int) -> list[Sequence[Sequence[int]]]:
+    """``units`` in parts of nearly the same size with at most so many rows each, or one unit: few, and no crumbs.
+
+    >>> passes([[0], [1, 6], [2], [3]], 3)
+    [[[0], [2]], [[1, 6], [3]]]
+    """
+    for count in range(math.ceil(sum(map(len, units)) / most), len(units)):
+        parts = [units[part::count] for part in range(count)]
+        if all(sum(map(len, part)) <= most for part in parts):
+            return parts
+    return [[unit] for unit in units]
 
 
 def means(values: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:

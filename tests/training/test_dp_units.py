@@ -11,10 +11,10 @@ from fedbias_plugin.tasks.collator import PaddingCollator
 from fedbias_plugin.tasks.sft import Sft
 from fedbias_plugin.training.base import ClientRound, LocalTraining
 from fedbias_plugin.training.client_trainer import TrainingSettings
-from fedbias_plugin.training.dp import Plan, Private, generators, passes, rows_of_units
+from fedbias_plugin.training.dp import Plan, Private, generators, rows_of_units
 from fedbias_plugin.training.isolation import training_mode
 from fedbias_plugin.training.parameters import live_parameters, read_state
-from fedbias_plugin.training.per_example import PerExample
+from fedbias_plugin.training.per_example import PerExample, passes
 from tests.models import add_lora
 
 pytest.importorskip("opacus")
