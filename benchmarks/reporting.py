@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Mapping
 from pathlib import Path
+
+
+def cpu() -> str:
+    """The machine's CPU as Linux names it."""
+    info = Path("/proc/cpuinfo")
+    rows = info.read_text().splitlines() if info.exists() else []
+    names = [row.partition(":")[2].strip() for row in rows if row.startswith("model name")]
+    return f"{names[0]}, {len(names)} cores" if names else platform.processor() or platform.machine()
 
 
 def line(report: Mapping[str, object]) -> str:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from fedbias_plugin.metrics.base import Metric
 
 MODES = ("append", "substitute")
-MARK = ":cda"
 
 
 @dataclass
@@ -42,6 +41,14 @@ class Cda(Transform):
         "auto",
         "words to swap: own (a list in the package), a text file with a pair a line, or auto: the published lists "
         "where a data folder has them, else own (docs/cda.md)",
+        unread_when={"cda_ratio": (0,)},
+    )
+
+    cda_dp_unit: str = option(
+        "pair",
+        "what differential privacy hides: a row and its copy together, clipped as one, or each as a row",
+        choices=("pair", "row"),
+        read_with=("dp_epsilon", "dp_noise_multiplier"),
         unread_when={"cda_ratio": (0,)},
     )
 
@@ -78,7 +85,7 @@ class Cda(Transform):
             eligible = [index for index, row in enumerate(dataset.rows) if any(map(swapper.has_word, texts_of(row)))]
             order = permuted(eligible, generator(f"cda of client {dataset.client}", seed))
             taken = order[: round(self.cda_ratio * len(eligible))]
-            made = {index: counterfactual(dataset.rows[index], swapper) for index in taken}
+            made = {index: self._copy(dataset.rows[index], swapper) for index in taken}
             notes = {**dataset.notes, "cda_eligible": len(eligible), "cda_copies": len(made)}
             clients.append(dataclasses.replace(self._with(dataset, made), notes=notes))
             copies += [made[index] for index in sorted(made)]
@@ -86,19 +93,14 @@ class Cda(Transform):
         listed = RowSource(words.title, copies, words.paths, words.sha256, words.origin)
         return dataclasses.replace(partition, clients=clients, sources={**partition.sources, "cda": listed})
 
+    def _copy(self, row: Row, swapper: Swapper) -> Row:
+        copy = counterfactual(row, swapper)
+        return copy if self.cda_dp_unit == "pair" else dataclasses.replace(copy, unit=row.unit)
+
     def _with(self, dataset: ClientDataset, made: Mapping[int, Row]) -> ClientDataset:
         if self.cda_mode == "append":
             return dataclasses.replace(dataset, rows=(*dataset.rows, *(made[index] for index in sorted(made))))
         return dataclasses.replace(dataset, rows=tuple(made.get(index, row) for index, row in enumerate(dataset.rows)))
-
-
-def unit_of(row_id: str) -> str:
-    """What a row and its swapped copy share: the id of the row as it was dealt.
-
-    >>> unit_of("alpaca:7:cda"), unit_of("alpaca:7"), unit_of("biasdpo:3:flipped:cda")
-    ('alpaca:7', 'alpaca:7', 'biasdpo:3:flipped')
-    """
-    return row_id.removesuffix(MARK)
 
 
 def counterfactual(row: Row, swapper: Swapper) -> Row:
@@ -108,11 +110,12 @@ def counterfactual(row: Row, swapper: Swapper) -> Row:
         instruction = Chat(instruction, [(role, swapper.swapped(text)) for role, text in row.instruction.turns])
     return dataclasses.replace(
         row,
-        id=row.id + MARK,
+        id=f"{row.id}:cda",
         instruction=instruction,
         response=swapper.swapped(row.response),
         rejected=None if row.rejected is None else swapper.swapped(row.rejected),
         source=f"{row.source} (cda)",
+        unit=row.unit or row.id,
     )
 
 

@@ -35,6 +35,12 @@ class ClientDataset:
         """Share of biased rows the client holds, after rounding to whole rows."""
         return self.biased_rows / len(self.rows)
 
+    @property
+    def units(self) -> list[int]:
+        """The unit of privacy of every row, a number from 0 in the order of their first rows (:attr:`Row.unit`)."""
+        numbers: dict[str, int] = {}
+        return [numbers.setdefault(row.unit or row.id, len(numbers)) for row in self.rows]
+
 
 @dataclass(frozen=True)
 class Partition:

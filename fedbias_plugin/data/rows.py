@@ -51,6 +51,9 @@ class Row:
     ``id`` is ``<source>:<index>``, the index counted from 0 over the rows of the source's files before any row is
     dropped, so that an id keeps its meaning when the clean-up rules change. ``labels`` are what further columns say of
     the row, by column (Dolly's ``category``); no hash of rows holds them.
+
+    ``unit`` is the id of the row whose copy this one is, as a transform makes it: differential privacy hides the two
+    together, as one unit. None where it is a row of its own.
     """
 
     id: str
@@ -60,6 +63,7 @@ class Row:
     source: str
     rejected: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    unit: str | None = None
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,7 @@ class Client:
         pad_token_id: of the tokenizer; for :meth:`fit`.
         store: where the states of a round wait, and what clients keep.
         after_step: called after every optimizer step; what it raises ends the training.
+        units: client id -> the unit of privacy of each of its rows, where a row is not one alone.
 
     Attributes:
         kept: client id -> name -> state that it kept from its last accepted round.
@@ -82,12 +83,13 @@ class Client:
         pad_token_id: int = 0,
         store: StateStore | None = None,
         after_step: Callable[[], None] | None = None,
+        units: Mapping[int, Sequence[int]] | None = None,
     ) -> None:
         self.model, self.terms, self.trainable, self.task = model, terms, trainable, task
         self.settings, self.pad_token_id = settings or TrainingSettings(), pad_token_id
         self.store = store or StateStore()
         self.kept: dict[int, dict[str, State]] = {}
-        self._after_step = after_step
+        self._after_step, self._units = after_step, units or {}
 
     def begin(
         self,
@@ -126,10 +128,10 @@ class Client:
             steps, loss = train(job, features, self.task)
         return self.finish(job, read_state(self.model), steps, loss)
 
-    def plan(self, rows: Mapping[int, int]) -> None:
-        """Before a run trains: the terms look at it, its clients hold so many ``rows``; see :meth:`Term.plan`."""
+    def plan(self) -> None:
+        """Before a run trains: the terms look at it, see :meth:`Term.plan`."""
         for term in self.terms:
-            term.plan(self.model, self.settings, rows)
+            term.plan(self.model, self.settings, self._units)
 
     def _train_with(
         self, own: Term, job: ClientRound, features: Sequence[dict[str, Any]], task: Task
@@ -140,10 +142,12 @@ class Client:
         for term in self.terms:
             term.begin(job, parameters)
         collate = task.collator(self.pad_token_id)
-        others = [term for term in self.terms if term is not own]
-        return own.train(
-            job, LocalTraining(self.model, parameters, features, collate, self.settings, others, self._after_step)
+        others, units = [term for term in self.terms if term is not own], self._units.get(job.client)
+        assert units is None or len(units) == len(features), "a task makes a feature of every row"
+        local = LocalTraining(
+            *(self.model, parameters, features, collate, self.settings, others, self._after_step), units
         )
+        return own.train(job, local)
 
     def _train(self, job: ClientRound, features: Sequence[dict[str, Any]], task: Task) -> tuple[int, float | None]:
         """Optimizer steps done and mean training loss; the optimizer is gone afterwards."""

@@ -62,6 +62,7 @@ class LocalTraining:
         settings: how clients train.
         terms: the other terms.
         after_each_step: what the host does after an optimizer step; what it raises ends the training.
+        units: the unit of privacy of every row (:attr:`ClientDataset.units`); None where each row is one.
     """
 
     model: PreTrainedModel
@@ -71,6 +72,7 @@ class LocalTraining:
     settings: TrainingSettings
     terms: Sequence[Term] = ()
     after_each_step: Callable[[], None] | None = None
+    units: Sequence[int] | None = None
 
     def add_to_loss(self, loss: torch.Tensor) -> torch.Tensor:
         """``loss`` with what the other terms add."""
@@ -109,8 +111,8 @@ class Term(Extension):
     def check_flags(self, flags: Mapping[str, Any]) -> None:
         """Raise :class:`UserError` where it does not fit the run's ``flags``; called before the weights are read."""
 
-    def plan(self, model: PreTrainedModel, settings: TrainingSettings, rows: Mapping[int, int]) -> None:
-        """Called once before a run trains, by the server in a federation; ``rows``: client id -> rows it holds.
+    def plan(self, model: PreTrainedModel, settings: TrainingSettings, units: Mapping[int, Sequence[int]]) -> None:
+        """Called once before a run trains, by the server in a federation; ``units``: client id -> unit of every row.
 
         Raises:
             UserError: it does not fit the model or a client.

@@ -1,10 +1,9 @@
-"""Differential privacy of a client's rows: clipped gradients of single rows, Gaussian noise, Adam or SGD."""
+"""Differential privacy of a client's rows: clipped gradients of single units, Gaussian noise, Adam or SGD."""
 
 from __future__ import annotations
 
 import importlib.util
 import logging
-import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,8 +31,8 @@ class Plan(NamedTuple):
     """What a client does over the whole run.
 
     Attributes:
-        rate: q, the probability of each row to be in a step.
-        size: q n_i, rows that a step has on average.
+        rate: q, the probability of each unit to be in a step.
+        size: q n_i, units that a step has on average.
         local_steps: of a round.
         steps: planned, of all rounds.
         delta: of the promise.
@@ -73,10 +72,11 @@ class PrivacyFlags:
 class Private(PrivacyFlags, Term):
     """DP-SGD or DP-Adam on every client (Abadi et al. 2016, arXiv:1607.00133, Algorithm 1; docs/privacy.md).
 
-    ``g = (sum_i g_i min(1, C / ||g_i||) + N(0, sigma^2 C^2 I)) / (q n_i)`` over a Poisson sample of the client's rows
-    at rate q, g_i over all trained parameters as one vector. What other terms add to the loss joins g after the noise:
-    it must not look at rows. A client's steps are counted by the schedule, so that a refused or lost update has cost
-    what was released, and a resumed run or another node needs no memory of it.
+    ``g = (sum_i g_i min(1, C / ||g_i||) + N(0, sigma^2 C^2 I)) / (q n_i)`` over a Poisson sample of the client's n_i
+    units at rate q, g_i over all trained parameters as one vector. A unit is a row, or a row and its copies, of the
+    mean of their losses. What other terms add to the loss joins g after the noise: it must not look at rows. A client's
+    steps are counted by the schedule, so that a refused or lost update has cost what was released, and a resumed run or
+    another node needs no memory of it.
     """
 
     dp_delta: float | None = option(
@@ -101,26 +101,28 @@ class Private(PrivacyFlags, Term):
         if importlib.util.find_spec("opacus") is None:
             raise UserError(f"{flag} needs Opacus, which is not installed: pip install 'fedbias_plugin[privacy]'.")
 
-    def plan(self, model: PreTrainedModel, settings: TrainingSettings, rows: Mapping[int, int]) -> None:
+    def plan(self, model: PreTrainedModel, settings: TrainingSettings, units: Mapping[int, Sequence[int]]) -> None:
         """Say what every client is going to spend."""
         from fedbias_plugin.training.per_example import check_fits
 
         check_fits(model)
-        groups: dict[Plan, list[int]] = {}
-        for client, n in sorted(rows.items()):
-            groups.setdefault(self.plan_of(client, n, settings), []).append(client)
+        groups: dict[tuple[Plan, str], list[int]] = {}
+        for client, held in sorted(units.items()):
+            n = len(set(held))
+            unit = "row" if n == len(held) else f"of {n} units (a row with its copies)"
+            groups.setdefault((self.plan_of(client, n, settings), unit), []).append(client)
             if self.dp_delta is not None and self.dp_delta * n >= 1:
                 logger.warning("--dp_delta %g promises nothing to the %d rows of client %d.", self.dp_delta, n, client)
-        for plan, clients in groups.items():
+        for (plan, unit), clients in groups.items():
             named = f"client{'s'[: len(clients) - 1]} {', '.join(map(str, clients))}"
             spent = "no promise" if plan.epsilon is None else f"epsilon {plan.epsilon:.4g} at delta {plan.delta:.3g}"
             logger.info(
-                "privacy of %s: %d steps planned (%d a round), each row in a step with probability %.4g, sigma %g: %s",
-                *(named, plan.steps, plan.local_steps, plan.rate, plan.sigma, spent),
+                "privacy of %s: %d steps planned (%d a round), each %s in a step with probability %.4g, sigma %g: %s",
+                *(named, plan.steps, plan.local_steps, unit, plan.rate, plan.sigma, spent),
             )
 
     def plan_of(self, client: int, n: int, settings: TrainingSettings) -> Plan:
-        """What ``client`` with ``n`` rows does; the search for its noise takes seconds, once in a process."""
+        """What ``client`` with ``n`` units does; the search for its noise takes seconds, once in a process."""
         size = min(settings.batch_size * settings.gradient_accumulation_steps, n)
         local_steps, delta = settings.steps_of(n), self.dp_delta or 1 / (2 * n)
         steps = settings.rounds_of(client) * local_steps
@@ -133,7 +135,7 @@ class Private(PrivacyFlags, Term):
         return Plan(size / n, size, local_steps, steps, delta, sigma, epsilon)
 
     def train(self, job: ClientRound, local: LocalTraining) -> tuple[int, float | None]:
-        """The steps of a round; loss and gradient norms are of the rows that were drawn.
+        """The steps of a round; loss and gradient norms are of the units that were drawn.
 
         Raises:
             UserError: the round is not one of the client's, or the model has no gradients of single rows.
@@ -142,8 +144,8 @@ class Private(PrivacyFlags, Term):
 
         from fedbias_plugin.training.per_example import PerExample
 
-        settings, n = local.settings, len(local.features)
-        plan = self.plan_of(job.client, n, settings)
+        settings, units = local.settings, rows_of_units(local)
+        plan = self.plan_of(job.client, len(units), settings)
         before, after = (settings.rounds_of(job.client, job.round_idx + more) * plan.local_steps for more in (0, 1))
         if after == before or after > plan.steps:
             raise UserError(
@@ -158,33 +160,41 @@ class Private(PrivacyFlags, Term):
         with PerExample(local.model, local.parameters, settings.gradient_checkpointing) as gradients:
             for done in range(before, after):
                 assert done < plan.steps, "no step beyond the plan"
-                drawn = (torch.rand(n, generator=draws.rows) < plan.rate).nonzero().flatten().tolist()
-                total, of_rows = self._noisy(gradients, local, drawn, draws.noise, plan)
+                drawn = (torch.rand(len(units), generator=draws.rows) < plan.rate).nonzero().flatten().tolist()
+                rows = [units[index] for index in drawn]
+                total, of_units = self._noisy(gradients, local, rows, draws.noise, plan)
                 self._set_gradients(local, total)
                 optimizer.step()
                 local.after_step(job.learning_rate)
-                losses += of_rows[0]
-                norms += of_rows[1]
+                losses += of_units[0]
+                norms += of_units[1]
         self._record(job, plan, after, norms)
         return plan.local_steps, sum(losses) / len(losses) if losses else None
 
     def _noisy(
-        self, gradients: PerExample, local: LocalTraining, drawn: list[int], noise: torch.Generator, plan: Plan
+        self,
+        gradients: PerExample,
+        local: LocalTraining,
+        drawn: Sequence[Sequence[int]],
+        noise: torch.Generator,
+        plan: Plan,
     ) -> tuple[list[torch.Tensor], tuple[list[float], list[float]]]:
-        """The noisy gradient of a step, for every parameter; losses and norms of the rows ``drawn``.
+        """The noisy gradient of a step, for every parameter; losses and norms of the units ``drawn``, lists of rows.
 
-        At most ``--batch_size`` rows go through the model at once. A step without a row is noise alone; it counts.
+        At most ``--batch_size`` rows, or one unit, go through the model at once. A step without any is noise alone; it
+        counts.
         """
         import torch
 
+        from fedbias_plugin.training.per_example import passes
+
         parameters = list(local.parameters.values())
-        parts = math.ceil(len(drawn) / local.settings.batch_size)  # of nearly the same size: the fewest, and no crumbs
         total = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in parameters]
         losses: list[float] = []
         norms: list[float] = []
-        for part in range(parts):
-            rows = [local.features[index] for index in drawn[part::parts]]
-            found = gradients.clipped_sum(local.collate(rows), len(rows), self.dp_max_grad_norm)
+        for units in passes(drawn, local.settings.batch_size):
+            rows = [local.features[index] for unit in units for index in unit]
+            found = gradients.clipped_sum(local.collate(rows), list(map(len, units)), self.dp_max_grad_norm)
             total = [one + more for one, more in zip(total, found.gradients, strict=True)]
             losses += found.losses.tolist()
             norms += found.norms.tolist()
@@ -227,8 +237,16 @@ class Private(PrivacyFlags, Term):
             job.extra["dp_gradient_norm"] = sum(norms) / len(norms)
 
 
+def rows_of_units(local: LocalTraining) -> list[list[int]]:
+    """The numbers of the rows of every unit of a client."""
+    rows: dict[int, list[int]] = {}
+    for index, unit in enumerate(range(len(local.features)) if local.units is None else local.units):
+        rows.setdefault(unit, []).append(index)
+    return list(rows.values())
+
+
 class Draws(NamedTuple):
-    """The generators of a client's round: which rows a step takes (on the CPU), and the noise."""
+    """The generators of a client's round: which units a step takes (on the CPU), and the noise."""
 
     rows: torch.Generator
     noise: torch.Generator

@@ -1,8 +1,9 @@
-"""The gradient of every row of a batch, clipped and summed: Opacus' hooks, and what they would do silently, refused."""
+"""Gradients of every row of a batch, clipped and summed: Opacus' hooks, and what they would do silently, refused."""
 
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,9 +24,9 @@ class ClippedSum:
     """What a batch gives.
 
     Attributes:
-        gradients: sum over rows of g_i min(1, C / ||g_i||), a tensor for every parameter, in 32 bits or more.
-        norms: ||g_i|| of every row, over all parameters as one vector.
-        losses: of every row.
+        gradients: sum over units of g_i min(1, C / ||g_i||), a tensor for every parameter, in 32 bits or more.
+        norms: ||g_i|| of every unit, over all parameters as one vector.
+        losses: of every unit.
     """
 
     gradients: list[torch.Tensor]
@@ -50,11 +51,39 @@ def row_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return losses.sum(1) / (targets != IGNORED).sum(1).clamp(min=1)
 
 
+def passes(units: Sequence[Sequence[int]], most: int) -> list[Sequence[Sequence[int]]]:
+    """``units`` in parts of nearly the same size with at most so many rows each, or one unit: few, and no crumbs.
+
+    >>> passes([[0], [1, 6], [2], [3]], 3)
+    [[[0], [2]], [[1, 6], [3]]]
+    """
+    for count in range(math.ceil(sum(map(len, units)) / most), len(units)):
+        parts = [units[part::count] for part in range(count)]
+        if all(sum(map(len, part)) <= most for part in parts):
+            return parts
+    return [[unit] for unit in units]
+
+
+def means(values: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    """The mean over the rows of every unit, shape (units, ...); ``values`` itself where each row is one.
+
+    Args:
+        values: (rows, ...), the rows of a unit beside each other.
+        sizes: rows of every unit.
+
+    >>> means(torch.tensor([1.0, 2.0, 6.0]), [1, 2]).tolist()
+    [1.0, 4.0]
+    """
+    if len(sizes) == len(values):
+        return values
+    return torch.stack([rows.mean(0) for rows in values.split(list(sizes))])
+
+
 def clipped_sum(gradients: Sequence[torch.Tensor], bound: float) -> tuple[list[torch.Tensor], torch.Tensor]:
     """``sum_i g_i min(1, bound / ||g_i||)`` and the norms.
 
     Args:
-        gradients: of every parameter, shape (rows, *its shape).
+        gradients: of every parameter, shape (units, *its shape).
         bound: C.
 
     >>> total, norms = clipped_sum([torch.tensor([[3.0, 4.0], [0.3, 0.4]])], 1.0)
@@ -165,15 +194,17 @@ class PerExample:
             for name in ("activations", "max_batch_len"):
                 module.__dict__.pop(name, None)
 
-    def clipped_sum(self, batch: dict[str, torch.Tensor], rows: int, bound: float) -> ClippedSum:
-        """Forward and backward over a batch of so many ``rows``, each a unit of privacy.
+    def clipped_sum(self, batch: dict[str, torch.Tensor], sizes: Sequence[int], bound: float) -> ClippedSum:
+        """Forward and backward over a batch of units of privacy, with so many rows each, beside each other.
+
+        The loss of a unit is the mean of its rows' losses.
 
         Raises:
             UserError: the batch has packed rows, or a parameter has no gradient for every row.
         """
         device = next(self.model.parameters()).device
         inputs = {name: tensor.to(device) for name, tensor in batch.items()}
-        labels, shape = inputs.pop("labels"), inputs["input_ids"].shape
+        labels, shape, rows = inputs.pop("labels"), inputs["input_ids"].shape, sum(sizes)
         if shape[0] != rows:
             raise UserError(
                 f"The task made {shape[0]} sequences of {rows} rows: packed rows have no gradients of their own."
@@ -185,11 +216,11 @@ class PerExample:
         with warnings.catch_warnings():  # torch says that adapters of the first layer have no input with a gradient
             warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
             losses.sum().backward()
-        gradients = [self._of_rows(name, parameter, rows) for name, parameter in self.parameters.items()]
+        gradients = [means(self._of_rows(*named, rows), sizes) for named in self.parameters.items()]
         total, norms = clipped_sum(gradients, bound)
         self._hooks.set_grad_sample_to_none()
         self.model.zero_grad(set_to_none=True)
-        return ClippedSum(total, norms, losses.detach())
+        return ClippedSum(total, norms, means(losses.detach(), sizes))
 
     def _of_rows(self, name: str, parameter: torch.nn.Parameter, rows: int) -> torch.Tensor:
         found = getattr(parameter, "grad_sample", None)

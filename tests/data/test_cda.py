@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedbias_plugin.arguments import BiasArguments
-from fedbias_plugin.data.cda import Cda, counterfactual, unit_of
+from fedbias_plugin.data.cda import Cda, counterfactual
 from fedbias_plugin.data.dealing import deal_preference_rows
 from fedbias_plugin.data.gender_swap import Swapper
 from fedbias_plugin.data.partition import ClientDataset, Partition, manifest, partition_hash
@@ -54,16 +54,18 @@ def test_half_of_forty_eligible_rows_of_a_hundred_are_appended():
     assert len({row.id for row in client.rows}) == 120
     assert {(row.instruction, row.response) for row in copies} <= {("Who was he?", "Ada."), ("Who?", "She, Alan.")}
     assert client.notes == {"cda_eligible": 40, "cda_copies": 20}
-    units = [unit_of(row.id) for row in copies]
+    units = [row.unit for row in copies]
     assert set(units) <= {row.id for row in before.clients[0].rows[:40]}
     assert units == sorted(units, key=ids(before).index)
+    assert client.units == [*range(100), *map(ids(before).index, units)]
     assert before.clients[0].notes == {}
 
 
 def test_substitutes_stand_where_their_rows_stood():
     before = partition_of(rows(100, 40))
     after = applied(before, mode="substitute")
-    assert [unit_of(row) for row in ids(after)] == ids(before)
+    assert [row.unit or row.id for row in after.clients[0].rows] == ids(before)
+    assert after.clients[0].units == list(range(100))
     assert sum(row.endswith(":cda") for row in ids(after)) == 20
 
 
@@ -101,6 +103,14 @@ def test_the_manifest_says_how_many_rows_could_be_swapped_and_were_and_by_which_
     assert partition_hash(after) != partition_hash(partition_of(rows(100, 40), rows(5, 0)))
 
 
+def test_as_a_row_of_its_own_a_copy_has_the_unit_that_its_row_had_as_a_copy():
+    held = (*rows(4, 4), Row("more:0", "Who?", "She.", False, "more", unit="rows:1"))
+    cda = Cda(cda_ratio=1, cda_words="own", cda_dp_unit="row")
+    assert cda.apply(partition_of(held), {}, 7).clients[0].units == [0, 1, 2, 3, 1, 4, 5, 6, 7, 1]
+    cda = Cda(cda_ratio=1, cda_words="own")
+    assert cda.apply(partition_of(held), {}, 7).clients[0].units == [0, 1, 2, 3, 1, 0, 1, 2, 3, 1]
+
+
 def test_a_client_without_an_eligible_row_is_named():
     cda = Cda(cda_ratio=0.5)
     cda.read("mini")
@@ -119,7 +129,7 @@ def test_preferences_are_swapped_with_both_responses():
         assert copy == counterfactual(row, SWAPPER)
         assert (copy.instruction, copy.biased) == ("Is she kind?", row.biased)
         assert {copy.response, copy.rejected} == {"She is.", "He is not."}
-        assert unit_of(copy.id) == row.id
+        assert copy.unit == row.id
     only_rejected = Row("pairs:9", "Who?", "Nobody.", False, "pairs", "He.")
     assert len(applied(partition_of((only_rejected,)), 1).clients[0].rows) == 2
 
@@ -191,9 +201,12 @@ def test_a_damaged_list_and_a_host_with_rows_of_its_own_are_told_before_training
 
 
 def test_a_flag_of_its_own_without_a_ratio_is_idle():
-    values = {"cda_ratio": 0.0, "cda_mode": "substitute", "cda_words": "own"}
+    values = {"cda_ratio": 0.0, "cda_mode": "substitute", "cda_words": "own", "cda_dp_unit": "row"}
     assert list(idle_flags(all_options(), values, values)) == [
         ("cda_mode", "with --cda_ratio 0"),
         ("cda_words", "with --cda_ratio 0"),
+        ("cda_dp_unit", "with --cda_ratio 0 and without --dp_epsilon or --dp_noise_multiplier"),
     ]
-    assert list(idle_flags(all_options(), {**values, "cda_ratio": 0.5}, values)) == []
+    swapping = {**values, "cda_ratio": 0.5, "dp_epsilon": 3.0, "dp_noise_multiplier": None}
+    assert list(idle_flags(all_options(), swapping, values)) == []
+    assert [name for name, _ in idle_flags(all_options(), {**swapping, "dp_epsilon": None}, values)] == ["cda_dp_unit"]

@@ -54,6 +54,39 @@ def test_a_private_run_that_was_cut_off_ends_in_the_same_bytes_and_epsilon(run_b
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
 
 
+@pytest.fixture
+def swapped(tmp_path: Path) -> tuple[str, ...]:
+    """Flags: half of the 8 rows of every client have a copy."""
+    (tmp_path / "words.txt").write_text("number digit\nnurse baker\n")
+    return ("--cda_ratio", "0.5", "--cda_words", str(tmp_path / "words.txt"))
+
+
+def test_a_row_and_its_copy_are_planned_and_spent_as_one_unless_the_user_says_otherwise(run_builtin, swapped, capsys):
+    pairs = run_builtin(*PRIVATE, *swapped, output="pair")
+    said = capsys.readouterr().err
+    assert "each of 8 units (a row with its copies) in a step with probability 0.5" in said
+    rows = run_builtin(*PRIVATE, *swapped, "--cda_dp_unit", "row", output="row")
+    assert "each row in a step with probability 0.3333" in capsys.readouterr().err
+    for records, n in ((pairs, 8), (rows, 12)):
+        last = records[-1].clients[0]
+        assert (last.rows, last.extra["dp_delta"]) == (12, 1 / (2 * n))
+        assert last.extra["dp_epsilon"] == epsilon_of("rdp", last.extra["dp_sigma"], 4 / n, 6, 1 / (2 * n))
+        assert 19.8 < last.extra["dp_epsilon"] <= 20
+
+
+def test_a_private_run_with_copies_that_was_cut_off_ends_in_the_same_bytes(run_builtin, swapped, tmp_path):
+    run_builtin(*PRIVATE, *swapped, "--fed_alg", "scaffold", output="whole")
+    with cut_off_in():
+        run_builtin(*PRIVATE, *swapped, "--fed_alg", "scaffold", output="cut")
+    assert main(["run", "--resume", str(tmp_path / "cut")]) == 0
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_substitutes_are_rows(run_builtin, swapped, capsys):
+    run_builtin(*NOISY, *swapped, "--cda_mode", "substitute", "--num_rounds", "1")
+    assert "each row in a step with probability 0.5" in capsys.readouterr().err
+
+
 def test_a_refused_update_has_spent_its_budget_all_the_same(run_builtin):
     flags = (*NOISY, "--attack", "model_replacement", "--attackers", "1", "--max_update_norm", "1e-9")
     records = run_builtin(*flags, "--on_bad_update", "drop")

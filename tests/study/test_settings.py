@@ -92,6 +92,7 @@ def test_what_every_flag_matters_to_is_what_it_was():
         "biased_shares",
         "cda_mode",
         "cda_words",
+        "cda_dp_unit",
         "max_steps",
         "wandb_project",
         "wandb_mode",

@@ -59,15 +59,17 @@ def test_two_gradients_are_clipped_summed_and_divided_as_by_hand():
     parameter = torch.nn.Parameter(torch.zeros(2))
 
     class Rows:
-        def clipped_sum(self, batch, count, bound):
+        def clipped_sum(self, batch, sizes, bound):
             total, norms = clipped_sum([batch], bound)
-            return per_example.ClippedSum(total, norms, torch.zeros(count))
+            return per_example.ClippedSum(total, norms, torch.zeros(len(sizes)))
 
     local = types.SimpleNamespace(
         parameters={"p": parameter}, settings=SETTINGS, features=list(rows), collate=torch.stack
     )
     plan = Plan(rate=1.0, size=2, local_steps=1, steps=1, delta=1e-5, sigma=0.0, epsilon=None)
-    total, (_, norms) = Private(dp_noise_multiplier=0.0, dp_max_grad_norm=1.0)._noisy(Rows(), local, [0, 1], None, plan)
+    total, (_, norms) = Private(dp_noise_multiplier=0.0, dp_max_grad_norm=1.0)._noisy(
+        Rows(), local, [[0], [1]], None, plan
+    )
     assert total[0].tolist() == pytest.approx([0.45, 0.6])
     assert norms == pytest.approx([5.0, 0.5])
 
@@ -84,7 +86,7 @@ def test_the_gradients_of_a_batch_are_those_of_its_rows_one_by_one(make, monkeyp
     with training_mode(model, checkpointing):
         model.train()
         with PerExample(model, parameters, checkpointing) as gradients:
-            result = gradients.clipped_sum(PaddingCollator(0)(rows), 4, 1e9)
+            result = gradients.clipped_sum(PaddingCollator(0)(rows), [1] * 4, 1e9)
     for number, row in enumerate(rows):
         model.zero_grad()
         loss = model(**PaddingCollator(0)([row])).loss
@@ -269,7 +271,7 @@ def test_a_client_trains_its_planned_steps_and_none_beyond(make, caplog):
     assert sum(took_part) == 2 * 3
     client, idle = took_part.index(max(took_part)), took_part.index(min(took_part))
     model, term = model_of(make), Private(**flags)
-    term.plan(model, settings, {client: 4})
+    term.plan(model, settings, {client: range(4)})
     plan = term.plan_of(client, 4, settings)
     assert (plan.steps, plan.rate, plan.delta) == (2 * max(took_part), 1.0, 1 / 8)
     assert 7.9 < plan.epsilon <= 8
@@ -282,7 +284,7 @@ def test_a_client_trains_its_planned_steps_and_none_beyond(make, caplog):
     absent = next(n for n in range(3) if settings.rounds_of(idle, n + 1) == settings.rounds_of(idle, n))
     with pytest.raises(UserError, match=rf"Client {idle} is not planned to train in round {absent + 1}"):
         fit(model, rows, settings, client=idle, round_idx=absent, **flags)
-    Private(**flags, dp_delta=0.3).plan(model, settings, {client: 4})
+    Private(**flags, dp_delta=0.3).plan(model, settings, {client: range(4)})
     assert f"--dp_delta 0.3 promises nothing to the 4 rows of client {client}." in caplog.text
 
 
@@ -298,7 +300,7 @@ def test_models_and_batches_without_gradients_of_single_rows_are_refused(make):
 
     prompt = get_peft_model(make.model(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
     with pytest.raises(UserError, match="soft prompt"):
-        Private(dp_noise_multiplier=1.0).plan(prompt, SETTINGS, {0: 4})
+        Private(dp_noise_multiplier=1.0).plan(prompt, SETTINGS, {0: range(4)})
     with pytest.raises(UserError, match="DoRA"):
         per_example.check_fits(get_peft_model(make.model(), LoraConfig(use_dora=True, task_type="CAUSAL_LM")))
     normed = make.model()
@@ -308,12 +310,12 @@ def test_models_and_batches_without_gradients_of_single_rows_are_refused(make):
     model = model_of(make)
     packed = {name: tensor.reshape(1, -1) for name, tensor in PaddingCollator(0)(make.features(6, 6)).items()}
     with PerExample(model, live_parameters(model), False) as gradients, pytest.raises(UserError, match="packed"):
-        gradients.clipped_sum(packed, 2, 1.0)
+        gradients.clipped_sum(packed, [1, 1], 1.0)
     positions = make.model("gpt2").train()  # without positions for every row GPT-2's are looked up once a batch
     with PerExample(positions, live_parameters(positions), False) as gradients:
         gradients._takes_positions = False
         with pytest.raises(UserError, match=r"no gradient for every row of transformer\.wpe\.weight"):
-            gradients.clipped_sum(PaddingCollator(0)(make.features(6, 6)), 2, 1.0)
+            gradients.clipped_sum(PaddingCollator(0)(make.features(6, 6)), [1, 1], 1.0)
 
 
 def test_a_model_in_4_bits_has_gradients_of_single_rows(make, tmp_path):

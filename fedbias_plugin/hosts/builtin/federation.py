@@ -89,8 +89,9 @@ class Federation:
             pad_token_id=self.tokenizer.pad_token_id,
             store=choose_store(host.local_states, self.output / STATES, waiting),
             after_step=stop.check,
+            units={dataset.client: dataset.units for dataset in session.client_datasets},
         )
-        self.client.plan({dataset.client: len(dataset.rows) for dataset in session.client_datasets})
+        self.client.plan()
         self.server = ServerOptimizer(host.fed_alg, vars(host) | vars(bias), num_clients=host.num_clients)
 
     def datasets_to_encode(self) -> Sequence[ClientDataset]:

@@ -251,7 +251,7 @@ def own_datasets(facts: Collection[NodeFacts]) -> dict[int, ClientDataset]:
     return {
         client: ClientDataset(
             client,
-            tuple(Row(id, "", "", biased, source) for id, source, biased in about["rows"]),
+            tuple(Row(id, "", "", biased, source, unit=str(n)) for id, source, biased, n in about["rows"]),
             about["biased_share"],
         )
         for node in facts

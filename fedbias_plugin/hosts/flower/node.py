@@ -82,6 +82,7 @@ class Node:
             task=task,
             settings=TrainingSettings.of(vars(self.host) | vars(self.bias)),
             pad_token_id=self.tokenizer.pad_token_id,
+            units={client: dataset.units for client, dataset in self.datasets.items()},
         )
 
     def _rows(self) -> tuple[Partition, Pipeline]:
@@ -188,7 +189,7 @@ def clients_of(config: Mapping[str, Any], num_clients: int) -> list[int]:
 
 
 def described(dataset: ClientDataset, files: Mapping[str, str]) -> dict[str, Any]:
-    """A client's rows without their text: the share asked for, the hash of their ids, and id, source and kind each.
+    """A client's rows without their text: the share asked for, the hash of their ids; id, source, kind and unit each.
 
     ``files``: source -> sha256, of a node with rows of its own: the ids then hold it, as a file that nobody else has is
     not known by its name.
@@ -197,5 +198,5 @@ def described(dataset: ClientDataset, files: Mapping[str, str]) -> dict[str, Any
         dataclasses.replace(row, id=f"{row.id}@{files[row.source][:16]}") if row.source in files else row
         for row in dataset.rows
     ]
-    rows = [[row.id, row.source, row.biased] for row in held]
+    rows = [[row.id, row.source, row.biased, unit] for row, unit in zip(held, dataset.units, strict=True)]
     return {"biased_share": dataset.biased_share, "sha256": rows_hash(held), "rows": rows}

@@ -62,6 +62,23 @@ def test_private_clients_too(run_builtin, run_flower, tmp_path):
     assert all("dp_epsilon" in client.extra for record in records[1:] for client in record.clients.values())
 
 
+def test_private_pairs_too_and_a_node_with_rows_of_its_own_says_its_units(run_builtin, run_flower, machines, tmp_path):
+    pytest.importorskip("opacus", reason="Opacus is an extra of its own")
+    (tmp_path / "words.txt").write_text("number digit\nnurse baker\n")
+    flags = (*LORA, "--dp_epsilon", "20", "--dp_accountant", "rdp", "--cda_words", str(tmp_path / "words.txt"))
+    flags += ("--cda_ratio", "0.5", "--scenario", "1B2C")
+    run_builtin(*flags, output="builtin")
+    run_flower(*flags, output="flower")
+    assert_same_results(tmp_path / "builtin", tmp_path / "flower")
+    texts = ["Say number %d.", "Name a colour, %d."]
+    rows = [{"instruction": texts[n % 4 > 0] % n, "input": "", "output": f"It is {n}."} for n in range(32)]
+    (tmp_path / "own.json").write_text(json.dumps(rows))
+    machines.configs[2] = {"clean_dataset": str(tmp_path / "own.json")}
+    last = run_flower(*flags, output="own")[-1].clients
+    assert last[2].rows < 12
+    assert {client.extra["dp_delta"] for client in last.values()} == {1 / 16}
+
+
 def test_the_records_say_what_went_over_the_wire_and_each_node_trains_its_own_clients(run_flower, machines):
     machines.nodes = 2
     records = run_flower(*LORA, "--fed_alg", "scaffold")
