@@ -60,8 +60,6 @@ def test_what_cannot_be_private_is_refused_before_the_model_is_read(run_builtin,
     assert "give --bama_bias_range B" in capsys.readouterr().err
     run_builtin(*CLIENT, "--fed_alg", "scaffold", code=2)
     assert "control_variate" in capsys.readouterr().err
-    run_builtin("--aggregation", "bama", "--bama_min_ability", "0.9", "--bama_stereoset_fraction", "0",
-                "--scenario", "none", code=2)  # fmt: skip
     assert not (tmp_path / "run").exists()
 
 
