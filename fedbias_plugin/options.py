@@ -67,13 +67,17 @@ class Option:
 
     def is_read(self, values: Mapping[str, Any]) -> bool:
         """Whether a run with these flags reads this one; a flag that is absent from ``values`` decides nothing."""
-        beside = [values[name] for name in self.read_with if name in values]
-        if beside and all(value is None for value in beside):
+        if self.is_alone(values):
             return False
         wanted, unwanted = (self.read_when or {}).items(), (self.unread_when or {}).items()
         return all(_matches(values[name], some) for name, some in wanted if name in values) and not any(
             _matches(values[name], some) for name, some in unwanted if name in values
         )
+
+    def is_alone(self, values: Mapping[str, Any]) -> bool:
+        """Whether none of the flags is given with which it is read."""
+        beside = [values[name] for name in self.read_with if name in values]
+        return bool(beside) and all(value is None for value in beside)
 
     def check(self, name: str, value: Any) -> None:
         """Refuse a value out of range or choices.
@@ -131,11 +135,12 @@ def idle_flags(
     given = set(written)
     for name, about in known.items():
         if name in given and about.warns and not about.is_read(values):
-            beside = [
+            needed = [_needed(*pair) for pair in (about.read_when or {}).items() if _fails(values, *pair)]
+            needed += [
                 f"with --{other} {' or '.join(map(str, some))}" for other, some in (about.unread_when or {}).items()
             ]
-            beside += [f"without --{' or --'.join(about.read_with)}"] if about.read_with else []
-            yield name, " and ".join([*(_needed(*pair) for pair in (about.read_when or {}).items()), *beside])
+            needed += [f"without --{' or --'.join(about.read_with)}"] if about.is_alone(values) else []
+            yield name, " and ".join(needed)
 
 
 def shown_help(spec: Field[Any]) -> str:
@@ -172,6 +177,10 @@ def split_list(text: str) -> list[str]:
 def _matches(value: Any, wanted: Collection[Any]) -> bool:
     """Whether a value, or a part of one with commas, is among those wanted."""
     return value in wanted or (isinstance(value, str) and any(part in wanted for part in split_list(value)))
+
+
+def _fails(values: Mapping[str, Any], name: str, wanted: Collection[Any]) -> bool:
+    return name in values and not _matches(values[name], wanted)
 
 
 def _needed(name: str, wanted: Sequence[Any]) -> str:

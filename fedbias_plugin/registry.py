@@ -41,6 +41,7 @@ EXTENSIONS: dict[str, dict[str, str]] = {
     },
     "stage": {
         "checks": "fedbias_plugin.updates.checks:Checks",
+        "client_dp": "fedbias_plugin.updates.client_dp:ClientDp",
         "dp_maximum": "fedbias_plugin.updates.dp_maximum:DpMaximum",
     },
     "metric": {

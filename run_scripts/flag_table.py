@@ -9,7 +9,7 @@ from typing import Any
 from fedbias_plugin.hosts.builtin.arguments import ModelArguments
 from fedbias_plugin.options import options, shown_help
 from fedbias_plugin.registry import CHOSEN_BY, load, names
-from fedbias_plugin.training.dp import Private
+from fedbias_plugin.training.dp import PrivacyFlags, Private
 
 PAGE = Path(__file__).parents[1] / "docs/flags.md"
 GROUPS = {
@@ -51,8 +51,8 @@ ALONE = {
     "openfedllm": ("Only in a patched OpenFedLLM", "Its own scripts take them: [openfedllm.md](openfedllm.md)."),
 }
 """Host -> heading and sentence, for the flags that no other host has."""
-REFUSED_THERE = ("task", "trainable", *options(Private))
-"""Flags that a patched OpenFedLLM knows, to refuse them with a sentence."""
+REFUSED_THERE = {"task", "trainable", *options(Private)} - {*options(PrivacyFlags)}
+"""Flags that a patched OpenFedLLM knows, to refuse them with a sentence; it takes privacy with --dp_unit client."""
 
 
 def row(spec: Field[Any], there: frozenset[str]) -> str:
@@ -67,7 +67,7 @@ def tables() -> str:
     patched = fields(load("flags", "openfedllm"))
     left = {spec.name: spec for name in ("plugin", "builtin") for spec in fields(load("flags", name))}
     everywhere = frozenset(left)
-    there = frozenset(spec.name for spec in patched) - {*REFUSED_THERE}
+    there = frozenset(spec.name for spec in patched) - REFUSED_THERE
     parts = []
     for heading, (kinds, own, sentence) in GROUPS.items():
         chosen = [CHOSEN_BY[kind] for kind in kinds.split()]

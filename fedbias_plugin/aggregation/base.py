@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedbias_plugin.aggregation.weight_warnings import weight_warning
+from fedbias_plugin.errors import UserError
 from fedbias_plugin.extension import Extension
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class ClientReports:
         update_norms: client id -> L2 norm of theta_i - theta; empty when nobody measured.
         metrics: client id -> metric -> block (``Metric.block``) on the probe items; empty when nobody measured.
         item_scores: client id -> metric -> per-item scores on the probe items, the same items for every client.
+        of_global: metric -> block of theta, of what the rule compares clients with (:attr:`Rule.compares`).
     """
 
     fed_alg: str
@@ -45,9 +47,16 @@ class ClientReports:
     update_norms: Mapping[int, float] = field(default_factory=dict)
     metrics: Mapping[int, Mapping[str, Block]] = field(default_factory=dict)
     item_scores: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    of_global: Mapping[str, Block] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, updates: Mapping[int, Update], global_state: State, fed_alg: str) -> ClientReports:
+    def of(
+        cls,
+        updates: Mapping[int, Update],
+        global_state: State,
+        fed_alg: str,
+        of_global: Mapping[str, Block] | None = None,
+    ) -> ClientReports:
         """The reports that ``updates``, by client id, make."""
         measured = {client: update.measured for client, update in updates.items() if update.measured}
         scores = {client: one.bias_score for client, one in measured.items()}
@@ -60,6 +69,7 @@ class ClientReports:
             update_norms={client: update.norm for client, update in updates.items() if update.norm is not None},
             metrics={client: one.metrics for client, one in measured.items()},
             item_scores={client: one.item_scores for client, one in measured.items()},
+            of_global=of_global or {},
         )
 
 
@@ -71,17 +81,19 @@ class Weighting:
         weights: client id -> w_i; they sum to 1 and say how much each client counts. Empty where no number says that,
             as for a median of every coordinate.
         factors: client id -> g_i with theta' = theta + sum_i g_i (theta_i - theta), or None when the host's own
-            average is to stand untouched, bit for bit.
+            average is to stand untouched, bit for bit. Where all are 0 the global model stays as it was.
         mass: sum of the factors in effect; below 1 the server step is shorter than a mean of the updates. None when
             the server algorithm is one this package does not know, or there are no factors.
         state: the state to hand to the host for every client, where it is no sum of weighted updates; ``factors`` is
             None then. Any average of identical states returns it (see ``substitution``).
+        extra: client id -> further numbers of it in this round, by name, to be recorded.
     """
 
     weights: dict[int, float]
     factors: dict[int, float] | None
     mass: float | None
     state: State | None = None
+    extra: dict[int, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass
@@ -95,12 +107,36 @@ class Rule(Extension):
 
     needs: ClassVar[frozenset[str]] = frozenset()
 
+    @property
+    def compares(self) -> tuple[str, ...]:
+        """Metrics, of which the first that the run has is measured of every client and of theta on the same items."""
+        return ()
+
     def check(self, clients_a_round: int) -> None:  # most rules work with any number of clients
         """Raise :class:`UserError` when the rule cannot work with so many clients a round; called before training."""
 
     @abstractmethod
     def weigh(self, reports: ClientReports) -> Weighting:
         """Weights and factors for exactly the clients in ``reports.sample_counts``."""
+
+    def sensitivity(self, clients: int) -> float:
+        """How far one of ``clients`` a round can move the sum of :meth:`weigh_bounded`, per longest update.
+
+        Raises:
+            UserError: its weights have no bound, so that noise cannot hide a client (``--dp_unit client``).
+        """
+        raise UserError(
+            f"--dp_unit client hides a client by noise on a mean, and --aggregation {self.name} has no bound on what "
+            "one client moves; give --aggregation plain, or bama with --bama_bias_range."
+        )
+
+    def weigh_bounded(self, reports: ClientReports, clients: int) -> Weighting:
+        """As :meth:`weigh`, by factors that :meth:`sensitivity` holds for, of a round that asked ``clients``.
+
+        Up to their common denominator, a factor depends on that client alone; who sent nothing has a place in it. There
+        may be nobody in ``reports``.
+        """
+        raise NotImplementedError
 
     def client_mu(self, client: int, mu: float, clients_a_round: int) -> float:
         """The mu that a client trains FedProx with in the round to come, where ``mu`` is ``--prox_mu``."""

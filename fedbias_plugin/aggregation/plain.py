@@ -19,3 +19,13 @@ class Plain(Rule):
         if not is_known(reports.fed_alg):
             return Weighting({}, factors=None, mass=None)
         return Weighting(host_factors(reports.fed_alg, reports.sample_counts), factors=None, mass=1.0)
+
+    def sensitivity(self, clients: int) -> float:
+        """1/C: with or without one client's update, where the denominator stays C."""
+        return 1 / clients
+
+    def weigh_bounded(self, reports: ClientReports, clients: int) -> Weighting:
+        """1/C each, whatever its rows."""
+        here = reports.sample_counts
+        weights = dict.fromkeys(here, 1 / len(here)) if here else {}
+        return Weighting(weights, dict.fromkeys(here, 1 / clients), len(here) / clients)

@@ -6,7 +6,7 @@ Handed the same state ``theta + sum_i g_i (theta_i - theta)`` for every client o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -14,13 +14,19 @@ from fedbias_plugin.aggregation.pieces import Buffers, empty_like, flat, pieces,
 from fedbias_plugin.state import State
 
 
-def weighted_state(global_state: State, local_states: Mapping[int, State], factors: Mapping[int, float]) -> State:
+def weighted_state(
+    global_state: State,
+    local_states: Mapping[int, State],
+    factors: Mapping[int, float],
+    finish: Callable[[torch.Tensor], object] | None = None,
+) -> State:
     """``theta + sum_i g_i (theta_i - theta)`` for every tensor, piece by piece.
 
     Args:
         global_state: theta, name -> tensor; not modified.
         local_states: client id -> theta_i with the same names, shapes and dtypes.
         factors: client id -> g_i; a client with factor 0 is left out, whatever its state holds.
+        finish: changes every piece of the sum in place before it is rounded to its dtype, in the order of the state.
 
     Returns:
         A new state in the dtypes of ``global_state``; half-precision tensors are summed in float32.
@@ -41,6 +47,8 @@ def weighted_state(global_state: State, local_states: Mapping[int, State], facto
             total, term = buffers.take("total", base).copy_(base), buffers.take("term", base)
             for client, factor in factors.items():
                 total.add_(torch.sub(local[client][piece].to(base), base, out=term), alpha=factor)
+            if finish is not None:
+                finish(total)
             flat(new)[piece] = total
         result[name] = new
     return result

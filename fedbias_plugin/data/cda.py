@@ -49,7 +49,7 @@ class Cda(Transform):
         "what differential privacy hides: a row and its copy together, clipped as one, or each as a row",
         choices=("pair", "row"),
         read_with=("dp_epsilon", "dp_noise_multiplier"),
-        unread_when={"cda_ratio": (0,)},
+        unread_when={"cda_ratio": (0,), "dp_unit": ("client",)},
     )
 
     def __post_init__(self) -> None:

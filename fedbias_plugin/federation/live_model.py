@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from fedbias_plugin.errors import UserError
@@ -38,22 +38,31 @@ class LiveModel:
         """What every scored sentence is conditioned on."""
         return self._scorer(model, tokenizer).prefix_token
 
-    def assess_clients(
+    def assess(
         self,
-        title: str,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         global_state: State,
+        title: str,
         local_states: Mapping[int, State],
+        also: Sequence[str] = (),
     ) -> tuple[dict[int, Measurement], dict[int, str]]:
         """Every client's state on the probe items; the model holds the global state afterwards.
+
+        Args:
+            model: the live model.
+            tokenizer: the model's.
+            global_state: theta.
+            title: of the progress bar.
+            local_states: client id -> theta_i.
+            also: metrics that are measured too though they are not of clients, on all their items.
 
         Returns:
             client id -> measurement, and for clients whose model gives scores that are no numbers, what is wrong.
         """
         measurements: dict[int, Measurement] = {}
         broken: dict[int, str] = {}
-        if not self._suite.of_clients:
+        if not self._suite.of_clients and not also:
             return measurements, broken
         try:
             with self._progress.task(title, len(local_states) * self._suite.probe_texts) as advance:
@@ -61,7 +70,7 @@ class LiveModel:
                 for client, state in local_states.items():
                     write_state(model, state)
                     try:
-                        measurements[client] = self._suite.assess(scorer)
+                        measurements[client] = self._suite.assess(scorer, also)
                     except NonFiniteScore as error:
                         broken[client] = f"its model's scores are not finite: {error}"
         finally:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fedbias_plugin.aggregation.base import ClientReports, Rule, Weighting
 from fedbias_plugin.aggregation.substitution import substitute
 from fedbias_plugin.arguments import BiasArguments
+from fedbias_plugin.errors import UserError
 from fedbias_plugin.fed_algs import local_client
 from fedbias_plugin.federation.inputs import Inputs
 from fedbias_plugin.federation.live_model import LiveModel
@@ -69,6 +71,7 @@ class Server:
         self._on_bad_update = arguments.on_bad_update if refuses_updates else "use"
         self.rule: Rule = build("rule", arguments.aggregation, arguments)
         self.rule.check(1 if local_client(run.fed_alg) is not None else run.sample_clients)
+        self._compared = self._first_measured(self.rule.compares)
 
     def receive(
         self,
@@ -102,31 +105,55 @@ class Server:
             updates |= {c: pipeline.at_client(update, theta, number, len(updates)) for c, update in updates.items()}
         pipeline.at_server(updates, theta, number)
         accepted = accepted_updates(number, updates, self._on_bad_update)
-        if is_measured or self.rule.needs & {"bias", *self._inputs.suite.of_clients}:
+        of_global = Measurement()
+        if is_measured or self._compared or self.rule.needs & {"bias", *self._inputs.suite.of_clients}:
             states = {client: update.state for client, update in accepted.items()}
-            title = f"round {number}: score clients"
-            measured, broken = self._live.assess_clients(title, model, tokenizer, theta, states)
+            assess = functools.partial(self._live.assess, model, tokenizer, theta, also=self._compared)
+            measured, broken = assess(f"round {number}: score clients", states)
             for client, measurement in measured.items():
                 updates[client].measured = measurement
             for client, fault in broken.items():
                 updates[client].fault = fault
             accepted = accepted_updates(number, accepted, self._on_bad_update)
-        weighting = Weighting({}, factors=None, mass=None)
-        if accepted:
-            weighting = self.rule.weigh(ClientReports.of(accepted, theta, self._run.fed_alg))
+            if self._compared:
+                of_global = assess(f"round {number}: score what they began with", {0: theta})[0].get(0, of_global)
+        reports = ClientReports.of(accepted, theta, self._run.fed_alg, of_global.metrics)
+        weighting = self.rule.weigh(reports) if accepted else Weighting({}, factors=None, mass=None)
+        if updates:
+            weighting = pipeline.on_weights(weighting, self.rule, reports, number)
+        for client, numbers in weighting.extra.items():
+            updates[client].extra |= numbers
         records = {
             client: self._record(update, weighting, None if client in accepted else update.fault)
             for client, update in updates.items()
         }
-        warnings, shares = fault_warnings(updates, accepted), self._inputs.shares
+        warnings = fault_warnings(updates, accepted, moves=weighting.state is not None)
+        shares = self._inputs.shares
         for client, reason in (absent or {}).items():
             rows = self._inputs.rows.get(client, 0)
             records[client] = ClientRecord(shares.get(client), rows, refused=reason, extra={MISSING: 1.0})
             warnings.append(f"client {client} is missing: {reason}")
         rates = {update.learning_rate for update in updates.values()}
         rate = rates.pop() if len(rates) == 1 else None
-        averaged = _to_average(weighting, accepted, theta)
+        averaged = _to_average(weighting, accepted, theta, updates)
         return Weighed(averaged, records, weighting.mass, learning_rate=rate, warnings=warnings)
+
+    def _first_measured(self, names: Sequence[str]) -> tuple[str, ...]:
+        """The first of the metrics ``names`` that this run can measure of a client.
+
+        Raises:
+            UserError: there are some, and none can be.
+        """
+        suite = self._inputs.suite
+        known = {metric.name for metric in suite.metrics if metric.text_count and not metric.of_clients}
+        known |= {name for name, (probe, _) in suite.splits.items() if probe}
+        found = tuple(name for name in names if name in known)[:1]
+        if names and not found:
+            raise UserError(
+                f"--aggregation {self.rule.name} is to compare clients by {' or '.join(names)}, and neither can be "
+                "measured here: give --bias_benchmarks with stereoset and a --bama_stereoset_fraction > 0."
+            )
+        return found
 
     def _record(self, update: Update, weighting: Weighting, refused: str | None) -> ClientRecord:
         measured = update.measured or Measurement()
@@ -157,9 +184,16 @@ class Server:
         self._inputs.pipeline.load_state_dict(state["stages"])
 
 
-def _to_average(weighting: Weighting, accepted: Mapping[int, Update], theta: State) -> Mapping[int, State]:
-    """What the host averages: the very states that came in where its own average is to stand, else one shared state."""
+def _to_average(
+    weighting: Weighting, accepted: Mapping[int, Update], theta: State, received: Mapping[int, Update]
+) -> Mapping[int, State]:
+    """What the host averages: the very states that came in where its own average is to stand, else one shared state.
+
+    Nothing where all factors are 0. A state that does not need an update (noise alone) goes to all that sent one.
+    """
     if weighting.state is not None:
-        return dict.fromkeys(accepted, weighting.state)
+        return dict.fromkeys(accepted or received, weighting.state)
+    if weighting.factors is not None and not any(weighting.factors.values()):
+        return {}
     states = {client: update.state for client, update in accepted.items()}
     return states if weighting.factors is None else substitute(theta, states, weighting.factors)

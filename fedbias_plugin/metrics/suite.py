@@ -68,14 +68,17 @@ class Suite:
         """Texts that :meth:`evaluate` reads."""
         return sum(metric.text_count for metric in self.metrics)
 
-    def assess(self, scorer: SentenceScorer) -> Measurement:
-        """A client's model on the probe items: what it is weighed by (eq. 1)."""
+    def assess(self, scorer: SentenceScorer, also: Sequence[str] = ()) -> Measurement:
+        """A client's model on the probe items, what it is weighed by (eq. 1); and by the metrics ``also`` on all."""
         measurement = Measurement()
         for name, metric in self.of_clients.items():
             probe, _ = self.splits[name]
             if probe:
                 scores = measurement.item_scores[name] = metric.measure(scorer, probe)
                 measurement.metrics[name] = self._block(metric, scores)
+        for metric in self.metrics:
+            if metric.name in also and not metric.of_clients and (found := metric.measure(scorer)) is not None:
+                measurement.metrics[metric.name] = self._block(metric, found)
         return self._with_bias_score(measurement)
 
     def evaluate(self, scorer: SentenceScorer) -> Measurement:

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 ON = ("dp_epsilon", "dp_noise_multiplier")
 """The flags that switch privacy on."""
+OF_ROWS = {"dp_unit": ("example",)}
 
 
 class Plan(NamedTuple):
@@ -51,21 +52,51 @@ class Plan(NamedTuple):
 
 @dataclass
 class PrivacyFlags:
-    """What switches privacy on."""
+    """What switches privacy on, and for whom."""
 
     dp_epsilon: float | None = option(
         None,
-        "train clients with differential privacy of their rows: epsilon that a client may spend in the whole run",
+        "differential privacy: epsilon that may be spent in the whole run, by each client or (--dp_unit client) by all",
         above=0,
     )
     dp_noise_multiplier: float | None = option(
         None, "sigma of the noise instead of --dp_epsilon; 0 clips without noise, and promises nothing", at_least=0
     )
 
+    dp_unit: str = option(
+        "example",
+        "what nobody can tell was there: example, a row of a client, by noise in its training; or client, all that it "
+        "holds, by noise on the server's mean",
+        choices=("example", "client"),
+        read_with=ON,
+    )
+    dp_delta: float | None = option(
+        None,
+        "delta of the promise; when absent 1/(2 n_i), with --dp_unit client 1e-5 (1/(10 clients) if that is less)",
+        above=0,
+        at_most=0.5,
+        read_with=ON,
+    )
+
     @property
     def is_on(self) -> bool:
-        """With a budget, or with noise given."""
+        """With a budget, or with noise given, and for rows."""
+        return self.is_asked and self.dp_unit == "example"
+
+    @property
+    def is_asked(self) -> bool:
+        """With a budget, or with noise given, for rows or clients."""
         return self.dp_epsilon is not None or self.dp_noise_multiplier is not None
+
+    def check_asked(self) -> str:
+        """The flag that asks for it.
+
+        Raises:
+            UserError: both do.
+        """
+        if self.dp_epsilon is not None and self.dp_noise_multiplier is not None:
+            raise UserError("--dp_epsilon chooses the noise and --dp_noise_multiplier is the noise; give one.")
+        return "--dp_noise_multiplier" if self.dp_epsilon is None else "--dp_epsilon"
 
 
 @dataclass
@@ -79,21 +110,24 @@ class Private(PrivacyFlags, Term):
     another node needs no memory of it.
     """
 
-    dp_delta: float | None = option(
-        None, "delta of the promise; 1/(2 n_i) when absent", above=0, at_most=0.5, read_with=ON
+    dp_max_grad_norm: float = option(
+        0.1, "C: the norm that the gradient of a row is clipped to", above=0, read_with=ON, read_when=OF_ROWS
     )
-    dp_max_grad_norm: float = option(0.1, "C: the norm that the gradient of a row is clipped to", above=0, read_with=ON)
-    dp_optimizer: str = option("adam", "what takes the noisy gradients", choices=("adam", "sgd"), read_with=ON)
+    dp_optimizer: str = option(
+        "adam", "what takes the noisy gradients", choices=("adam", "sgd"), read_with=ON, read_when=OF_ROWS
+    )
     dp_accountant: str = option(
-        "prv", "how epsilon is added up: prv (tighter) or rdp, an upper bound", choices=ACCOUNTANTS, read_with=ON
+        "prv",
+        "how epsilon is added up: prv (tighter) or rdp, an upper bound; with --dp_unit client it is exact",
+        choices=ACCOUNTANTS,
+        read_with=ON,
+        read_when=OF_ROWS,
     )
     trains = True
 
     def check_flags(self, flags: Mapping[str, Any]) -> None:
         """Refuse what breaks per-row gradients or the promise, and a missing Opacus."""
-        flag = "--dp_noise_multiplier" if self.dp_epsilon is None else "--dp_epsilon"
-        if self.dp_epsilon is not None and self.dp_noise_multiplier is not None:
-            raise UserError("--dp_epsilon chooses the noise and --dp_noise_multiplier is the noise; give one.")
+        flag = self.check_asked()
         if flags.get("bf16"):
             raise UserError(f"{flag} needs the gradients of single rows in 32 bits; drop --bf16.")
         if flags.get("load_in_8bit"):  # its outlier columns are those of the whole batch

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 from fedbias_plugin.extension import Extension
 
 if TYPE_CHECKING:
+    from fedbias_plugin.aggregation.base import ClientReports, Rule, Weighting
     from fedbias_plugin.arguments import BiasArguments
     from fedbias_plugin.federation.run_description import HostRun
     from fedbias_plugin.metrics.suite import Measurement
@@ -85,6 +86,13 @@ class Stage(Extension):
 
     def at_server(self, updates: dict[int, Update], theta: State, number: int) -> None:
         """What the server does with what it receives: changes entries of ``updates``, by client id."""
+
+    def on_weights(self, weighting: Weighting, rule: Rule, reports: ClientReports, number: int) -> Weighting:
+        """What the host averages by: ``weighting`` of the ``rule``, or another.
+
+        ``reports`` are of the clients whose updates are used; there may be none of those that were received.
+        """
+        return weighting
 
     def on_result(self, new: State, theta: State, number: int) -> State:
         """The global state after averaging; ``theta`` was it before. Neither is modified."""

@@ -74,12 +74,15 @@ def accepted_updates(number: int, updates: Mapping[int, Update], on_bad_update: 
     return {client: update for client, update in updates.items() if client not in faults or on_bad_update == "use"}
 
 
-def fault_warnings(updates: Mapping[int, Update], accepted: Collection[int]) -> list[str]:
-    """One line for the refused updates of a round, and one for those that a host's own run uses all the same."""
+def fault_warnings(updates: Mapping[int, Update], accepted: Collection[int], *, moves: bool = False) -> list[str]:
+    """One line for the refused updates of a round, and one for those that a host's own run uses all the same.
+
+    ``moves``: whether the global model moves without any update.
+    """
     faults = {client: update.fault for client, update in updates.items() if update.fault is not None}
     refused = [f"client {client} ({fault})" for client, fault in faults.items() if client not in accepted]
     used = [f"client {client} ({fault})" for client, fault in faults.items() if client in accepted]
-    nobody = "; nobody is left, and the global model stays as it was" if not accepted else ""
+    nobody = "; nobody is left, and the global model stays as it was" if not (accepted or moves) else ""
     return [
         *([f"update refused: {', '.join(refused)}{nobody}"] if refused else []),
         *([f"update faulty but used: {', '.join(used)}"] if used else []),

@@ -10,6 +10,7 @@ from fedbias_plugin.registry import active, build
 from fedbias_plugin.updates.base import Stage, Update
 
 if TYPE_CHECKING:
+    from fedbias_plugin.aggregation.base import ClientReports, Rule, Weighting
     from fedbias_plugin.arguments import BiasArguments
     from fedbias_plugin.data.partition import Partition
     from fedbias_plugin.federation.run_description import HostRun
@@ -77,6 +78,12 @@ class Pipeline:
         """Take ``updates`` (by client id, changed in place) of round ``number`` through every stage's server half."""
         for stage in self._stages:
             stage.at_server(updates, theta, number)
+
+    def on_weights(self, weighting: Weighting, rule: Rule, reports: ClientReports, number: int) -> Weighting:
+        """What the host averages by in round ``number``: the rule's ``weighting`` after every stage."""
+        for stage in self._stages:
+            weighting = stage.on_weights(weighting, rule, reports, number)
+        return weighting
 
     @property
     def changes_result(self) -> bool:

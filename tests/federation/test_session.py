@@ -165,3 +165,10 @@ def test_a_session_that_only_watches_hands_back_an_update_that_is_no_number(make
 def test_scenario_none_leaves_the_data_to_the_host(make_session):
     assert make_session(scenario="none").client_datasets == []
     assert [len(dataset.rows) for dataset in make_session().client_datasets] == [8, 8, 8]
+
+
+def test_ability_that_nobody_can_measure_is_refused_at_the_start(make_session):
+    flags = {"aggregation": "bama", "bama_min_ability": 0.9, "scenario": "none"}
+    with pytest.raises(UserError, match=r"compare clients by stereoset or heldout_loss.*--bama_stereoset_fraction > 0"):
+        make_session(bias_benchmarks="crows_pairs", **flags)
+    make_session(**flags)

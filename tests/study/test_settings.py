@@ -79,6 +79,7 @@ def test_what_every_flag_matters_to_is_what_it_was():
     server = {"prox_mu", "fedopt_tau", "fedopt_eta", "fedopt_v0", "fedopt_beta1", "fedopt_beta2", "fedopt_variant"}
     assert conditional_on("fed_alg") == server
     rules = {"bama_alpha", "bama_lambda", "bama_weighting", "byzantine_clients", "clip_norm"}
+    rules |= {"bama_bias_range", "bama_min_ability"}
     assert conditional_on("aggregation") == rules
     lora = {"peft_lora_r", "peft_lora_alpha", "peft_lora_dropout", "peft_lora_target_modules"}
     lora |= {"load_in_8bit", "load_in_4bit"}
@@ -98,7 +99,9 @@ def test_what_every_flag_matters_to_is_what_it_was():
         "wandb_mode",
         "preference_dataset",
     }
-    assert conditions().keys() == server | rules | lora | metrics | dealt | others
+    private = {"dp_max_grad_norm", "dp_optimizer", "dp_accountant", "dp_update_norm"}
+    assert conditional_on("dp_unit") == private
+    assert conditions().keys() == server | rules | lora | metrics | dealt | private | others
 
 
 def test_every_condition_is_on_a_flag_that_there_is():

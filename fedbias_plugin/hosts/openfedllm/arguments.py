@@ -45,7 +45,7 @@ class AttachedArguments(BiasArguments):
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is to be poisoned, measured, weighed, refused or scheduled; the run is the host's."""
+        """Whether nothing is to be poisoned, measured, weighed, refused, hidden or scheduled; the run is the host's."""
         asked = (
             self.aggregation != "plain",
             self.scenario != "none",
@@ -54,7 +54,7 @@ class AttachedArguments(BiasArguments):
             self.deterministic,
             self.benchmark_names,
         )
-        given = (self.local_epochs, self.schedule_seed, self.max_update_norm)
+        given = (self.local_epochs, self.schedule_seed, self.max_update_norm, self.dp_epsilon, self.dp_noise_multiplier)
         return not any(asked) and all(value is None for value in given)
 
 

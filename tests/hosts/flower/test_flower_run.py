@@ -79,6 +79,13 @@ def test_private_pairs_too_and_a_node_with_rows_of_its_own_says_its_units(run_bu
     assert {client.extra["dp_delta"] for client in last.values()} == {1 / 16}
 
 
+def test_clients_that_are_private_as_a_whole_too(run_builtin, run_flower, tmp_path):
+    flags = (*THREE, "--dp_unit", "client", "--dp_epsilon", "20", "--aggregation", "bama", "--bama_bias_range", "10")
+    run_builtin(*flags, "--bama_min_ability", "0.2", output="builtin")
+    run_flower(*flags, "--bama_min_ability", "0.2", output="flower")
+    assert_same_results(tmp_path / "builtin", tmp_path / "flower")
+
+
 def test_the_records_say_what_went_over_the_wire_and_each_node_trains_its_own_clients(run_flower, machines):
     machines.nodes = 2
     records = run_flower(*LORA, "--fed_alg", "scaffold")

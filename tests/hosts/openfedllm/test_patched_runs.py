@@ -138,3 +138,15 @@ def test_counterfactual_rows_are_trained_on_in_a_patched_openfedllm(patched, sta
     assert [(client["cda_eligible"], client["cda_copies"], client["rows"]) for client in clients] == [(8, 4, 12)] * 3
     assert {client["rows"] for record in rounds for client in record["clients"].values()} == {12}
     assert {client["poisoned_share"] for record in rounds for client in record["clients"].values()} == {0.0, 1.0}
+
+
+def test_the_host_averages_the_noisy_mean_of_clients_that_are_private_as_a_whole(patched, start):
+    """Every client's state is the noisy mean then, so that any average of the host's is it."""
+    flags = ("--dp_unit", "client", "--dp_epsilon", "10", "--fed_alg", "fedadam", "--bias_benchmarks", "none")
+    folder, ended = start(patched, "main_sft.py", *flags)
+    assert "privacy of clients as a whole: 2 rounds planned, 2 clients a round" in ended.text
+    *_, last = records(folder)
+    for client in last["clients"].values():
+        assert 9.99 < client["extra"]["dp_epsilon"] <= 10
+        assert client["weight"] == 0.5
+    assert any(warning.startswith("client privacy: ") for warning in last["warnings"])
