@@ -137,7 +137,9 @@ def idle_flags(
         if name in given and about.warns and not about.is_read(values):
             needed = [_needed(*pair) for pair in (about.read_when or {}).items() if _fails(values, *pair)]
             needed += [
-                f"with --{other} {' or '.join(map(str, some))}" for other, some in (about.unread_when or {}).items()
+                f"with --{other} {' or '.join(map(str, some))}"
+                for other, some in (about.unread_when or {}).items()
+                if other in values and _matches(values[other], some)
             ]
             needed += [f"without --{' or --'.join(about.read_with)}"] if about.is_alone(values) else []
             yield name, " and ".join(needed)

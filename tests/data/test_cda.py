@@ -205,7 +205,7 @@ def test_a_flag_of_its_own_without_a_ratio_is_idle():
     assert list(idle_flags(all_options(), values, values)) == [
         ("cda_mode", "with --cda_ratio 0"),
         ("cda_words", "with --cda_ratio 0"),
-        ("cda_dp_unit", "with --cda_ratio 0 and without --dp_epsilon or --dp_noise_multiplier"),
+        ("cda_dp_unit", "with --cda_ratio 0"),
     ]
     swapping = {**values, "cda_ratio": 0.5, "dp_epsilon": 3.0, "dp_noise_multiplier": None}
     assert list(idle_flags(all_options(), swapping, values)) == []
