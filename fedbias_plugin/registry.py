@@ -48,6 +48,7 @@ EXTENSIONS: dict[str, dict[str, str]] = {
         "stereoset": "fedbias_plugin.metrics.stereoset:StereoSet",
         "heldout_loss": "fedbias_plugin.metrics.heldout_loss:HeldoutLoss",
         "rouge_l": "fedbias_plugin.metrics.rouge_l:RougeL",
+        "occupation_bias": "fedbias_plugin.metrics.occupation_bias:OccupationBias",
     },
     "split": {
         "1B2C": "fedbias_plugin.data.scenarios:Scenario",
