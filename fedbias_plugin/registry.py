@@ -49,6 +49,7 @@ EXTENSIONS: dict[str, dict[str, str]] = {
         "heldout_loss": "fedbias_plugin.metrics.heldout_loss:HeldoutLoss",
         "rouge_l": "fedbias_plugin.metrics.rouge_l:RougeL",
         "occupation_bias": "fedbias_plugin.metrics.occupation_bias:OccupationBias",
+        "gender_count": "fedbias_plugin.metrics.gender_count:GenderCount",
     },
     "split": {
         "1B2C": "fedbias_plugin.data.scenarios:Scenario",
