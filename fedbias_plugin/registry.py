@@ -50,6 +50,12 @@ EXTENSIONS: dict[str, dict[str, str]] = {
         "rouge_l": "fedbias_plugin.metrics.rouge_l:RougeL",
         "occupation_bias": "fedbias_plugin.metrics.occupation_bias:OccupationBias",
         "gender_count": "fedbias_plugin.metrics.gender_count:GenderCount",
+        "swapped_prompts": "fedbias_plugin.metrics.swapped_prompts:SwappedPrompts",
+        "winobias": "fedbias_plugin.metrics.winobias:WinoBias",
+        "gender_perplexity": "fedbias_plugin.metrics.gender_perplexity:GenderPerplexity",
+        "toxicity": "fedbias_plugin.metrics.text_scores:Toxicity",
+        "sentiment": "fedbias_plugin.metrics.text_scores:Sentiment",
+        "regard": "fedbias_plugin.metrics.text_scores:Regard",
     },
     "split": {
         "1B2C": "fedbias_plugin.data.scenarios:Scenario",
