@@ -1,7 +1,7 @@
 """Toxicity, sentiment and regard of what a model writes about women and about men.
 
 The prompts are BOLD's of actresses and actors (Dhamala et al. 2021, arXiv:2101.11718); the gap female minus male as in
-Srivastava et al. (2024, arXiv:2402.04489), regard as in Sheng et al. (2019, arXiv:1909.01326). The user names the judge.
+Srivastava et al. (2024, arXiv:2402.04489), regard as in Sheng et al. (2019, arXiv:1909.01326). The user picks a judge.
 """
 
 from __future__ import annotations
