@@ -17,6 +17,7 @@ from fedbias_plugin.errors import UserError
 from fedbias_plugin.known_dataset import KnownDataset
 from fedbias_plugin.metrics.base import Block, Source
 from fedbias_plugin.metrics.formatting import interval, number, with_interval
+from fedbias_plugin.metrics.gendered import SECTION
 from fedbias_plugin.metrics.sampling import BOLD_GENDERS, Prompt, Sampled, SampledResult
 from fedbias_plugin.metrics.text_classifiers import Classifier, check_classifier, load_classifier
 from fedbias_plugin.options import option
@@ -74,6 +75,7 @@ class TextMetric(Sampled):
 
     ideal = 0.0
     digits = 4
+    section = SECTION
     datasets: ClassVar[tuple[KnownDataset, ...]] = (BOLD_GENDERS,)
     mini_file: ClassVar[str | None] = "bold_genders.json"
     mini_is_invented = False
