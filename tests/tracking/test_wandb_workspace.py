@@ -80,7 +80,7 @@ def test_every_curve_column_and_bar_is_a_key_that_runs_log(workspace: Any, logge
     gender = [metric_class(name) for name in names("metric") if metric_class(name).section]
     assert len(gender) == 8
     of_gender = {
-        f"bias/{metric.name}" + ("" if key == "value" else f"/{key}")
+        f"bias/{metric.name}" + ("" if key == "value" else f"_{key}")
         for metric in gender
         for _, keys in metric.panels
         for key in keys
