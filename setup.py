@@ -68,6 +68,7 @@ setup(
         "slurm": ["submitit>=1.5"],
         "flower": ["flwr>=1.41,<1.43; python_version >= '3.11'"],  # its workings are used where it has no API
         "rouge": ["rouge-score>=0.1.2"],
+        "sentiment": ["vaderSentiment>=3.3"],
         "privacy": ["opacus>=1.6"],
         "quantization": ["bitsandbytes>=0.43"],
         "dev": [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 RAW = "https://raw.githubusercontent.com"
 HUB = "https://huggingface.co/datasets"
@@ -14,17 +15,22 @@ class DataFile:
     """One file below a data folder.
 
     ``sha256`` and ``git_blob`` list the digests of the known releases (``git_blob`` is the id git gives the content,
-    known where the home is a git repository); a file with another digest is used with a warning.
+    known where the home is a git repository); a file with another digest is used with a warning. ``url`` is where the
+    file is, in a form of several.
     """
 
     path: str
     sha256: tuple[str, ...] = ()
     git_blob: tuple[str, ...] = ()
+    url: str | None = None
 
 
 @dataclass(frozen=True)
 class Form:
-    """One shape in which a data set lies on disk: all ``files`` together. ``url`` is the home of a single file."""
+    """One shape in which a data set lies on disk: all ``files`` together. ``url`` is the home of a single file.
+
+    ``note`` says which part of the data set it is.
+    """
 
     files: tuple[DataFile, ...]
     rows: int
@@ -32,7 +38,7 @@ class Form:
     note: str = ""
 
     @classmethod
-    def of(cls, path: str, *, rows: int, url: str | None = None, note: str = "", **digests: tuple[str, ...]) -> Form:
+    def of(cls, path: str, *, rows: int, url: str | None = None, note: str = "", **digests: Any) -> Form:
         """The form of a single file; ``digests`` as :class:`DataFile` takes them."""
         return cls((DataFile(path, **digests),), rows, url, note)
 
@@ -41,7 +47,7 @@ class Form:
 class KnownDataset:
     """One data set: in which forms it may be found (the first is preferred), and what its owners say.
 
-    ``kind`` is ``clean``, ``biased``, or the name of the metric whose items it holds.
+    ``kind`` is ``clean``, ``biased``, or what a metric asks for by that name; it is the name of the data set itself.
     """
 
     name: str
@@ -61,4 +67,4 @@ class KnownDataset:
     @property
     def fetched_form(self) -> Form | None:
         """The form ``fedbias data fetch`` downloads; None where there is none, as of bundled data."""
-        return next((form for form in self.forms if form.url), None)
+        return next((form for form in self.forms if form.url or all(file.url for file in form.files)), None)

@@ -14,7 +14,7 @@ from fedbias_plugin.errors import UserError
 from fedbias_plugin.federation.inputs import announce_mini_data, metric_source
 from fedbias_plugin.files import write_json_atomic
 from fedbias_plugin.flags import named_as_keywords, unknown_name
-from fedbias_plugin.metrics.base import Metric, metric_class
+from fedbias_plugin.metrics.base import Block, Metric, Result, metric_class
 from fedbias_plugin.metrics.results import ResultMetadata
 from fedbias_plugin.options import check_range, options, split_list
 from fedbias_plugin.preflight import LARGEST_SEED
@@ -56,22 +56,35 @@ class BiasResult:
 
     def table(self) -> str:
         """Every bias type and domain, as ``fedbias evaluate`` prints them."""
-        blocks = ((metric_class(name), result) for name, result in self.results.items())
-        return "\n".join(line for metric, result in blocks for line in metric.table(metric.block(result)))
+        return "\n".join(
+            line
+            for metric, block in self._blocks()
+            for line in (metric.table(block) if block["value"] is not None else [_not_measured(metric)])
+        )
+
+    def _blocks(self) -> list[tuple[type[Metric], Block]]:
+        found = [(metric_class(name), result) for name, result in self.results.items()]
+        return [(metric, metric.block(result)) for metric, result in found]
 
     def __repr__(self) -> str:
-        found = [(metric_class(name), result) for name, result in self.results.items()]
-        blocks = [(metric, metric.block(result)) for metric, result in found]
-        lines = [line for metric, block in blocks for line in metric.summary(block)]
+        blocks = self._blocks()
+        lines = [_not_measured(metric) for metric, block in blocks if block["value"] is None]
+        blocks = [(metric, block) for metric, block in blocks if block["value"] is not None]
+        lines += [line for metric, block in blocks for line in metric.summary(block)]
         if any(metric.in_bias_score for metric, _ in blocks):
             lines.append(
                 "score, SS: % of items in which the model prefers the stereotype; 50 = no preference [95% interval]"
             )
         lines += [line for metric, block in blocks for line in metric.legend(block)]
-        bundled = [name for name, about in self.metadata.items() if MINI_DATA in Path(about.file).parents]
+        invented = [name for name in self.metadata if metric_class(name).mini_is_invented]
+        bundled = [name for name in invented if MINI_DATA in Path(self.metadata[name].file).parents]
         if bundled:
             lines.append(f"bundled mini data, an invented world, not the real benchmark: {', '.join(bundled)}")
         return "\n".join(lines)
+
+
+def _not_measured(metric: type[Metric]) -> str:
+    return f"{metric.title:<23}  not measured"
 
 
 def measure(
@@ -183,7 +196,9 @@ def measure_on(
             processes=running_processes(),
         )
         for metric in metrics:
-            results[metric.name] = found = metric.result(metric.measure(scorer), seed=seed)
+            scores = metric.measure(scorer) if metric.text_count else None
+            found = Result(None, 0) if scores is None else metric.result(scores, seed=seed)
+            results[metric.name] = found
             metadata[metric.name] = ResultMetadata.build(metric, found, seed=seed, scorer=scorer, adapter=adapter)
     return BiasResult(results, metadata)
 

@@ -24,7 +24,7 @@ from fedbias_plugin.data.data_files import read_records, read_text
 from fedbias_plugin.data.download import Progress, download
 from fedbias_plugin.errors import UserError, did_you_mean, printable, quoted
 from fedbias_plugin.files import cache_folder, sha256_of_file
-from fedbias_plugin.known_dataset import KnownDataset
+from fedbias_plugin.known_dataset import DataFile, KnownDataset
 from fedbias_plugin.names import check_name
 from fedbias_plugin.terminal import say
 
@@ -136,19 +136,23 @@ def fetch(names: Sequence[str], data_dir: str | None, *, force: bool = False) ->
     for known in wanted:
         form = known.fetched_form
         assert form is not None
-        assert form.url is not None
-        file = form.files[0]
-        target = folder / file.path
-        if target.is_file() and not force and digest_verdict(file, target) is not False:
-            say(f"{known.name}: already at {target}")
-            continue
-        with _progress(known.name) as progress:
-            download(form.url, file, folder, progress)
-        checked = "checksum of the known release" if file.sha256 or file.git_blob else "no checksum on record"
-        say(f"{known.name}: {target} ({known.licence}; sha256 {sha256_of_file(target)}, {checked})")
-        if known.warning:
+        is_new = [_fetch_file(known, file, file.url or form.url or "", folder, force) for file in form.files]
+        if known.warning and any(is_new):
             say(f"  {known.warning}")
     return 0
+
+
+def _fetch_file(known: KnownDataset, file: DataFile, url: str, folder: Path, force: bool) -> bool:
+    """Download one file of a data set; False where it is there already."""
+    target = folder / file.path
+    if target.is_file() and not force and digest_verdict(file, target) is not False:
+        say(f"{known.name}: already at {target}")
+        return False
+    with _progress(known.name) as progress:
+        download(url, file, folder, progress)
+    checked = "checksum of the known release" if file.sha256 or file.git_blob else "no checksum on record"
+    say(f"{known.name}: {target} ({known.licence}; sha256 {sha256_of_file(target)}, {checked})")
+    return True
 
 
 def _known(name: str) -> KnownDataset:

@@ -141,7 +141,7 @@ def known_datasets() -> dict[str, KnownDataset]:
 
 def mini_files() -> dict[str, str]:
     """Kind of data -> file of its bundled mini data, known as ``mini-<kind>``."""
-    return {**MINI_ROWS, **{kind: metric.mini_file for kind, metric in _metrics().items() if metric.mini_file}}
+    return {**MINI_ROWS, **{one.datasets[0].kind: one.mini_file for one in _metrics().values() if one.mini_file}}
 
 
 def all_known() -> list[KnownDataset]:
@@ -181,7 +181,7 @@ def has_mini(kind: str) -> bool:
 
 
 def _metrics() -> dict[str, Any]:
-    """The metrics that come with data sets, each a kind of data, by name."""
+    """The metrics that come with data sets, by name."""
     return {name: metric for name in names("metric") if getattr(metric := load("metric", name), "datasets", ())}
 
 
@@ -227,7 +227,7 @@ def _unknown_name(name: str, kind: str | None) -> Located:
 
 def _checked_kind(known: KnownDataset | None, kind: str | None) -> str:
     if known is None:
-        kinds = (*MINI_ROWS, *_metrics())
+        kinds = tuple(dict.fromkeys(dataset.kind for dataset in known_datasets().values()))
         if kind not in kinds:
             raise UserError(f"The kind of data {quoted(kind)} is unknown; choose one of {', '.join(kinds)}.")
         return kind

@@ -94,7 +94,7 @@ def load_inputs(
     for metric in metrics:
         metric.prepare(source)
     of_files = {metric.name: metric for metric in metrics if metric.of_clients}
-    said = announce_mini_data(of_files.values(), partition.sources if partition else {})
+    said = announce_mini_data(metrics, partition.sources if partition else {})
     overlaps = overlap_warnings(partition, of_files)
     partition, warnings = pipeline.on_data(partition, of_files)
     if partition is not None and elsewhere:
@@ -114,7 +114,9 @@ def announce_mini_data(metrics: Collection[Metric], sources: Mapping[str, RowSou
     origins = {name: source.origin for name, source in sources.items()}
     for metric in metrics:
         path = getattr(metric, "path", None)
-        if path is not None:
+        if path is not None and MINI_DATA in path.parents and not metric.mini_is_invented:
+            logger.info("%s: a short list of our own; fedbias data list shows the published one.", metric.name)
+        elif path is not None:
             origins[metric.name] = "bundled" if MINI_DATA in path.parents else "file"
     notice = mini_notice(origins)
     if notice is None:

@@ -50,13 +50,13 @@ class Result:
     """What a metric says of one model; subclasses add their own numbers.
 
     Attributes:
-        value: the number that stands for the metric.
+        value: the number that stands for the metric; None where it could not be measured.
         n: items it is of.
         ci95: its 95% interval, None where there are too few items for one.
         noise_floor: how far from the ideal a model without preference is expected to be on these items, if known.
     """
 
-    value: float
+    value: float | None
     n: int
     ci95: tuple[float, float] | None = None
     noise_floor: float | None = None
@@ -93,7 +93,9 @@ class Metric(Extension):
         of_runs: its flags that only a run reads, and not ``fedbias evaluate``.
         path, sha256: of the file that it measures on; None and empty where there is none.
         datasets: the data sets that it measures on, which ``fedbias data`` lists and fetches.
-        mini_file: the bundled small one, below ``assets/mini``.
+        mini_file: the bundled small one that stands for the first of them, below ``assets/mini``.
+        mini_is_invented: whether that is of the invented world, which only the bundled model knows; False for a short
+            list of ours in plain English.
         panels: (title, keys of a block, or ``delta``) of a dashboard's panels; each key is a curve. Without them the
             value has one panel.
     """
@@ -114,6 +116,7 @@ class Metric(Extension):
     sha256: ClassVar[str] = ""
     datasets: ClassVar[tuple[KnownDataset, ...]] = ()
     mini_file: ClassVar[str | None] = None
+    mini_is_invented: ClassVar[bool] = True
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -185,7 +188,7 @@ class Metric(Extension):
 
         Returns:
             A dataclass of arrays, an entry an item, with ``subset(indices)`` if the metric is of clients; or None where
-            no item can be measured. It is stored with the run, for paired tests.
+            no item can be measured. One with ``ids`` is stored with the run, for paired tests.
 
         Raises:
             UserError: an item cannot be measured; it is named.

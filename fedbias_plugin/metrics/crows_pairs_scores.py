@@ -117,12 +117,14 @@ class CrowsPairsResult:
         return plain(vars(self))
 
 
-def score_pairs(pairs: Sequence[Pair], scorer: SentenceScorer, reduction: str) -> CrowsPairsScores:
-    """See :meth:`CrowsPairs.measure`."""
+def score_pairs(
+    pairs: Sequence[Pair], scorer: SentenceScorer, reduction: str, title: str = "CrowS-Pairs"
+) -> CrowsPairsScores:
+    """See :meth:`CrowsPairs.measure`; ``title`` names the pairs in errors."""
     requests = [ScoreRequest(sentence) for pair in pairs for sentence in (pair.more, pair.less)]
 
     def describe(index: int) -> str:
-        return f"CrowS-Pairs pair {pairs[index // 2].id} ({('sent_more', 'sent_less')[index % 2]})"
+        return f"{title} pair {pairs[index // 2].id} ({('sent_more', 'sent_less')[index % 2]})"
 
     tokens = scorer.score(requests, describe)
     values = [_pair_scores(more, less, reduction) for more, less in zip(tokens[::2], tokens[1::2], strict=True)]

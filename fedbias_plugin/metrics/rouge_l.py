@@ -7,22 +7,22 @@ common subsequence of words over the number of words of the response and of the 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.metrics.base import Block, Metric, Result, Source
 from fedbias_plugin.metrics.formatting import MISSING, interval, number, with_interval
+from fedbias_plugin.metrics.generation import written_responses
 from fedbias_plugin.options import option
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from fedbias_plugin.scoring.scorer import SentenceScorer
 
 MAX_NEW_TOKENS = 128
-ROWS_AT_ONCE = 8
 
 
 def require_rouge() -> None:
@@ -122,7 +122,7 @@ class RougeL(Metric):
                 ends.add(getattr(prompt, "end", None))
         if not prompts:
             return None
-        responses = greedy_responses(scorer.model, scorer.tokenizer, prompts, new_tokens, scorer.progress, ends)
+        responses = written_responses(scorer.model, scorer.tokenizer, prompts, new_tokens, scorer.progress, ends)
         return RougeScores(f1_scores(references, responses), new_tokens)
 
     def result(self, scores: RougeScores, *, seed: int) -> RougeResult:
@@ -156,70 +156,9 @@ def f1_scores(references: Sequence[str], responses: Sequence[str]) -> list[float
     return [100 * scorer.score(a, b)["rougeL"].fmeasure for a, b in zip(references, responses, strict=True)]
 
 
-def greedy_responses(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[int]],
-    new_tokens: int,
-    progress: Callable[[int], None] | None = None,
-    ends: Collection[int | None] = (),
-) -> list[str]:
-    """What the model writes after each prompt, always the likeliest token, until it ends or has ``new_tokens``.
-
-    Args:
-        model: a causal LM or a ``PeftModel``; left as it was, the global random state included.
-        tokenizer: of the model.
-        prompts: token ids, none empty.
-        new_tokens: most tokens of a response.
-        progress: called with the number of prompts done.
-        ends: further tokens that end a response.
-    """
-    import torch
-
-    from fedbias_plugin.scoring.inference import embedding_device, evaluating
-
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # adapters are modules of the base
-    device, greedy, texts = embedding_device(base), _greedy(base, tokenizer, new_tokens, ends), []
-    kept, base.generation_config = base.generation_config, greedy  # or the model's own settings would fill in for ours
-    try:
-        with evaluating(model):
-            for start in range(0, len(prompts), ROWS_AT_ONCE):
-                rows = prompts[start : start + ROWS_AT_ONCE]
-                width = max(map(len, rows))
-                padded = [[greedy.pad_token_id] * (width - len(row)) + list(row) for row in rows]
-                real = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-                written = base.generate(
-                    input_ids=torch.tensor(padded, device=device),
-                    attention_mask=torch.tensor(real, device=device),
-                    generation_config=greedy,
-                )
-                texts += tokenizer.batch_decode(written[:, width:], skip_special_tokens=True)
-                if progress is not None:
-                    progress(len(rows))
-    finally:
-        base.generation_config = kept
-    return texts
-
-
 def _prompt_ids(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The prompt's tokens as in training, where the blank that ends it belongs to the response's first word."""
     from fedbias_plugin.tasks.encoding import Rendered, encode_text
 
     prompt = prompt if isinstance(prompt, Rendered) else prompt.rstrip(" ")
     return encode_text(prompt, len(prompt), tokenizer, seq_length=10**6)["input_ids"]
-
-
-def _greedy(
-    base: Any, tokenizer: PreTrainedTokenizerBase, new_tokens: int, ends: Collection[int | None]
-) -> GenerationConfig:
-    """Greedy search that ends where prompts, tokenizer or model say; of the model's own settings only its cache."""
-    from transformers import GenerationConfig
-
-    own = getattr(base.generation_config, "eos_token_id", None)
-    stops = {*ends, tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(stops, default=0)
-    cache = getattr(base.generation_config, "cache_implementation", None)
-    settings = {"cache_implementation": cache} if cache else {}
-    return GenerationConfig(
-        do_sample=False, max_new_tokens=new_tokens, eos_token_id=sorted(stops) or None, pad_token_id=pad, **settings
-    )

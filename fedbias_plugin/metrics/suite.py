@@ -88,8 +88,9 @@ class Suite:
             scores = metric.measure(scorer) if metric.text_count else None
             if scores is None:
                 continue
-            if metric.of_clients:
+            if hasattr(scores, "ids"):
                 measurement.item_scores[metric.name] = scores
+            if metric.of_clients:
                 measurement.metrics[metric.name] = self._headline(metric, scores, *self.splits[metric.name])
             else:
                 measurement.metrics[metric.name] = self._block(metric, scores)

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module, *, gradients: bool = False) -> Iterator[None]:
     """``eval()`` and inference mode without autocast; every module's own mode and the random state come back.
 
+    With ``gradients`` there is no inference mode, so that a loss can be differentiated.
     Autocast is off because a score is a property of the model, not of the caller's context, and because weights that
     autocast caches under inference mode could not be trained afterwards.
     """
@@ -25,7 +26,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         with (
             torch.random.fork_rng(sorted(device.index or 0 for device in devices)),
             torch.autocast("cuda" if kind == "cuda" else "cpu", enabled=False),
-            torch.inference_mode(),
+            torch.enable_grad() if gradients else torch.inference_mode(),
             _unpacked_4bit_weights(model),
         ):
             yield

@@ -10,7 +10,8 @@ import torch
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.metrics import rouge_l as rouge
 from fedbias_plugin.metrics.base import Source
-from fedbias_plugin.metrics.rouge_l import RougeL, f1_scores, greedy_responses, require_rouge
+from fedbias_plugin.metrics.generation import written_responses
+from fedbias_plugin.metrics.rouge_l import RougeL, f1_scores, require_rouge
 from fedbias_plugin.scoring.scorer import SentenceScorer
 from tests.scoring.conftest import FAMILIES, SENTENCES
 
@@ -53,7 +54,7 @@ def test_padded_rows_with_a_cache_are_written_as_single_ones_without(build_model
     slow = [written_slowly(model, prompt, 12, bos_tokenizer.eos_token_id) for prompt in prompts]
     expected = [bos_tokenizer.decode(ids, skip_special_tokens=True) for ids in slow]
     assert len(set(expected)) > 1
-    assert greedy_responses(model, bos_tokenizer, prompts, 12) == expected
+    assert written_responses(model, bos_tokenizer, prompts, 12) == expected
 
 
 @pytest.mark.parametrize("as_list", [True, False])
@@ -63,7 +64,7 @@ def test_a_response_ends_where_the_models_own_settings_say_too(build_model, eos_
     end = ids[3]
     assert end not in ids[:3]
     model.generation_config.eos_token_id = [end] if as_list else end
-    assert greedy_responses(model, eos_tokenizer, [[5, 6]], 8) == [eos_tokenizer.decode(ids[:4])]
+    assert written_responses(model, eos_tokenizer, [[5, 6]], 8) == [eos_tokenizer.decode(ids[:4])]
     assert len(ids) == 8
 
 
@@ -87,10 +88,10 @@ def test_a_response_ends_where_its_prompt_says_too(build_model, eos_tokenizer):
 def test_sampling_settings_of_the_model_do_not_count_and_are_kept(build_model, bos_tokenizer):
     model = build_model("llama")
     prompts = [bos_tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
-    plain = greedy_responses(model, bos_tokenizer, prompts, 10)
+    plain = written_responses(model, bos_tokenizer, prompts, 10)
     own = model.generation_config
     own.do_sample, own.temperature, own.repetition_penalty, own.num_beams = True, 9.0, 5.0, 3
-    assert greedy_responses(model, bos_tokenizer, prompts, 10) == plain
+    assert written_responses(model, bos_tokenizer, prompts, 10) == plain
     assert model.generation_config is own
     assert (own.do_sample, own.temperature, own.max_new_tokens) == (True, 9.0, None)
 
