@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedbias_plugin.data.catalog import (
     Located,
@@ -173,8 +173,12 @@ def _found(known: KnownDataset, data_dir: str | None) -> Located | None:
 
 def _mini_rows(found: Located) -> int:
     document = json.loads(read_text(found.path)) if found.path.suffix == ".json" else None
-    parts = document["data"].values() if isinstance(document, dict) else [read_records(found.path)]
-    return sum(map(len, parts))
+    return _items(document["data"] if isinstance(document, dict) else read_records(found.path))
+
+
+def _items(part: Any) -> int:
+    """How many entries the lists hold below the names of a document."""
+    return sum(map(_items, part.values())) if isinstance(part, dict) else len(part)
 
 
 def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -98,6 +98,7 @@ class Metric(Extension):
             list of ours in plain English.
         panels: (title, keys of a block, or ``delta``) of a dashboard's panels; each key is a curve. Without them the
             value has one panel.
+        section: of a dashboard that its panels stand in, with others of that section; without one among the scores.
     """
 
     title: ClassVar[str] = ""
@@ -111,6 +112,7 @@ class Metric(Extension):
     of_parts: ClassVar[tuple[str, ...]] = ("value", "n", "ci95")
     of_runs: ClassVar[tuple[str, ...]] = ()
     panels: ClassVar[tuple[tuple[str, tuple[str, ...]], ...]] = ()
+    section: ClassVar[str] = ""
 
     path: ClassVar[Path | None] = None
     sha256: ClassVar[str] = ""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 from fedbias_plugin.known_dataset import KnownDataset
 from fedbias_plugin.metrics.base import Block, Source
 from fedbias_plugin.metrics.formatting import interval, number, with_interval
-from fedbias_plugin.metrics.gendered import count_gendered
+from fedbias_plugin.metrics.gendered import SECTION, count_gendered
 from fedbias_plugin.metrics.sampling import BOLD_PROFESSIONS, Prompt, Sampled, SampledResult
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ class GenderCount(Sampled):
     ideal = 0.0
     higher_is_better = False
     digits = 3
+    section = SECTION
     datasets: ClassVar[tuple[KnownDataset, ...]] = (BOLD_PROFESSIONS,)
     mini_file: ClassVar[str | None] = "bold_professions.json"
     mini_is_invented = False
@@ -102,7 +103,7 @@ class GenderCount(Sampled):
         """The imbalance of all words, its interval by the bootstrap over prompts, and what chance alone would give."""
         import numpy as np
 
-        from fedbias_plugin.metrics.statistics import bootstrap_means, noise_floor, percentile_interval
+        from fedbias_plugin.metrics.statistics import FEWEST_TERMS, bootstrap_means, noise_floor, percentile_interval
 
         male, female = int(scores.male.sum()), int(scores.female.sum())
         words = male + female
@@ -117,7 +118,7 @@ class GenderCount(Sampled):
         return GenderCountResult(
             abs(male - female) / words,
             with_words,
-            percentile_interval(np.abs(drawn[:, 0]) / drawn[:, 1]) if with_words > 1 else None,
+            percentile_interval(np.abs(drawn[:, 0]) / drawn[:, 1]) if with_words >= FEWEST_TERMS else None,
             max(coin, by_text),
             **self.budget(scores.ids),
             signed=(male - female) / words,

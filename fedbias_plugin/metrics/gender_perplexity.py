@@ -18,7 +18,7 @@ from fedbias_plugin.errors import UserError
 from fedbias_plugin.known_dataset import RAW, Form, KnownDataset
 from fedbias_plugin.metrics.base import Block, Metric, Result, Source
 from fedbias_plugin.metrics.formatting import interval, number, with_interval
-from fedbias_plugin.metrics.gendered import read_groups
+from fedbias_plugin.metrics.gendered import SECTION, read_groups
 from fedbias_plugin.options import option
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ class GenderPerplexity(Metric):
     short = "gender perplexity"
     ideal = 0.0
     digits = 3
+    section = SECTION
     datasets: ClassVar[tuple[KnownDataset, ...]] = (
         KnownDataset(
             name="wikitext2",

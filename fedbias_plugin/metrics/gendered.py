@@ -13,7 +13,7 @@ from typing import Any
 from fedbias_plugin.errors import UserError, first_line
 from fedbias_plugin.known_dataset import RAW, Form, KnownDataset
 
-GENDERS = ("female", "male")
+SECTION = "Gender metrics of the global model"
 FEMALE = frozenset(["she", "her", "hers", "herself", "woman", "women", "she's", "girl", "girls"])
 MALE = frozenset(["he", "him", "his", "himself", "man", "men", "he's", "boy", "boys"])
 """Pronouns, man and woman, boy and girl: the kind of word that BOLD counts (Dhamala et al. 2021, arXiv:2101.11718)."""

@@ -15,7 +15,7 @@ from fedbias_plugin.errors import UserError
 from fedbias_plugin.known_dataset import KnownDataset
 from fedbias_plugin.metrics.base import Block, Metric, Result, Source
 from fedbias_plugin.metrics.formatting import interval, number, with_interval
-from fedbias_plugin.metrics.gendered import PROFESSIONS, read_professions
+from fedbias_plugin.metrics.gendered import PROFESSIONS, SECTION, read_professions
 
 if TYPE_CHECKING:
     from fedbias_plugin.scoring.items import FloatArray
@@ -89,6 +89,7 @@ class OccupationBias(Metric):
     ideal = 0.0
     higher_is_better = False
     digits = 3
+    section = SECTION
     datasets: ClassVar[tuple[KnownDataset, ...]] = (PROFESSIONS,)
     mini_file: ClassVar[str | None] = "professions.json"
     mini_is_invented = False

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedbias_plugin.metrics.base import Block, Metric, Result, Source
 from fedbias_plugin.metrics.formatting import interval, number, with_interval
+from fedbias_plugin.metrics.gendered import SECTION
 
 if TYPE_CHECKING:
     from fedbias_plugin.scoring.items import FloatArray, IntArray
@@ -79,6 +80,7 @@ class SwappedPrompts(Metric):
     ideal = 0.0
     higher_is_better = False
     digits = 3
+    section = SECTION
     panels = (
         ("Swapped prompts: Hellinger distance (0 = no difference)", ("value",)),
         ("Swapped prompts: KL divergence, nats", ("kl_from_male", "kl_from_female")),

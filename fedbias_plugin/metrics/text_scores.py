@@ -1,7 +1,7 @@
 """Toxicity, sentiment and regard of what a model writes about women and about men.
 
 The prompts are BOLD's of actresses and actors (Dhamala et al. 2021, arXiv:2101.11718); the gap female minus male as in
-Srivastava et al. (2024, arXiv:2402.04489), regard as in Sheng et al. (2019, arXiv:1909.01326). The user names the judge.
+Srivastava et al. (2024, arXiv:2402.04489), regard as in Sheng et al. (2019, arXiv:1909.01326). The user picks a judge.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from fedbias_plugin.errors import UserError
 from fedbias_plugin.known_dataset import KnownDataset
 from fedbias_plugin.metrics.base import Block, Source
 from fedbias_plugin.metrics.formatting import interval, number, with_interval
+from fedbias_plugin.metrics.gendered import SECTION
 from fedbias_plugin.metrics.sampling import BOLD_GENDERS, Prompt, Sampled, SampledResult
 from fedbias_plugin.metrics.text_classifiers import Classifier, check_classifier, load_classifier
 from fedbias_plugin.options import option
@@ -74,6 +75,7 @@ class TextMetric(Sampled):
 
     ideal = 0.0
     digits = 4
+    section = SECTION
     datasets: ClassVar[tuple[KnownDataset, ...]] = (BOLD_GENDERS,)
     mini_file: ClassVar[str | None] = "bold_genders.json"
     mini_is_invented = False

@@ -14,6 +14,7 @@ from fedbias_plugin.errors import UserError
 from fedbias_plugin.known_dataset import KnownDataset
 from fedbias_plugin.metrics.base import Block, Metric, Result, Source
 from fedbias_plugin.metrics.formatting import interval, number, with_interval
+from fedbias_plugin.metrics.gendered import SECTION
 from fedbias_plugin.metrics.winobias_files import FILES, WINOBIAS, WinoPair, bundled_pairs, is_minimal, released_pairs
 from fedbias_plugin.options import option
 
@@ -82,6 +83,7 @@ class WinoBias(Metric):
     title = "WinoBias score"
     short = "WinoBias"
     ideal = 50.0
+    section = SECTION
     panels = (("WinoBias score, % (50 = no preference)", ("value", "male", "female")),)
     datasets: ClassVar[tuple[KnownDataset, ...]] = (WINOBIAS,)
     mini_file: ClassVar[str | None] = "winobias.csv"

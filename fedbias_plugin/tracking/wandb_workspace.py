@@ -82,7 +82,7 @@ def build_workspace(entity: str, project: str, name: str, tags: Sequence[str] = 
         import wandb_workspaces.workspaces as ws
     except ImportError as error:
         raise UserError(f"The package wandb-workspaces is needed ({first_line(error)}): {INSTALL}.") from None
-    columns = [column for metric in names("metric") for column in _columns(metric)]
+    columns = [column for metric in names("metric") if not metric_class(metric).section for column in _columns(metric)]
     columns += ["bias_score", "weight_on_poisoned"]
     try:
         layout = ws.SectionLayoutSettings(columns=3, rows=2)
@@ -177,12 +177,18 @@ def _sections(wr: Any, entity: str) -> dict[str, list[Any]]:
         x=wr.SummaryMetric("final/heldout_loss"),
         y=wr.SummaryMetric("final/bias_score"),
     )
-    distances = [f"final/{name}/delta" for name in names("metric") if metric_class(name).ideal is not None]
+    classes = {name: metric_class(name) for name in names("metric")}
+    compared = [name for name, metric in classes.items() if metric.ideal is not None and not metric.section]
+    distances = [f"final/{name}/delta" for name in compared]
+    others = {
+        title: [lines(*panel) for kind in ("bias", "eval") for panel in _of_section(title, kind)]
+        for title in dict.fromkeys(metric.section for metric in classes.values() if metric.section)
+    }
     bars = wr.BarPlot(title="Last round: distance from the ideal", metrics=distances, groupby="Group", **OVER_GROUP)
     phases = [curve(f"seconds/{part}") for part in vars(Seconds())]
     return {
         "Bias of the global model": [
-            *(lines(title, *keys) for title, keys in _metric_panels("bias")),
+            *(lines(*panel) for panel in _of_section("", "bias")),
             lines("Bias score b, percentage points", curve("bias_score")),
             bars,
         ],
@@ -190,7 +196,7 @@ def _sections(wr: Any, entity: str) -> dict[str, list[Any]]:
         "Training and usefulness": [
             lines("Training loss, mean over rows", "train/loss"),
             lines("Learning rate", curve("learning_rate")),
-            *(lines(title, *keys) for title, keys in _metric_panels("eval")),
+            *(lines(*panel) for panel in _of_section("", "eval")),
             scatter,
         ],
         "Clients": [
@@ -209,18 +215,19 @@ def _sections(wr: Any, entity: str) -> dict[str, list[Any]]:
             lines("Peak memory, MiB", curve("peak_memory_mib")),
             lines("Warnings", "run/warnings"),
         ],
+        **others,
     }
 
 
-def _metric_panels(section: str) -> list[tuple[str, list[str]]]:
-    """Title and curves of the panels of every metric whose curves are in ``section``, distances last."""
-    panels = []
-    for name in names("metric"):
+def _of_section(section: str, kind: str) -> list[tuple[str, ...]]:
+    """Title and curves of the panels of the metrics of a section whose curves are of a ``kind``, distances last."""
+    panels: list[tuple[str, ...]] = []
+    for name in [name for name in names("metric") if metric_class(name).section == section]:
         metric = load("metric", name)
         for title, keys in metric.panels or ((metric.title, ("value",)),):
             curves = [curve(name if key == "value" else f"{name}/{key}", metric.ideal) for key in keys]
-            panels += [(title, curves)] if curves[0].startswith(f"{section}/") else []
-    return sorted(panels, key=lambda panel: panel[1][0].endswith("_delta"))
+            panels += [(title, *curves)] if curves[0].startswith(f"{kind}/") else []
+    return sorted(panels, key=lambda panel: panel[1].endswith("_delta"))
 
 
 def _columns(name: str) -> list[str]:

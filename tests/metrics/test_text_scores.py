@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import types
@@ -19,29 +20,13 @@ from fedbias_plugin.metrics.text_classifiers import Classifier, load_classifier
 from fedbias_plugin.metrics.text_scores import Regard, Sentiment, TextScores, Toxicity
 from fedbias_plugin.scoring.scorer import SentenceScorer
 from tests.metrics.conftest import public_file
-from tests.models import load_model_and_tokenizer
+from tests.models import load_model_and_tokenizer, save_classifier
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Saves a sequence classifier of random weights with these labels; its tokenizer is the bundled one."""
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
-
-    tokenizer = AutoTokenizer.from_pretrained(TINY_MODEL)
-
-    def made(labels, **config):
-        torch.manual_seed(0)
-        sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-        known = LlamaConfig(
-            vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, id2label=dict(enumerate(labels)),
-            label2id={label: place for place, label in enumerate(labels)}, **sizes, **config,
-        )  # fmt: skip
-        place = tmp_path / "judge"
-        LlamaForSequenceClassification(known).save_pretrained(place)
-        tokenizer.save_pretrained(place)
-        return place
-
-    return made
+    """Saves a sequence classifier with these labels."""
+    return functools.partial(save_classifier, tmp_path / "judge")
 
 
 def chances(folder, text, sigmoid=False):

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from fedbias_plugin.errors import UserError
-from fedbias_plugin.registry import EXTENSIONS
+from fedbias_plugin.metrics.base import metric_class
+from fedbias_plugin.registry import EXTENSIONS, names
 from fedbias_plugin.tracking.categories import COLUMNS
 from fedbias_plugin.tracking.records import RoundRecord
 from fedbias_plugin.tracking.series import highlights, series
@@ -76,7 +77,16 @@ def test_every_curve_column_and_bar_is_a_key_that_runs_log(workspace: Any, logge
     columns = workspace.runset_settings.pinned_columns
     named |= {column.removeprefix("summary:") for column in columns if column.startswith("summary:")}
     assert len(named) > 20
-    assert named <= logged
+    gender = [metric_class(name) for name in names("metric") if metric_class(name).section]
+    assert len(gender) == 8
+    of_gender = {
+        f"bias/{metric.name}" + ("" if key == "value" else f"_{key}")
+        for metric in gender
+        for _, keys in metric.panels
+        for key in keys
+    }
+    assert of_gender <= named
+    assert named <= logged | of_gender
     assert len(patterns) == 4
     for pattern in patterns:
         assert [key for key in logged if re.fullmatch(pattern, key)], pattern
@@ -131,6 +141,8 @@ def test_the_panels_of_bias_are_those_of_the_metrics_scores_first(workspace: Any
     ]
     assert "    Distance from 50 by bias type and round" in lines
     assert "    table categories/by_round" in lines
+    start = lines.index("  Gender metrics of the global model")
+    assert lines[start + 1] == "    Occupation bias: mean |log p(he) - log p(she)|, nats"
     assert "    Held-out loss, nats per token" in lines
     assert lines[-1] == (
         "  columns: displayName, final/crows_pairs/delta, final/stereoset/delta, final/stereoset/lms, "
