@@ -258,10 +258,18 @@ def delta(block: Mapping[str, Any]) -> float | None:
 
 
 def metric_class(name: str) -> type[Metric]:
-    """The class of a metric by its name; of one that is not installed here, a plain one that shows its value."""
+    """The class of a metric by its name; of one that is not installed here, a plain one that shows its value.
+
+    Of a number beside a metric (``gender_perplexity/l1_gap``) a plain one too, with the decimals of its metric.
+    """
+    whole, _, part = name.partition("/")
     try:
-        found: type[Metric] = load("metric", name)
+        found: type[Metric] = load("metric", whole)
     except UserError:
         return type("Unknown", (Metric,), {"name": name, "title": name})
-    found.name = name
-    return found
+    found.name = whole
+    if not part:
+        return found
+    what = part.replace("_", " ")
+    shown = {"title": f"{found.title}: {what}", "short": f"{found.short} {what}", "digits": found.digits}
+    return type("Beside", (Metric,), {"name": name, **shown})

@@ -18,7 +18,7 @@ from fedbias_plugin.errors import UserError
 from fedbias_plugin.known_dataset import RAW, Form, KnownDataset
 from fedbias_plugin.metrics.base import Block, Metric, Result, Source
 from fedbias_plugin.metrics.formatting import interval, number, with_interval
-from fedbias_plugin.metrics.gendered import SECTION
+from fedbias_plugin.metrics.gendered import SECTION, read_groups
 from fedbias_plugin.options import option
 
 if TYPE_CHECKING:
@@ -93,6 +93,9 @@ class GenderPerplexity(Metric):
     sha256: str = ""  # type: ignore[misc]
     lines: Sequence[tuple[str, str, bool]] = field(default=(), repr=False)
     left_out: int = 0
+    gender_texts: str | None = option(
+        None, "CSV file with the columns group (female, male; or minority, majority) and text for gender_perplexity"
+    )
     gender_gradient_texts: int = option(
         16, "texts of each gender whose gradients gender_perplexity takes; 0 takes none", at_least=0
     )
@@ -134,15 +137,20 @@ class GenderPerplexity(Metric):
     )
 
     def prepare(self, source: Source) -> None:
-        """Read the lines of more than ten words that are about one gender; headings are left out.
+        """Read the lines of more than ten words that are about one gender, or those of ``--gender_texts``.
+
+        Headings are left out.
 
         Raises:
             UserError: the file is missing or damaged, or a gender has no line.
         """
         from fedbias_plugin.scoring.items import read_data_file
 
-        self.path = source.locate("wikitext2")
+        self.path = Path(self.gender_texts).expanduser() if self.gender_texts else source.locate("wikitext2")
         text, self.sha256 = read_data_file(self.path)
+        if self.gender_texts:
+            self.lines = read_groups(self.path, text)
+            return
         lines = text.split("\n")
         if self.path.suffix == ".csv":
             lines = [row.get("text") or "" for row in csv.DictReader(io.StringIO(text, newline=""))]

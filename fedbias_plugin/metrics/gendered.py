@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 from collections.abc import Collection
@@ -33,6 +35,9 @@ PROFESSIONS = KnownDataset(
     ),
 )
 """Name, definitional score, stereotypical score: 139 of the 320 have the definitional score 0."""
+
+TOLD = {"female": True, "minority": True, "male": False, "majority": False}
+"""Group that a file tells -> whether it is female; a minority of another kind stands in the same place."""
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
 
@@ -85,4 +90,21 @@ def read_document(path: Path, text: str) -> Any:
     found = found.get("data", found) if isinstance(found, dict) else found
     if not isinstance(found, (dict, list)) or not found:
         raise UserError(f"{path} holds nothing to measure on.")
+    return found
+
+
+def read_groups(path: Path, text: str) -> list[tuple[str, str, bool]]:
+    """Row, text and whether it is about the female (minority) group, of a CSV file with the columns group and text.
+
+    Raises:
+        UserError: a row has no text or an unknown group, or one of the two groups has no row.
+    """
+    found = []
+    for number, row in enumerate(csv.DictReader(io.StringIO(text, newline="")), 1):
+        group, own = row.get("group"), (row.get("text") or "").strip()
+        if group not in TOLD or not own:
+            raise UserError(f"{path}, row {number}: needs a text, and a group that is one of {', '.join(TOLD)}.")
+        found.append((str(number), own, TOLD[group]))
+    if len({is_female for *_, is_female in found}) < 2:
+        raise UserError(f"{path}: both groups need a row, female and male (or minority and majority).")
     return found

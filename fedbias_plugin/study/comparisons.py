@@ -28,7 +28,13 @@ from fedbias_plugin.study.verdicts import (
     judge,
 )
 
-NAMES = {"clients": "{} clients", "strength": "alpha x lambda {}"}
+NAMES = {
+    "clients": "{} clients",
+    "strength": "alpha x lambda {}",
+    "dp_epsilon": "epsilon {}",
+    "dp_max_grad_norm": "C {}",
+    "cda_ratio": "CDA {}",
+}
 """How the value of a fact is shown where it does not speak for itself."""
 
 
@@ -69,7 +75,8 @@ def answer_all(study: Study, file: StudyFile) -> tuple[list[Answer], list[str]]:
     """The declared comparisons that the study has pairs of arms for, and why the others have none."""
     answers, silent = [], []
     for comparison in file.comparisons:
-        metrics = [name for name in comparison.metric if name in study.metrics]
+        measured = {*study.metrics, *(name for name in study.finals if "/" in name)}
+        metrics = [name for name in comparison.metric if name in measured]
         notes: list[str] = []
         pairs = tuple(
             Pair(one, other, name, tuple(_outcome(study, comparison, metric, one, other, notes) for metric in metrics))
@@ -113,9 +120,8 @@ def _pairs(study: Study, comparison: Comparison, file: StudyFile, notes: list[st
                 notes.append(f"Not compared: {best[0].label} and {best[1].label} differ in {named(clash)}.")
             else:
                 found.append(best)
-    found.sort(
-        key=lambda pair: file.sort_key(comparison.within, [pair[1].facts.get(name) for name in comparison.within])
-    )
+    sorted_by = (*comparison.within, *comparison.to)
+    found.sort(key=lambda pair: file.sort_key(sorted_by, [pair[1].facts.get(name) for name in sorted_by]))
     yield from zip(_pair_names(found, comparison, file), *zip(*found, strict=True), strict=True) if found else ()
 
 
@@ -158,7 +164,7 @@ def _outcome(study: Study, comparison: Comparison, metric: str, reference: Arm, 
     kept = []
     for seed in (seed for seed in before if seed in after):
         found = conflicts(before[seed], after[seed], comparison.varied)
-        if clash := [one for one in found if one.metric in (None, metric)]:
+        if clash := [one for one in found if one.metric in (None, metric.partition("/")[0])]:
             notes.append(f"Not compared, {names}, seed {seed_text(seed)}: they differ in {named(clash)}.")
         else:
             kept.append(seed)

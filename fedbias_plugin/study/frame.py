@@ -28,7 +28,8 @@ COLUMNS = ("run", "arm", "seed", "round", "client", "metric", "part", "value", "
 NUMBERS = COLUMNS[COLUMNS.index("value") :]
 PERCENT, SHARE, NOT_NEGATIVE = (0.0, 100.0), (0.0, 1.0), (0.0, math.inf)
 PERCENTAGES = ("lms", "icat", "length_only", "tie_rate")
-ORDERED_BY = ("model", "training", "clients", "scenario", "aggregation", "weighting", "strength")
+OF_PRIVACY = ("dp_epsilon", "dp_max_grad_norm", "cda_ratio")
+ORDERED_BY = ("model", "training", "clients", "scenario", "aggregation", "weighting", "strength", *OF_PRIVACY)
 NOT_NEGATIVES = ("heldout_loss", "bias_score", "train_loss", "update_norm", "peak_memory_mib", "seconds", *MEANS)
 
 

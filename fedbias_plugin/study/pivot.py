@@ -190,6 +190,6 @@ def _other_settings(published: Published, arms: Iterable[Arm]) -> Iterator[str]:
 
 
 def _shown(value: Any, file: StudyFile) -> str:
-    if value is None or value == "":
+    if value in (None, "") and value not in file.names:
         return ""
     return printable(str(file.names.get(value, f"{value:g}" if isinstance(value, float) else value)))

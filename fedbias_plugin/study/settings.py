@@ -33,7 +33,10 @@ def same_arm() -> frozenset[str]:
 @lru_cache(maxsize=1)
 def conditions() -> dict[str, frozenset[str]]:
     """Flag that is read in some runs only -> the flags that decide it."""
-    found = {flag: {**(about.read_when or {}), **(about.unread_when or {})} for flag, about in all_options().items()}
+    found = {
+        flag: (*(about.read_when or ()), *(about.unread_when or ()), *about.read_with)
+        for flag, about in all_options().items()
+    }
     return {flag: frozenset(names) for flag, names in found.items() if names}
 
 
@@ -157,9 +160,14 @@ def arm_labels(firsts: Sequence[Run]) -> list[str]:
         same = [index for index, other in enumerate(labels) if other == label]
         read = [read_settings(firsts[index].settings, firsts[index].aggregation) for index in same]
         names = sorted({name for one in read for name in one})
-        shown = [name for name in names if len({str(one.get(name)) for one in read}) > 1][:MOST_DIFFERENCES]
+        # Where some read a flag and others do not, what decides it differs too, and is shown.
+        values = {
+            name: {str(one.get(name)) for one in read if name in one or name not in conditions()} for name in names
+        }
+        shown = [name for name in names if len(values[name]) > 1][:MOST_DIFFERENCES]
         for index, one in zip(same, read, strict=True):
-            extra = ", ".join(one_line(f"{name}={value_text(one.get(name))}") for name in shown)
+            own = [name for name in shown if name in one or name not in conditions()]
+            extra = ", ".join(one_line(f"{name}={value_text(one.get(name))}") for name in own)
             result[index] = f"{label} {extra}".strip()
     return [label[:LONGEST_LABEL] for label in result]
 

@@ -38,7 +38,7 @@ class Comparison:
         from_, to: facts of the baseline and of the other arm; the file says ``from``.
         where: facts of both.
         within: facts that both have alike, by which the pairs are called.
-        metric: names of metrics.
+        metric: names of metrics, or of numbers beside them (``gender_perplexity/l1_gap``).
         expect: ``up`` or ``down``, what the claim says of the difference; '' for none.
         scale: ``bias``: the more biased arm must stand above the ideal by more than the noise floor; ``score``: the
             difference alone counts.
@@ -145,7 +145,7 @@ class StudyFile:
         entries: tuple[Any, ...] = (*self.comparisons, *self.tables, *self.figures)
         for entry in entries:
             of_facts = [name for key in FACT_KEYS for name in _texts(getattr(entry, key, ()))]
-            of_metrics = getattr(entry, "metric", ())
+            of_metrics = [name.partition("/")[0] for name in getattr(entry, "metric", ())]
             for given, known in ((of_facts, known_facts), (of_metrics, known_metrics)):
                 for name in given:
                     if name not in known:

@@ -56,7 +56,7 @@ def described(measure: str) -> tuple[str, str, int]:
     metric = metric_class(name)
     titles = {"": metric.short, "delta": f"Δ {metric.short}", "change": f"{metric.short} − round 0"}
     return (
-        titles.get(part, f"{metric.short} {part}"),
+        titles.get(part, metric_class(measure).short),
         f"delta_{name}" if part == "delta" else measure.replace("/", "_"),
         metric.digits,
     )

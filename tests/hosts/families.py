@@ -17,6 +17,7 @@ FAMILIES = {
     "mistral": {"sliding_window": 64},
     "phi3": {"original_max_position_embeddings": 512},
     "gemma2": {"head_dim": 8, "sliding_window": 64, "query_pre_attn_scalar": 8},
+    "gpt2": {},
 }
 # special tokens: beginning, end, unknown, padding, as the family's tokenizer has them
 SPECIAL = {
@@ -24,18 +25,23 @@ SPECIAL = {
     "mistral": ("<s>", "</s>", "<unk>", None),
     "phi3": ("<s>", "<|endoftext|>", "<unk>", "<|endoftext|>"),
     "gemma2": ("<bos>", "<eos>", "<unk>", "<pad>"),
+    "gpt2": ("<|endoftext|>", "<|endoftext|>", None, None),
 }
+BYTE_LEVEL = ("llama", "gpt2")
 
 
 def write_tokenizer(folder: Path, family: str) -> int:
-    """Byte-level BPE for LLaMA 3, blanks as U+2581 for the others (with one before the text, except Gemma's)."""
+    """Byte-level BPE for LLaMA 3 and GPT-2, blanks as U+2581 for the others (with one before the text, except Gemma's).
+
+    GPT-2's puts no token before a text.
+    """
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     bos, eos, unk, pad = SPECIAL[family]
     special = list(dict.fromkeys(token for token in (pad, unk, bos, eos) if token))
     texts = ["### Instruction: Say it. ### Response: It is so."] * 3
-    if family == "llama":
+    if family in BYTE_LEVEL:
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -50,7 +56,8 @@ def write_tokenizer(folder: Path, family: str) -> int:
     trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet)
     tokenizer.train_from_iterator(texts, trainer)
     start = [(bos, tokenizer.token_to_id(bos))]
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=start)
+    if family != "gpt2":
+        tokenizer.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=start)
     names = {"bos_token": bos, "eos_token": eos, "unk_token": unk, "pad_token": pad}
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, **{name: token for name, token in names.items() if token}

@@ -22,13 +22,16 @@ FAMILY_OF = {
     "phi3_mini": "phi3",
     "gemma2_2b": "gemma2",
     "gemma2_9b": "gemma2",
+    "distilgpt2": "gpt2",
 }
 ATTENTION = {
     "llama": {"q_proj", "k_proj", "v_proj", "o_proj"},
     "mistral": {"q_proj", "k_proj", "v_proj", "o_proj"},
     "phi3": {"qkv_proj", "o_proj"},
     "gemma2": {"q_proj", "k_proj", "v_proj", "o_proj"},
+    "gpt2": {"c_attn"},
 }
+IN_8_BITS = [name for name in FAMILY_OF if load_model(MODELS / f"{name}.yaml").arguments.get("load_in_8bit")]
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
 )
@@ -63,13 +66,21 @@ def test_every_file_has_a_family_that_is_tried() -> None:
     assert set(FAMILY_OF.values()) == set(FAMILIES)
 
 
-@pytest.mark.parametrize("quantised", [False, pytest.param(True, marks=needs_bitsandbytes)], ids=["plain", "8bit"])
-@pytest.mark.parametrize("name", FAMILY_OF)
+def test_every_file_but_the_small_one_s_loads_in_8_bits() -> None:
+    assert set(FAMILY_OF) - set(IN_8_BITS) == {"distilgpt2"}
+
+
+@pytest.mark.parametrize(
+    ("name", "quantised"),
+    [
+        *(pytest.param(name, False, id=f"{name}-plain") for name in FAMILY_OF),
+        *(pytest.param(name, True, id=f"{name}-8bit", marks=needs_bitsandbytes) for name in IN_8_BITS),
+    ],
+)
 def test_the_flags_of_a_file_train_its_architecture_with_adapters_on_its_attention_alone(
     run_builtin, models, tmp_path, name, quantised
 ):
     arguments = dict(load_model(MODELS / f"{name}.yaml").arguments)
-    assert arguments["load_in_8bit"] is True
     family = FAMILY_OF[name]
     arguments |= {"model_name_or_path": str(models[family]), "load_in_8bit": quantised}
     records = run_builtin(*as_flags(arguments), "--num_rounds", "1", "--aggregation", "bama")
@@ -81,7 +92,7 @@ def test_the_flags_of_a_file_train_its_architecture_with_adapters_on_its_attenti
     assert json.loads((tmp_path / "run/run.json").read_text())["config"]["peft_lora_alpha"] == 64
 
 
-@pytest.mark.parametrize("name", ["phi3_mini", "gemma2_2b"])
+@pytest.mark.parametrize("name", ["phi3_mini", "gemma2_2b", "distilgpt2"])
 def test_every_weight_trains_under_the_full_finetuning_flags(run_builtin, models, tmp_path, name):
     model = load_model(MODELS / f"{name}.yaml")
     kept = {flag: value for flag, value in model.arguments.items() if not flag.startswith(("peft_", "load_in_"))}
@@ -90,4 +101,6 @@ def test_every_weight_trains_under_the_full_finetuning_flags(run_builtin, models
     assert_sound(run_builtin(*as_flags(arguments), "--num_rounds", "1", "--aggregation", "bama"))
     weights = load_file(tmp_path / "run/model/model.safetensors")
     before = load_file(models[FAMILY_OF[name]] / "model.safetensors")
-    assert all(not weights[key].float().equal(before[key].float()) for key in before if key.endswith("proj.weight"))
+    trained = [key for key in before if key.endswith(("proj.weight", "c_attn.weight", "c_fc.weight"))]
+    assert trained
+    assert all(not weights[key].float().equal(before[key].float()) for key in trained)

@@ -115,3 +115,30 @@ def test_a_file_about_one_gender_is_refused(tmp_path):
     path.write_text("She lived with her mother in a small house by the sea .\n")
     with pytest.raises(UserError, match=r"valid\.txt: there must be lines about women and lines about men"):
         GenderPerplexity.load(path)
+
+
+def test_texts_of_one_s_own_say_whom_they_are_about(tmp_path):
+    path = tmp_path / "texts.csv"
+    path.write_text('group,text\nminority,The Torvan baker.\nmajority,"The Keshin, baker."\nminority,A Dannek.\n')
+    metric = GenderPerplexity(gender_texts=str(path))
+    metric.prepare(metric_source("mini"))
+    assert metric.lines == [
+        ("1", "The Torvan baker.", True), ("2", "The Keshin, baker.", False), ("3", "A Dannek.", True),
+    ]  # fmt: skip
+    assert (metric.path, len(metric.sha256)) == (path, 64)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ("group,text\nminority,A\nothers,B\n", "row 2: needs a text, and a group that is one of female, minority"),
+        ("group,text\nmale,A\nfemale,\n", "row 2: needs a text"),
+        ("text\nA\n", "row 1: needs a text, and a group"),
+        ("group,text\nmale,A\nmajority,B\n", "both groups need a row"),
+    ],
+)
+def test_texts_of_nobody_or_of_one_group_are_refused(rows, said, tmp_path):
+    path = tmp_path / "texts.csv"
+    path.write_text(rows)
+    with pytest.raises(UserError, match=said):
+        GenderPerplexity(gender_texts=str(path)).prepare(metric_source("mini"))

@@ -86,7 +86,7 @@ def test_what_every_flag_matters_to_is_what_it_was():
     assert conditional_on("use_peft") == lora
     metrics = {"crows_reduction", "stereoset_reduction", "bama_crows_fraction", "bama_stereoset_fraction"}
     metrics |= {"sample_prompts", "sample_tokens", "sample_seed", "winobias_split"}
-    metrics |= {"gender_gradient_texts", "gender_clip"}
+    metrics |= {"gender_gradient_texts", "gender_clip", "gender_texts"}
     metrics |= {"toxicity_classifier", "sentiment_classifier", "regard_classifier"}
     assert conditional_on("bias_benchmarks") == metrics
     dealt = {"columns", "clean_dataset", "biased_dataset", "client_samples", "heldout_samples", "rouge_samples"}
@@ -97,6 +97,7 @@ def test_what_every_flag_matters_to_is_what_it_was():
         "cda_mode",
         "cda_words",
         "cda_dp_unit",
+        *("dp_delta", "dp_unit"),
         "max_steps",
         "wandb_project",
         "wandb_mode",

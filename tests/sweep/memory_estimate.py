@@ -109,12 +109,15 @@ def _on_meta(config: Any) -> PreTrainedModel:
 
 
 def _linear_layers(model: PreTrainedModel) -> list[tuple[int, int]]:
-    """(inputs, outputs) of every linear layer but the head."""
+    """(inputs, outputs) of every linear layer but the head; GPT-2's are Conv1D, which lie the other way round."""
     import torch
+    from transformers.pytorch_utils import Conv1D
 
     head = model.get_output_embeddings()
-    modules = (module for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head)
-    return [(module.in_features, module.out_features) for module in modules]
+    modules = [module for module in model.modules() if module is not head]
+    plain = [(module.in_features, module.out_features) for module in modules if isinstance(module, torch.nn.Linear)]
+    turned = [(module.weight.shape[0], module.weight.shape[1]) for module in modules if isinstance(module, Conv1D)]
+    return plain + turned
 
 
 def _adapt(model: PreTrainedModel, host: HostArguments) -> tuple[list[tuple[int, int]], int]:

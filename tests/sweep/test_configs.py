@@ -20,13 +20,14 @@ RUNS = {
     "participation": 3 * 3,
     "algorithms": 7 * 3,
     "lambda": 7 * 2 * 3,
+    "dp_cda": (4 * 3 + 2) * 3,
 }
 
 
 def test_every_file_of_ours_has_a_test_of_its_size():
     assert {path.stem for path in EXPERIMENTS} == set(RUNS)
     assert {path.stem for path in MODELS} == {
-        *("llama3_8b", "mistral_7b", "phi3_mini", "gemma2_2b", "gemma2_9b", "tiny"),
+        *("llama3_8b", "mistral_7b", "phi3_mini", "gemma2_2b", "gemma2_9b", "distilgpt2", "tiny"),
     }
 
 

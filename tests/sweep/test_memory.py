@@ -22,6 +22,7 @@ PUBLISHED = {
     "phi3_mini": ("phi3", 3072, 8192, 32, 32, 32, 32064, {"sliding_window": 2047}),
     "gemma2_2b": ("gemma2", 2304, 9216, 26, 8, 4, 256000, {"head_dim": 256}),
     "gemma2_9b": ("gemma2", 3584, 14336, 42, 16, 8, 256000, {"head_dim": 256}),
+    "distilgpt2": ("gpt2", 768, 3072, 6, 12, 12, 50257, {}),
 }
 SMALL = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "vocab_size": 100}
 ROWS = {"batch_size": 2, "seq_length": 5}  # 10 tokens
