@@ -121,7 +121,8 @@ def test_a_data_set_is_shown_where_it_is_and_a_missing_one_with_its_fetch_line(
     *_, found, missing = check_data(str(tmp_path))
     assert found.text == f"biasdpo: {tmp_path / 'biasdpo' / 'BiasDPO.jsonl'} (data_dir)"
     assert missing.status == "note"
-    assert missing.mend == "fedbias data fetch alpaca-gpt4 alpaca dolly crows_pairs stereoset"
+    of_genders = "professions bold_professions winobias wikitext2 bold_genders"
+    assert missing.mend == f"fedbias data fetch alpaca-gpt4 alpaca dolly crows_pairs stereoset {of_genders}"
 
 
 def test_a_missing_login_is_mended_by_logging_in(
