@@ -76,8 +76,8 @@ class Sign(Term):
 
     trains = True
 
-    def plan(self, model: Any, settings: Any, rows: Mapping[int, int]) -> None:
-        self.rows = dict(rows)
+    def plan(self, model: Any, settings: Any, units: Mapping[int, Sequence[int]]) -> None:
+        self.rows = {client: len(own) for client, own in units.items()}
 
     def train(self, job: ClientRound, local: LocalTraining) -> tuple[int, float]:
         parameters = list(local.parameters.values())
