@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedbias_plugin.metrics.base import metric_class
+from fedbias_plugin.metrics.base import Metric, metric_class
 from fedbias_plugin.study.comparisons import Answer
 from fedbias_plugin.study.drawing import Figure, Panel, figure, pieces, short
 from fedbias_plugin.study.frame import Study
@@ -37,15 +37,17 @@ def forest(answers: Sequence[Answer]) -> list[Figure]:
                 continue
             dots = [own.difference.mean for pair in answer.pairs if (own := pair.outcome(outcome.metric).tested)]
             rows.setdefault(outcome.metric, []).append((answer.comparison.title, outcome.tested.difference, dots))
-    panels = [_forest_panel(f"{metric_class(metric).title}: arm minus baseline", own) for metric, own in rows.items()]
+    panels = [_forest_panel(metric_class(metric), own) for metric, own in rows.items()]
     caption = (
         "Square and line: mean difference over pairs of arms and its 95% interval over seeds; dot: one pair. Left of 0 "
-        "is less, right is more of the stereotype. n: pairs x seeds."
+        "the arm has less, right more. n: pairs x seeds."
     )
     return figure("differences", "Declared differences", caption, panels)
 
 
-def _forest_panel(title: str, rows: Sequence[tuple[str, Spread, list[float]]]) -> Panel:
+def _forest_panel(metric: type[Metric], rows: Sequence[tuple[str, Spread, list[float]]]) -> Panel:
+    unit = "difference (points)" if metric.ideal == 50.0 else "difference"
+
     def draw(axes: Any) -> None:
         axes.axvline(0, color="#555555", linewidth=1)
         for place, (name, value, dots) in enumerate(rows):
@@ -54,11 +56,11 @@ def _forest_panel(title: str, rows: Sequence[tuple[str, Spread, list[float]]]) -
             axes.plot([value.mean], [place], "s", color="black", markersize=6)
             label = f"{short(name, 42)} (n = {len(dots)} x {value.n})"
             axes.text(0.0, place - 0.28, label, transform=axes.get_yaxis_transform(), va="bottom", bbox=LABEL_BOX)
-        axes.set(ylim=(len(rows) - 0.5, -0.85), yticks=[], xlabel="difference (points)")
+        axes.set(ylim=(len(rows) - 0.5, -0.85), yticks=[], xlabel=unit)
         axes.spines["left"].set_visible(False)
 
-    said = "; ".join(f"{name}: {value.mean:+.1f}" for name, value, _ in rows)
-    return Panel(title, f"{said}.", draw, height=46 + ROW_HEIGHT * len(rows))
+    said = "; ".join(f"{name}: {value.mean:+.{metric.digits}f}" for name, value, _ in rows)
+    return Panel(f"{metric.title}: arm minus baseline", f"{said}.", draw, height=46 + ROW_HEIGHT * len(rows))
 
 
 def categories(study: Study) -> list[Figure]:

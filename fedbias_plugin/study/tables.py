@@ -131,7 +131,7 @@ def pair_tables(answers: Sequence[Answer]) -> Iterator[Table]:
         ]
         notes = (*answer.notes, *unsound_note(cell for row in rows for cell in row.cells))
         title = f"{answer.comparison.title}: pair by pair"
-        caption = "Below 0 is fewer stereotypes preferred. p is corrected by Holm within this table."
+        caption = "Difference: arm minus baseline. p is corrected by Holm within this table."
         yield Table(f"pairs_{answer.comparison.id}", title, caption, ("pair",), tuple(columns), tuple(rows), notes)
 
 
