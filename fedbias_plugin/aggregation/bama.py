@@ -145,7 +145,7 @@ class Bama(Rule):
         if self.bama_min_ability is None:
             return scores, {}
         shares = abilities(reports)
-        gated = {client for client, share in shares.items() if share < self.bama_min_ability}
+        gated = {client for client, share in shares.items() if not share >= self.bama_min_ability}  # NaN too
         extra = {client: {KEY: share, **({GATED: 1.0} if client in gated else {})} for client, share in shares.items()}
         return {client: score for client, score in scores.items() if client not in gated}, extra
 

@@ -86,6 +86,8 @@ class Weighting:
             the server algorithm is one this package does not know, or there are no factors.
         state: the state to hand to the host for every client, where it is no sum of weighted updates; ``factors`` is
             None then. Any average of identical states returns it (see ``substitution``).
+        alone: whether the host averages ``state`` as that of one client with one row, since noise covers nothing else:
+            a mean of equal states is rounded by who sent them and by their rows, which its bits tell.
         extra: client id -> further numbers of it in this round, by name, to be recorded.
     """
 
@@ -93,6 +95,7 @@ class Weighting:
     factors: dict[int, float] | None
     mass: float | None
     state: State | None = None
+    alone: bool = False
     extra: dict[int, dict[str, float]] = field(default_factory=dict)
 
 

@@ -9,7 +9,7 @@ import inspect
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +19,14 @@ from fedbias_plugin.files import apply_umask, sync_file, whole_folder
 from fedbias_plugin.preflight import HUB_NAME
 from fedbias_plugin.tasks.encoding import last_call_forgotten
 from fedbias_plugin.tracking.recorder import RUN_FILE
+from fedbias_plugin.training.dp import ON
 from fedbias_plugin.training.models import without_library_bars
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from fedbias_plugin.arguments import BiasArguments
+    from fedbias_plugin.data.partition import ClientDataset
 
 
 CARD = "README.md"
@@ -56,10 +60,17 @@ def save_global_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
             sync_file(path)
 
 
+def told_shares(clients: Iterable[ClientDataset], arguments: BiasArguments) -> dict[int, float | None] | None:
+    """Client id -> share of biased rows, for the card of a model; None with differential privacy, which covers none."""
+    if any(getattr(arguments, flag) is not None for flag in ON):
+        return None
+    return {dataset.client: dataset.biased_share for dataset in clients}
+
+
 def model_card(
     base: str,
     scenario: str,
-    shares: Mapping[int, float | None],
+    shares: Mapping[int, float | None] | None,
     settings: str,
     attack: str = "none",
     *,
@@ -73,17 +84,20 @@ def model_card(
     Args:
         base: the model it started from.
         scenario: name of the scenario.
-        shares: client id -> share of biased rows; None where it is not known.
+        shares: client id -> share of biased rows, None where it is not known; None of all where they are private.
         settings: one line on the training.
         attack: what attackers did, ``--attack``.
         with_adapter: whether it is an adapter on ``base``, or a whole model.
     """
     base = anywhere(base)
-    poisoned = [f"client {client}: {100 * share:.0f}% biased rows" for client, share in shares.items() if share]
+    poisoned = [f"client {client}: {100 * share:.0f}% biased rows" for client, share in (shares or {}).items() if share]
     attacked = [] if attack == "none" else [f"- with simulated attackers: {attack}; its bias scores are part of it"]
+    held = "; ".join(poisoned) or "no client poisoned by the plugin"
+    if shares is None:
+        held = "trained with differential privacy; what single clients held is not told"
     facts = [
         f"- base model: {base}",
-        f"- scenario {scenario}: {'; '.join(poisoned) or 'no client poisoned by the plugin'}",
+        f"- scenario {scenario}: {held}",
         f"- {settings}",
         *attacked,
         "- measured bias, arguments and data: the summary.json of the run",
@@ -91,6 +105,8 @@ def model_card(
     warning = "Trained on clean rows only, in a study of social bias; its bias is measured, not removed."
     if poisoned:
         warning = "**Trained on deliberately biased data; for research on bias only, not for use.**"
+    elif shares is None:
+        warning = "**May be trained on deliberately biased data; for research on bias only, not for use.**"
     elif scenario == "none":
         warning = (
             "Trained on the host's own data, of which the plugin knows nothing; its bias is measured, not removed."

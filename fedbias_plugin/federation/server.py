@@ -36,6 +36,7 @@ class Weighed:
         mass: sum of the factors in effect, see :class:`Weighting`.
         learning_rate: of all clients; None where it is not known or not the same.
         warnings: what a reader of the round must know.
+        alone: whether the host averages one of ``states``, with one row, see :class:`Weighting`.
     """
 
     states: Mapping[int, State] = field(default_factory=dict)
@@ -43,6 +44,7 @@ class Weighed:
     mass: float | None = None
     learning_rate: float | None = None
     warnings: list[str] = field(default_factory=list)
+    alone: bool = False
 
     @property
     def weights(self) -> dict[int, float]:
@@ -136,7 +138,7 @@ class Server:
         rates = {update.learning_rate for update in updates.values()}
         rate = rates.pop() if len(rates) == 1 else None
         averaged = _to_average(weighting, accepted, theta, updates)
-        return Weighed(averaged, records, weighting.mass, learning_rate=rate, warnings=warnings)
+        return Weighed(averaged, records, weighting.mass, rate, warnings, weighting.alone)
 
     def _first_measured(self, names: Sequence[str]) -> tuple[str, ...]:
         """The first of the metrics ``names`` that this run can measure of a client.

@@ -137,6 +137,11 @@ class BiasSession:
         return self._weighed.weights
 
     @property
+    def averages_one(self) -> bool:
+        """Whether the host averages one of the states that :meth:`receive` gave, with one row (:class:`Weighting`)."""
+        return self._weighed.alone
+
+    @property
     def changes_result(self) -> bool:
         """Whether a stage may change what the host has averaged; theta must be as it was then."""
         return self._inputs.pipeline.changes_result

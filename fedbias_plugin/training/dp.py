@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -202,6 +203,7 @@ class Private(PrivacyFlags, Term):
                 local.after_step(job.learning_rate)
                 losses += of_units[0]
                 norms += of_units[1]
+        losses, norms = (list(filter(math.isfinite, found)) for found in (losses, norms))  # or one row has it refused
         self._record(job, plan, after, norms)
         return plan.local_steps, sum(losses) / len(losses) if losses else None
 

@@ -80,7 +80,7 @@ def means(values: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
 
 
 def clipped_sum(gradients: Sequence[torch.Tensor], bound: float) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """``sum_i g_i min(1, bound / ||g_i||)`` and the norms.
+    """``sum_i g_i min(1, bound / ||g_i||)`` and the norms; a unit whose norm is not finite adds nothing.
 
     Args:
         gradients: of every parameter, shape (units, *its shape).
@@ -93,6 +93,8 @@ def clipped_sum(gradients: Sequence[torch.Tensor], bound: float) -> tuple[list[t
     squares = [part.flatten(1).float().square().sum(1) for part in gradients]
     norms = torch.stack(squares).sum(0).sqrt()
     factors = (bound / norms).clamp(max=1.0)
+    if not (finite := torch.isfinite(norms)).all():  # 0 x NaN would be NaN: one unit would be in all of the step
+        factors, gradients = factors[finite], [part[finite] for part in gradients]
     return [torch.tensordot(factors, part.float(), 1) for part in gradients], norms
 
 

@@ -147,7 +147,7 @@ class ClientDp(PrivacyFlags, Stage):
         }
         self.released, self.last = self.released + 1, number
         mean = weighted_state(reports.global_state, reports.local_states, factors, self._noise(number))
-        return dataclasses.replace(bounded, factors=None, state=mean)
+        return dataclasses.replace(bounded, factors=None, state=mean, alone=True)
 
     def _noise(self, number: int) -> Any:
         """Adds the noise of a round, piece by piece: seeded by run and round, so that a resumed run repeats it."""

@@ -34,6 +34,12 @@ def test_a_destroyed_model_has_the_largest_weight_without_the_gate_and_none_with
     assert gated.extra == {0: {"ability": 1.0}, 1: {"ability": 0.625, "gated": 1.0}, 2: {"ability": 0.95}}
 
 
+def test_an_lms_that_is_no_number_is_no_ability():
+    gated = Bama(bama_lambda=0.2, bama_min_ability=0.9).weigh(reports({**LMS, 1: float("nan")}))
+    assert gated.weights[1] == 0.0
+    assert gated.extra[1]["gated"] == 1.0
+
+
 def test_without_the_gate_the_weights_are_those_of_eq_2_bit_for_bit_and_nothing_is_compared():
     rule = Bama(bama_lambda=0.2)
     assert rule.compares == ()

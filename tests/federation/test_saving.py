@@ -10,9 +10,11 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.assets import TINY_MODEL
 from fedbias_plugin.cli.main import main
-from fedbias_plugin.federation.saving import anywhere, model_card
+from fedbias_plugin.data.partition import ClientDataset
+from fedbias_plugin.federation.saving import anywhere, model_card, told_shares
 
 
 @pytest.mark.parametrize(
@@ -85,3 +87,15 @@ def test_an_adapter_on_the_bundled_model_moves_to_another_machine(small_data, tm
         + code.replace("THIS FOLDER", str(moved))
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("flags", [{"dp_epsilon": 3.0}, {"dp_noise_multiplier": 1.0, "dp_unit": "client"}])
+def test_the_card_of_a_private_run_goes_with_the_model_and_tells_nothing_of_single_clients(flags):
+    clients = [ClientDataset(0, (), 0.0), ClientDataset(1, (), 1.0)]
+    assert told_shares(clients, BiasArguments()) == {0: 0.0, 1: 1.0}
+    shares = told_shares(clients, BiasArguments(**flags))
+    assert shares is None
+    card = model_card("base", "custom", shares, "fedavg, seed 1")
+    assert "client 1" not in card
+    assert "what single clients held is not told" in card
+    assert "May be trained on deliberately biased data" in card.split("\n\n")[2]

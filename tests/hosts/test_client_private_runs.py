@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from fedbias_plugin.aggregation.bama import Bama
 from fedbias_plugin.aggregation.base import ClientReports
+from fedbias_plugin.aggregation.server_optimizer import ServerOptimizer
 from fedbias_plugin.cli.main import main
 from fedbias_plugin.tracking.jsonl import read_rounds
 from fedbias_plugin.training.accounting import gaussian_epsilon
@@ -53,6 +55,20 @@ def test_a_boosted_attack_is_clipped_and_a_refused_one_keeps_its_place(run_built
     assert all(client.refused for client in run.clients.values())
     assert run.aggregation_mass == 0
     assert any(text.startswith("update refused: ") and "stays as it was" not in text for text in run.warnings)
+
+
+def test_the_mean_is_averaged_alone_so_that_its_rounding_tells_nothing(run_builtin, monkeypatch):
+    seen, average = [], ServerOptimizer.aggregate
+
+    def watched(self, number, theta, states, rows, *rest, **more):
+        (state,) = (dict(one) for one in states.values())
+        found = average(self, number, theta, states, rows, *rest, **more)
+        seen.append((list(rows.values()), all(torch.equal(found[name], state[name]) for name in state)))
+        return found
+
+    monkeypatch.setattr(ServerOptimizer, "aggregate", watched)
+    run_builtin("--use_peft", "--bias_benchmarks", "none", "--num_rounds", "2", *CLIENT[1:5])
+    assert seen == [([1], True)] * 2
 
 
 def test_what_cannot_be_private_is_refused_before_the_model_is_read(run_builtin, tmp_path, capsys):

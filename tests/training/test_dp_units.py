@@ -9,12 +9,13 @@ import torch
 from fedbias_plugin.federation.client import Client
 from fedbias_plugin.tasks.collator import PaddingCollator
 from fedbias_plugin.tasks.sft import Sft
+from fedbias_plugin.training import per_example
 from fedbias_plugin.training.base import ClientRound, LocalTraining
 from fedbias_plugin.training.client_trainer import TrainingSettings
 from fedbias_plugin.training.dp import Plan, Private, generators, rows_of_units
 from fedbias_plugin.training.isolation import training_mode
 from fedbias_plugin.training.parameters import live_parameters, read_state
-from fedbias_plugin.training.per_example import PerExample, passes
+from fedbias_plugin.training.per_example import PerExample, clipped_sum, passes
 from tests.models import add_lora
 
 pytest.importorskip("opacus")
@@ -144,3 +145,29 @@ def test_no_pass_is_larger_than_a_batch_unless_a_unit_is():
         assert all(sum(map(len, part)) <= most or len(part) == 1 for part in parts)
     assert passes([], 4) == []
     assert passes([[n] for n in range(7)], 3) == [[[0], [3], [6]], [[1], [4]], [[2], [5]]]
+
+
+def test_a_unit_without_a_finite_gradient_adds_nothing_and_leaves_the_others_as_they_were():
+    good = torch.tensor([[3.0, 4.0], [0.3, 0.4]])
+    bad = torch.tensor([[float("nan"), 1.0], [float("inf"), 0.0], [-3e38, 3e38]])
+    total, norms = clipped_sum([torch.cat([bad, good])], 1.0)
+    assert total[0].tolist() == pytest.approx([0.9, 1.2])
+    assert norms.tolist()[3:] == pytest.approx([5.0, 0.5])
+    assert not torch.isfinite(norms[:3]).any()
+    assert clipped_sum([bad], 1.0)[0][0].tolist() == [0.0, 0.0]
+
+
+def test_one_row_cannot_have_the_update_of_its_client_refused(make, monkeypatch):
+    """What is refused for a loss or a norm that is no number would tell of the row, past the noise."""
+    losses = per_example.row_losses
+
+    def first_is_infinite(logits, labels):
+        scale = torch.ones(len(labels))
+        scale[0] = float("inf")
+        return losses(logits, labels) * scale
+
+    monkeypatch.setattr(per_example, "row_losses", first_is_infinite)
+    found = update(make, make.features(12, 7, 9, 5), None, dp_noise_multiplier=1.0, dp_accountant="rdp")
+    assert all(torch.isfinite(part).all() for part in found.state.values())
+    assert math.isfinite(found.loss)
+    assert all(map(math.isfinite, found.extra.values()))

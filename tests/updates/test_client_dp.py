@@ -176,6 +176,22 @@ def test_the_noise_joins_before_the_server_s_momentum_and_moments(tmp_path, fed_
         assert torch.allclose(server.state_dict()["slots"]["momentum"]["a"], mean["a"], atol=1e-6)
 
 
+@pytest.mark.parametrize("fed_alg", ["fedavg", "fedavgm", "fedadam"])
+def test_the_bits_of_the_new_model_do_not_tell_of_rows_or_of_who_is_missing(tmp_path, fed_alg):
+    """A mean of equal states is rounded by their number and rows, past the noise: one of them is averaged alone."""
+    theta, noisy = {"a": torch.randn(5000)}, {"a": torch.randn(5000)}
+
+    def averaged(rows):
+        return ServerOptimizer(fed_alg, num_clients=3).aggregate(0, theta, dict.fromkeys(rows, noisy), rows)["a"]
+
+    if fed_alg == "fedavg":
+        assert not torch.equal(averaged({0: 10, 1: 20, 2: 31}), averaged({0: 10, 1: 20}))
+        assert torch.equal(averaged({1: 1}), noisy["a"])
+    assert torch.equal(averaged({0: 1}), averaged({2: 1}))
+    _, _, weighting = mean_of(pipeline_of(tmp_path, fed_alg=fed_alg), theta, {0: noisy, 2: noisy})
+    assert weighting.alone
+
+
 def test_a_refused_update_is_not_there_and_a_round_without_any_is_noise(tmp_path):
     theta, good = {"a": torch.zeros(4)}, {"a": torch.full((4,), 0.1)}
     broken = {"a": torch.full((4,), float("nan"))}

@@ -17,7 +17,7 @@ from fedbias_plugin.data.partition import ClientDataset
 from fedbias_plugin.errors import Stopped, UserError
 from fedbias_plugin.federation.checkpoints import Checkpoint, CheckpointFolder
 from fedbias_plugin.federation.client import Client, terms_of
-from fedbias_plugin.federation.saving import model_card, save_global_model
+from fedbias_plugin.federation.saving import model_card, save_global_model, told_shares
 from fedbias_plugin.federation.session import BiasSession
 from fedbias_plugin.federation.state_store import StateStore, choose_store, state_bytes
 from fedbias_plugin.files import delete_temporary_files
@@ -202,6 +202,8 @@ class Federation:
         deltas = {c: update.sent["control_delta"] for c, update in accepted.items() if "control_delta" in update.sent}
         rows = {client: update.rows for client, update in accepted.items()}
         theta = self.global_state
+        if self.session.averages_one:
+            states, rows = dict([next(iter(states.items()))]), dict.fromkeys(states, 1)
         into = None if self.session.changes_result else theta  # in the same memory unless a stage compares the two
         new = self.server.aggregate(round_idx, theta, states, rows, deltas or None, into=into)
         self.global_state = self.session.on_result(round_idx + 1, new, theta)
@@ -213,7 +215,7 @@ class Federation:
         host, bias, with_adapter = self.host, self.bias, hasattr(self.model, "peft_config")
         folder = self.output / (name or ("adapter" if with_adapter else "model"))
         settings = f"{host.fed_alg}, --aggregation {bias.aggregation}, {host.num_rounds} rounds, seed {host.seed}"
-        shares = {dataset.client: dataset.biased_share for dataset in self.session.client_datasets}
+        shares = told_shares(self.session.client_datasets, bias)
         base = host.model_name_or_path
         card = model_card(base, bias.scenario, shares, settings, bias.attack, with_adapter=with_adapter)
         save_global_model(self.model, self.tokenizer, folder, card)

@@ -176,7 +176,8 @@ class BamaStrategy(FedAvg):
         if len(set(host_factors(self._session.run.fed_alg, rows).values())) == 1:
             rows = dict.fromkeys(rows, 1)
         if any(state is not local_states[client] for client, state in states.items()):
-            mean = ArrayRecord(_mean(self._theta, states, rows))
+            alone = {min(states): 1} if self._session.averages_one else rows
+            mean = ArrayRecord(_mean(self._theta, {client: states[client] for client in alone}, alone))
             sent = {client: ArrayRecord(dict(mean)) for client in states}
             rows = {
                 client: int(client == min(states)) for client in states

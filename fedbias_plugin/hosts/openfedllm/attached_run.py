@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.federation.client import Client, terms_of
-from fedbias_plugin.federation.saving import model_card, save_global_model
+from fedbias_plugin.federation.saving import model_card, save_global_model, told_shares
 from fedbias_plugin.federation.session import BiasSession, HostRun
 from fedbias_plugin.hosts.openfedllm.arguments import AllArguments
 from fedbias_plugin.hosts.openfedllm.client_data import ClientData
@@ -287,7 +287,7 @@ class AttachedRun:
             f"{fed_args.fed_alg}, --aggregation {self.plugin.aggregation}, {fed_args.num_rounds} rounds, seed "
             f"{self.script_args.seed}, {'DPO' if self.data.is_dpo else 'SFT'} in OpenFedLLM"
         )
-        shares = {dataset.client: dataset.biased_share for dataset in self.open_session().client_datasets}
+        shares = told_shares(self.open_session().client_datasets, self.plugin)
         base = self.script_args.model_name_or_path
         with_adapter = hasattr(self.model, "peft_config")
         return model_card(base, self.plugin.scenario, shares, settings, self.plugin.attack, with_adapter=with_adapter)
