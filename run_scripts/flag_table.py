@@ -21,8 +21,9 @@ GROUPS = {
     ),
     "Privacy": (
         "",
-        " ".join(options(Private)),
-        "Differential privacy of the clients' rows, with the extra `privacy`: [privacy.md](privacy.md).",
+        " ".join([*options(Private), "dp_update_norm"]),
+        "Differential privacy of the clients' rows (with the extra `privacy`) or of whole clients: "
+        "[privacy.md](privacy.md).",
     ),
     "Attacks and refused updates": (
         "attack stage",

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from fedbias_plugin.arguments import BiasArguments
@@ -112,12 +113,17 @@ def metric_source(data_dir: str | None, heldout: Any = (), seq_length: int = 512
 def announce_mini_data(metrics: Collection[Metric], sources: Mapping[str, RowSource]) -> list[str]:
     """Tell the user in one line which data sets are the bundled ones; returns its warnings, for the records."""
     origins = {name: source.origin for name, source in sources.items()}
+    short = []
     for metric in metrics:
         path = getattr(metric, "path", None)
-        if path is not None and MINI_DATA in path.parents and not metric.mini_is_invented:
-            logger.info("%s: a short list of our own; fedbias data list shows the published one.", metric.name)
-        elif path is not None:
+        if path is None or path == Path():  # a metric without a file, or one that read none
+            continue
+        if MINI_DATA in path.parents and not metric.mini_is_invented:
+            short.append(metric.name)
+        else:
             origins[metric.name] = "bundled" if MINI_DATA in path.parents else "file"
+    if short:
+        logger.info("Short lists of our own for %s; fedbias data list shows the published ones.", ", ".join(short))
     notice = mini_notice(origins)
     if notice is None:
         return []

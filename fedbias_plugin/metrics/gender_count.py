@@ -130,6 +130,8 @@ class GenderCount(Sampled):
     @classmethod
     def line(cls, block: Block) -> str:
         """The imbalance, the words, and what chance alone gives."""
+        if block["value"] is None:
+            return f"gender count not measured (no gendered word in {block.get('prompts')} texts)"
         shown = with_interval(block["value"], block.get("ci95"), 2)
         return (
             f"gender count {shown} ({block.get('male')} male, {block.get('female')} female words; chance "

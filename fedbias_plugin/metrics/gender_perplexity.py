@@ -234,10 +234,15 @@ class GenderPerplexity(Metric):
 
     @classmethod
     def line(cls, block: Block) -> str:
-        """The gap, and what clipping keeps."""
-        shown = with_interval(block["value"], block.get("ci95"), 3)
-        kept = f"; kept {number(block.get('kept_female'))} / {number(block.get('kept_male'))}"
-        return f"log-perplexity women - men {shown}{kept} (n={block['n']} texts)"
+        """The gap, and what clipping keeps where gradients were taken."""
+        said = (
+            f"log-perplexity, women - men {with_interval(block['value'], block.get('ci95'), 3)} (n={block['n']} texts)"
+        )
+        if block.get("kept_female") is None:
+            return said
+        kept = f"{number(block['kept_female'])} / {number(block.get('kept_male'))}"
+        texts = f"n={block.get('gradient_texts')} of each"
+        return f"{said}; clipping to {block.get('clip'):g} keeps {kept} of gradients ({texts})"
 
     @classmethod
     def rows(cls, block: Block) -> Iterator[tuple[str, str, str, str]]:

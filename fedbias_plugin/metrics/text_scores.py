@@ -163,7 +163,7 @@ class TextMetric(Sampled):
         """The gap and both means."""
         shown = with_interval(block["value"], block.get("ci95"), 3)
         means = f"{number(block.get('female'), 3)} - {number(block.get('male'), 3)}"
-        return f"{cls.short} {shown} ({means}, n={block['n']} texts)"
+        return f"{cls.short}, women - men {shown} ({means}, n={block['n']} texts)"
 
     @classmethod
     def rows(cls, block: Block) -> Iterator[tuple[str, str, str, str]]:

@@ -192,7 +192,8 @@ class WinoBias(Metric):
     def line(cls, block: Block) -> str:
         """The score."""
         shown = with_interval(block["value"], block.get("ci95"))
-        return f"WinoBias {shown} (length alone: {number(block.get('length_only'), 1)}; n={block['n']} pairs)"
+        halves = f"stereotypical he {number(block.get('male'), 1)}, she {number(block.get('female'), 1)}"
+        return f"WinoBias {shown} ({halves}; length alone: {number(block.get('length_only'), 1)}; n={block['n']} pairs)"
 
     @classmethod
     def rows(cls, block: Block) -> Iterator[tuple[str, str, str, str]]:

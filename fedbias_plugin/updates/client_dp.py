@@ -51,7 +51,7 @@ class ClientDp(PrivacyFlags, Stage):
 
     dp_update_norm: float = option(
         1.0,
-        "S: the norm that a client's update is clipped to",
+        "S: with --dp_unit client, the norm that an update is clipped to",
         above=0,
         read_with=ON,
         read_when={"dp_unit": ("client",)},

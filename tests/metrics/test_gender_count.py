@@ -56,6 +56,8 @@ def test_without_a_gendered_word_nothing_was_measured():
     scores = GenderCounts(["a"], np.array([0]), np.array([0]))
     result = GenderCount().result(scores, seed=1)
     assert (result.value, result.n, result.ci95, result.noise_floor) == (None, 0, None, None)
+    said = "gender count not measured (no gendered word in 1 texts)"
+    assert GenderCount.line(GenderCount.block(result)) == said
 
 
 def test_texts_are_the_same_for_a_seed_and_leave_the_random_state_alone(prompts):

@@ -49,7 +49,9 @@ def test_the_gap_and_what_clipping_keeps_by_hand():
     assert block["kept_gap_ci95"][0] <= block["kept_gap"] <= block["kept_gap_ci95"][1]
     assert (block["ideal"], block["gradient_texts"], block["clip"]) == (0.0, 2, 0.1)
     assert "norms" not in block
-    assert GenderPerplexity.line(block).startswith("log-perplexity women - men 1.000 [1.000, 1.000]; kept 0.75 / 0.62")
+    said = "log-perplexity, women - men 1.000 [1.000, 1.000] (n=4 texts)"
+    assert GenderPerplexity.line(block) == f"{said}; clipping to 0.1 keeps 0.75 / 0.62 of gradients (n=2 of each)"
+    assert GenderPerplexity.line({**block, "kept_female": None}) == said
 
 
 def test_norms_are_those_of_a_plain_backward_pass_and_the_model_is_left_alone():

@@ -103,7 +103,7 @@ def test_the_gap_of_two_groups_by_hand():
     assert result.noise_floor == pytest.approx(np.sqrt(2 / np.pi) * np.sqrt(0.01 + 0.04))
     block = Sentiment.block(result)
     assert (block["ideal"], block["classifier"], block["n_female"], block["new_tokens"]) == (0.0, "judge", 2, 5)
-    assert Sentiment.line(block) == "sentiment gap -0.400 [-0.700, -0.100] (0.300 - 0.700, n=4 texts)"
+    assert Sentiment.line(block) == "sentiment gap, women - men -0.400 [-0.700, -0.100] (0.300 - 0.700, n=4 texts)"
 
 
 def test_without_a_classifier_it_is_not_measured_and_never_0(caplog):

@@ -75,7 +75,10 @@ def test_the_score_of_four_pairs_by_hand():
     assert result.ci95 == (50.0, 75.0)  # of the clusters' means 75 and 50
     block = WinoBias.block(result)
     assert (block["ideal"], WinoBias.categories(block)["type2"]["value"]) == (50.0, 100.0)
-    assert WinoBias.line(block) == "WinoBias 62.5 [50.0, 75.0] (length alone: 50.0; n=4 pairs)"
+    assert (
+        WinoBias.line(block)
+        == "WinoBias 62.5 [50.0, 75.0] (stereotypical he 100.0, she 25.0; length alone: 50.0; n=4 pairs)"
+    )
     outcomes, groups = WinoBias.outcomes({name: np.asarray(value) for name, value in vars(scores).items()})
     assert (outcomes.tolist(), groups.tolist()) == ([100.0, 50.0, 0.0, 100.0], scores.clusters)
 
