@@ -203,7 +203,8 @@ class Federation:
         rows = {client: update.rows for client, update in accepted.items()}
         theta = self.global_state
         if self.session.averages_one:
-            states, rows = dict([next(iter(states.items()))]), dict.fromkeys(states, 1)
+            first = min(states)
+            states, rows = {first: states[first]}, {first: 1}
         into = None if self.session.changes_result else theta  # in the same memory unless a stage compares the two
         new = self.server.aggregate(round_idx, theta, states, rows, deltas or None, into=into)
         self.global_state = self.session.on_result(round_idx + 1, new, theta)
