@@ -261,6 +261,9 @@ class AttachedRun:
         for client in states:
             self.client.keep(client, self._updates[client].keeps)
         session = self.open_session()
+        if states and session.averages_one:
+            arguments["clients_this_round"] = [next(iter(states))]
+            arguments["sample_num_list"] = [1] * len(host_states)
         theta = {name: part.clone() for name, part in arguments["global_dict"].items() if session.changes_result}
         result: tuple[Any, Any] = call() if states else unchanged(arguments)
         if states and session.changes_result:
