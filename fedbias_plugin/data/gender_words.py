@@ -165,7 +165,8 @@ def _pairs(path: Path) -> Iterator[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeError) as error:
-        raise UserError(f"{path}: the list of words cannot be read: {error}.") from error
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: the list of words cannot be read: {why}.") from error
     pairs = [(number, line.lower().split()) for number, line in enumerate(lines, 1) if line.strip()]
     for number, words in pairs:
         if len(words) != 2 or words[0] == words[1]:

@@ -11,15 +11,19 @@ ITEM_NAMES = {"report": "report items", "full": "all items", "probe": "probe ite
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """``value`` with ``digits`` decimals, or a dash for None and NaN."""
-    return MISSING if value is None or math.isnan(value) else f"{value:.{digits}f}"
+    """``value`` with ``digits`` decimals, or a dash for None and NaN; never a negative zero.
+
+    >>> number(-0.001)
+    '0.00'
+    """
+    return MISSING if value is None or math.isnan(value) else f"{round(value, digits) + 0.0:.{digits}f}"
 
 
 def interval(bounds: Any, digits: int = 1) -> str:
     """A 95% interval as ``[47.2, 53.1]``, or nothing when there is none."""
     if not bounds or any(bound is None or math.isnan(bound) for bound in bounds):
         return ""
-    return f"[{bounds[0]:.{digits}f}, {bounds[1]:.{digits}f}]"
+    return f"[{number(bounds[0], digits)}, {number(bounds[1], digits)}]"
 
 
 def with_interval(value: float | None, bounds: Any, digits: int = 1) -> str:

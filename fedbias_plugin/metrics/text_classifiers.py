@@ -72,7 +72,8 @@ def check_classifier(flag: str, given: str | None, takes_vader: bool) -> None:
             raise UserError(f"--{flag} {VADER}: VADER judges sentiment alone; give a folder.")
         _require_vader(flag)
     elif given is not None and not (Path(given).expanduser() / "config.json").is_file():
-        raise UserError(f"--{flag} {given} must be a folder with a Transformers sequence classifier (config.json).")
+        what = "a folder with a Transformers sequence classifier (config.json)"
+        raise UserError(f"--{flag} {given} must be {what}{', or vader' if takes_vader else ''}.")
 
 
 def columns_of(labels: Mapping[int, str], high: Sequence[str], low: Sequence[str]) -> tuple[list[int], list[int]]:

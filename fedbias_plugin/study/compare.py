@@ -112,7 +112,7 @@ def _scores(study: Study, metric: str, view: str, half_bar: int, ascii_only: boo
     for place, row in study.by_round(metric, view).iterrows():
         beside = "" if lms is None else f" LMS {number(lms.get(place), 1):>5}"
         beside += f" {bar(row['value'], half=half_bar, ascii_only=ascii_only)}" if half_bar else ""
-        bounds = interval((row["low"], row["high"]))
+        bounds = interval((row["low"], row["high"]), shown_digits(metric))
         cells[place] = f"{number(row['value'], shown_digits(metric)):>5} {bounds:<13}{beside}"
     return cells
 
@@ -147,7 +147,9 @@ def _title(study: Study, metric: str, view: str) -> str:
     shown = metric_class(metric)
     ideal = "50 = no preference" if shown.ideal == UNBIASED else f"ideal: {shown.ideal:g}"
     items = ITEM_NAMES.get(view, "headline items" if shown.of_clients else "all items")
-    said = ", ".join(filter(None, [items, ideal, *shared]))
+    counts = {block.get("n") for block in blocks if block} if shown.section else set()
+    count = f"n={counts.pop()}" if len(counts) == 1 else ""
+    said = ", ".join(filter(None, [items, count, ideal, *shared]))
     return f"{shown.title}{' with LMS' if metric == 'stereoset' else ''} ({said})"
 
 
@@ -160,7 +162,7 @@ def _curve(title: str, runs: Sequence[Run], ways: Sequence[Cells], width: int | 
         rows += [[str(at), *(cells.get((run.name, at), MISSING) for run in runs)] for at in rounds]
         if fits(rows, width):
             break
-    is_known = any(value != MISSING for row in rows[1:] for value in row[1:])
+    is_known = any(value.strip() != MISSING for row in rows[1:] for value in row[1:])
     return [title, *text_table(rows, width)] if is_known else []
 
 

@@ -91,7 +91,9 @@ def draw_figures(study: Study, file: StudyFile, answers: Sequence[Answer]) -> li
 
 def curves(study: Study, metric: str) -> list[Figure]:
     """A metric by round: a line an arm, its mean over seeds, in a band from the lowest to the highest seed."""
-    own, ideal = study.by_round(metric), metric_class(metric).ideal
+    own, ideal = study.by_round(metric).dropna(subset=["value"]), metric_class(metric).ideal
+    if own.empty:
+        return []
     grouped = own.groupby(["arm", "round"], sort=True)["value"].agg(["mean", "min", "max", "count"])
     arms = [arm for arm in study.arms if arm.label in grouped.index and len(grouped.loc[arm.label]) > 1]
     low, high = own["value"].min(), own["value"].max()
@@ -220,8 +222,12 @@ def clients(study: Study, number: str, title: str, what: str) -> list[Figure]:
 
 
 def tradeoff(study: Study) -> list[Figure]:
-    """Mean Δ against the held-out loss at the end of every run: less bias that costs the task shows at once."""
-    deltas = [name for name in study.finals.columns if name.endswith("/delta")]
+    """Mean Δ against the held-out loss at the end of every run: less bias that costs the task shows at once.
+
+    The Δ are the scores'; metrics of a section of their own have other units.
+    """
+    scores = [f"{name}/delta" for name in study.metrics if not metric_class(name).section]
+    deltas = [name for name in scores if name in study.finals.columns]
     if not deltas or "heldout_loss" not in study.finals.columns:
         return []
     points = study.finals.assign(bias=study.finals[deltas].mean(axis=1))[["heldout_loss", "bias"]].dropna()

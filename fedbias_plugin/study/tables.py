@@ -84,6 +84,15 @@ def unsound_note(cells: Iterable[Cell]) -> list[str]:
     return [said] if any(cell.is_unsound for cell in cells) else []
 
 
+def section_caption(metrics: Sequence[str]) -> str:
+    """Where an unbiased model stands in the metrics of a section, whose units differ."""
+    ideals: dict[float, list[str]] = {}
+    for metric in map(metric_class, metrics):
+        ideals.setdefault(metric.ideal or 0.0, []).append(metric.short)
+    known = "; ".join(f"{ideal:g} for {', '.join(names)}" for ideal, names in sorted(ideals.items()))
+    return f"Of the last measured round, each in its own unit. Unbiased: {known}. A dash: not measured."
+
+
 def seeds_note(arms: Sequence[Arm]) -> list[str]:
     """Which arms have fewer seeds than others, or one alone."""
     most = max(len(arm.runs) for arm in arms)
@@ -154,8 +163,12 @@ def _outcome_cells(outcome: Outcome) -> tuple[Cell, ...]:
 
 def arm_tables(study: Study) -> Iterator[Table]:
     """Scores, language and task, and cost of every arm; measures that no run has are left out."""
-    aimed = [name for name in study.metrics if metric_class(name).ideal is not None]
-    others = [name for name in study.metrics if name not in aimed]
+    sections: dict[str, list[str]] = {}  # "" has the scores
+    for name in study.metrics:
+        if metric_class(name).ideal is not None:
+            sections.setdefault(metric_class(name).section, []).append(name)
+    aimed = sections.pop("", [])
+    others = [name for name in study.metrics if metric_class(name).ideal is None]
 
     def of(names: Sequence[str]) -> list[str]:
         parts = {name: ("", *(f"/{extra}" for extra in EXTRAS.get(name, ())), "/change") for name in names}
@@ -167,6 +180,10 @@ def arm_tables(study: Study) -> Iterator[Table]:
             "Of the last measured round: 50 prefers neither sentence, and SS counts only beside a high LMS.",
             of(aimed),
         ),
+        **{
+            (f"section_{n}", title): (section_caption(own), of(own))
+            for n, (title, own) in enumerate(sections.items(), 1)
+        },
         ("quality", "Task and weights of every arm"): (
             "Held-out loss is on clean rows that no client holds; weights and mass are means over the rounds.",
             [*of(others), "weight_on_poisoned", "mass"],

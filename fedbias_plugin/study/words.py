@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from fedbias_plugin.flags import read_yaml
 from fedbias_plugin.metrics.base import metric_class
 from fedbias_plugin.metrics.formatting import percent
+from fedbias_plugin.metrics.gendered import SECTION
 from fedbias_plugin.study.frame import Study
 from fedbias_plugin.study.runs import Run
 
@@ -35,12 +36,17 @@ def meaning(study: Study, views: Mapping[str, str]) -> list[str]:
 
     known = words()
     terms = dict.fromkeys(term for metric, own in TERMS.items() if not metric or metric in views for term in own)
+    if any(metric_class(name).section == SECTION for name in views):
+        terms["Gender metrics"] = None
     found = [f"{term}: {known[term]}".replace("Δ", "Delta") for term in terms]
     measured = {name: study.last[study.last["metric"] == name] for name in views}
+    of_items: dict[tuple[str, str], list[str]] = {}  # metrics of a section share a line
     for name in [name for name in views if metric_class(name).ideal is not None and len(measured[name])]:
         shared = study.last[study.last["metric"] == f"{name}/shared_sentences"]
         items = _items(measured[name]["part"], shared[shared["part"] == ""]["value"], views[name])
-        found.append(f"{NAMES.get(name, metric_class(name).title)}: {items}")
+        key = metric_class(name).section or name, items
+        of_items.setdefault(key, []).append(NAMES.get(name, metric_class(name).title))
+    found += [f"{'; '.join(names)}: {items}" for (_, items), names in of_items.items()]
     if "crows_pairs" in views:
         of_first = measured["crows_pairs"].set_index(["run", "part"])["n"]
         pairs = of_first.get((study.runs[0].name, views["crows_pairs"]), 0.0)

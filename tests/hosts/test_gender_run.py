@@ -51,3 +51,18 @@ def test_a_run_records_every_gender_metric_and_what_was_not_measured(run_builtin
     shown = capsys.readouterr().out
     for title in ("occupation bias, nats", "WinoBias score", "swapped prompts, Hellinger", "sentiment gap"):
         assert title in shown
+    swapped = next(line for line in shown.split("swapped prompts, Hellinger (")[1].splitlines() if "[" in line)
+    low, high = swapped.split("[")[1].split("]")[0].split(", ")
+    assert len(low.split(".")[1]) == len(high.split(".")[1]) == 3  # as many decimals as the value
+    for run in ("one", "two"):  # a metric without a value in any round has no curve, and the rest is drawn
+        path = tmp_path / run / "metrics.jsonl"
+        rounds = [json.loads(line) for line in path.read_text().splitlines()]
+        for record in rounds:
+            if record.get("global", {}).get("gender_count"):
+                record["global"]["gender_count"] |= {"value": None, "n": 0, "ci95": None, "signed": None}
+        path.write_text("".join(f"{json.dumps(record)}\n" for record in rounds))
+    assert main(["report", str(tmp_path / "one"), str(tmp_path / "two"), "--output", str(tmp_path / "report")]) == 0
+    page = (tmp_path / "report/report.md").read_text()
+    assert "Gender metrics of the global model" in page
+    assert "occupation_bias_by_round" in page
+    assert "gender_count_by_round" not in page

@@ -28,7 +28,14 @@ from fedbias_plugin.study.table import (
     markdown_table,
     p_cell,
 )
-from fedbias_plugin.study.tables import answers_table, arm_tables, items_table, pair_tables, warnings_table
+from fedbias_plugin.study.tables import (
+    answers_table,
+    arm_tables,
+    items_table,
+    pair_tables,
+    section_caption,
+    warnings_table,
+)
 from tests.study.made_up import make_arm, make_run
 
 PAPER_STUDY = load_study_file(find_study_file([], None))
@@ -227,6 +234,12 @@ def test_every_arm_has_scores_task_and_cost(tmp_path):
     assert (quality["weight on poisoned"].value, quality["mass"].value) == (pytest.approx(1 / 3), 0.75)
     cost = cells(tables["cost"], "fedavg 1B2C plain")
     assert (cost["train (s)"].value, cost["peak memory (MiB)"].value) == (6.0, 1.0)
+
+
+def test_metrics_of_a_section_have_a_table_of_their_own_that_says_what_is_unbiased():
+    said = section_caption(["occupation_bias", "winobias", "gender_count"])
+    assert "Unbiased: 0 for occupation bias" in said
+    assert "; 50 for WinoBias" in said
 
 
 def test_no_interval_leaves_what_is_possible(tmp_path):
