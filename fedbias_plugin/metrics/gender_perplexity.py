@@ -19,6 +19,7 @@ from fedbias_plugin.known_dataset import RAW, Form, KnownDataset
 from fedbias_plugin.metrics.base import Block, Metric, Result, Source
 from fedbias_plugin.metrics.formatting import interval, number, with_interval
 from fedbias_plugin.metrics.gendered import SECTION, read_groups
+from fedbias_plugin.metrics.gradient_norms import NORMS, gradient_norms, norm_gaps
 from fedbias_plugin.options import option
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 FEMALE = frozenset(["she", "her", "hers", "herself", "woman", "women", "girl", "mother", "daughter", "wife"])
 MALE = frozenset(["he", "him", "his", "himself", "man", "men", "boy", "father", "son", "husband"])
 FEWEST_WORDS = 11
-NORMS = ("l1", "l2", "clipped", "kept")
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,6 @@ class GenderPerplexity(Metric):
         import numpy as np
 
         from fedbias_plugin.data.draws import generator, permuted
-        from fedbias_plugin.metrics.gradient_norms import gradient_norms
         from fedbias_plugin.scoring.items import ScoreRequest
 
         lines = self.lines if indices is None else [self.lines[index] for index in indices]
@@ -228,7 +227,7 @@ class GenderPerplexity(Metric):
             perplexity_male=perplexity(losses[1]),
             gradient_texts=int(scores.gradient_is_female.sum()),
             clip=self.gender_clip,
-            norms=norm_gaps(scores, self.gender_clip, seed),
+            norms=norm_gaps(scores.l1, scores.l2, scores.gradient_is_female, self.gender_clip, seed),
             ids_hash=ids_hash(scores.ids),
         )
 
@@ -280,23 +279,3 @@ def gender_of(line: str) -> str | None:
         return None
     female, male = not FEMALE.isdisjoint(words), not MALE.isdisjoint(words)
     return None if female is male else ("female" if female else "male")
-
-
-def norm_gaps(scores: GroupScores, clip: float, seed: int) -> dict[str, Any]:
-    """Means of both groups, the gap female minus male and its interval, of every one of :data:`NORMS`."""
-    import numpy as np
-
-    from fedbias_plugin.metrics.statistics import bootstrap_means, percentile_interval
-
-    found: dict[str, Any] = {}
-    kept = np.minimum(1.0, clip / np.maximum(scores.l2, np.finfo(float).tiny))
-    clipped = (scores.l2 > clip).astype(np.float64)
-    for key, values in zip(NORMS, (scores.l1, scores.l2, clipped, kept), strict=True):
-        groups = [values[scores.gradient_is_female], values[~scores.gradient_is_female]]
-        if not all(map(len, groups)):
-            continue
-        female, male = (float(group.mean()) for group in groups)
-        drawn = [bootstrap_means(group, seed=seed + place) for place, group in enumerate(groups)]
-        found |= {f"{key}_female": female, f"{key}_male": male, f"{key}_gap": female - male}
-        found[f"{key}_gap_ci95"] = percentile_interval(drawn[0] - drawn[1]) if min(map(len, groups)) > 1 else None
-    return found

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedbias_plugin.errors import UserError
 
 if TYPE_CHECKING:
     from fedbias_plugin.scoring.items import FloatArray
     from fedbias_plugin.scoring.scorer import SentenceScorer
+
+NORMS = ("l1", "l2", "clipped", "kept")
+"""What is said of a group: mean norms, share of texts above C, and what clipping to C leaves."""
 
 
 def gradient_norms(scorer: SentenceScorer, texts: Sequence[str]) -> tuple[FloatArray, FloatArray]:
@@ -60,3 +63,30 @@ def gradient_norms(scorer: SentenceScorer, texts: Sequence[str]) -> tuple[FloatA
             parameter.requires_grad_(False)
     l1, l2 = np.asarray(norms, dtype=np.float64).reshape(-1, 2).T
     return l1, l2
+
+
+def norm_gaps(l1: FloatArray, l2: FloatArray, is_female: Any, clip: float, seed: int) -> dict[str, Any]:
+    """Means of both groups, the gap female minus male and its interval, of every one of :data:`NORMS`.
+
+    Args:
+        l1, l2: norms of every text's gradient, shape (texts,).
+        is_female: whether each is about women; boolean, shape (texts,).
+        clip: C.
+        seed: of the bootstrap over the texts of each group.
+    """
+    import numpy as np
+
+    from fedbias_plugin.metrics.statistics import bootstrap_means, percentile_interval
+
+    found: dict[str, Any] = {}
+    kept = np.minimum(1.0, clip / np.maximum(l2, np.finfo(float).tiny))
+    clipped = (l2 > clip).astype(np.float64)
+    for key, values in zip(NORMS, (l1, l2, clipped, kept), strict=True):
+        groups = [values[is_female], values[~is_female]]
+        if not all(map(len, groups)):
+            continue
+        female, male = (float(group.mean()) for group in groups)
+        drawn = [bootstrap_means(group, seed=seed + place) for place, group in enumerate(groups)]
+        found |= {f"{key}_female": female, f"{key}_male": male, f"{key}_gap": female - male}
+        found[f"{key}_gap_ci95"] = percentile_interval(drawn[0] - drawn[1]) if min(map(len, groups)) > 1 else None
+    return found
