@@ -16,7 +16,7 @@ from fedbias_plugin.data.rows import Row
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.hosts.flower.arguments import FlowerArguments
 from fedbias_plugin.hosts.flower.wire import Parcel, from_records, to_records
-from fedbias_plugin.hosts.flower.worker import USER_ERROR, asked
+from fedbias_plugin.hosts.flower.worker import HELD, USER_ERROR, asked
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
@@ -209,7 +209,7 @@ class Fleet:
                 if key is None:  # a second answer to the same request
                     continue
                 try:
-                    answers[key] = _opened(reply)
+                    answers[key] = self._whole(_opened(reply), kind, key, todo[key][0], limit, late)
                 except (_Failed, UserError) as error:
                     failed[key] = error
             if not waiting or time.monotonic() > limit:
@@ -218,6 +218,19 @@ class Fleet:
             time.sleep(POLL)
         failed |= dict.fromkeys(waiting.values(), _Failed(late))
         return answers, failed
+
+    def _whole(self, answer: Parcel, kind: str, client: int, node: int, limit: float, late: str) -> Parcel:
+        """``answer``, or the update that waits at its node for being collected.
+
+        Large ones come one after the other: a SuperLink keeps in memory what travels, and would hold a round's at once.
+        """
+        if kind != MessageType.TRAIN or HELD not in answer.meta:
+            return answer
+        held = {client: (node, Parcel(asked("collect", {}, client=client)))}
+        found, failed = self._exchange(held, MessageType.QUERY, "collect", limit, late)
+        if failed:
+            raise failed[client]
+        return found[client]
 
 
 class _Failed(Exception):

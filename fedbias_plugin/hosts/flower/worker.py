@@ -30,6 +30,10 @@ IDLE, STARTING = 3600.0, 600.0
 OLD = 7 * 24 * 3600.0
 """Seconds after which the log of a worker that did not end by itself is deleted."""
 USER_ERROR, FAULT = "user error", "fault"
+HELD_FROM = 64 * 2**20
+"""Bytes of an update that does not travel with the answer: it waits here until the server collects it."""
+HELD = "held"
+"""In an answer whose update waits."""
 
 
 def ask(request: Parcel, node_id: int, run_id: int) -> Parcel:
@@ -129,6 +133,7 @@ class Worker:
     def __init__(self) -> None:
         self._node: Any = None
         self._made_of: Any = None
+        self._held: dict[int, Parcel] = {}
 
     def answer(self, request: Parcel) -> Parcel:
         """The node's answer; an error travels as one, with its kind."""
@@ -136,13 +141,15 @@ class Worker:
         try:
             if about["ask"] == "end":
                 return Parcel({})
+            if about["ask"] == "collect":
+                return self._held.pop(about["client"], None) or Parcel({"error": "nothing waits there", "kind": FAULT})
             made_of = (about["flags"], about["node_config"])
             if self._made_of != made_of:
                 from fedbias_plugin.hosts.flower.node import Node
 
                 self._node = self._made_of = None
                 self._node, self._made_of = Node(*made_of), made_of
-            return self._node.fit(request) if about["ask"] == "fit" else self._node.describe()
+            return self._fitted(request) if about["ask"] == "fit" else self._node.describe()
         except UserError as error:
             return Parcel({"error": str(error), "kind": USER_ERROR})
         except Exception as error:
@@ -150,6 +157,13 @@ class Worker:
 
             traceback.print_exc()
             return Parcel({"error": f"{type(error).__name__}: {error}", "kind": FAULT})
+
+    def _fitted(self, request: Parcel) -> Parcel:
+        answer = self._node.fit(request)
+        if answer.payload < HELD_FROM:
+            return answer
+        self._held[answer.meta["client"]] = answer
+        return Parcel({HELD: True})
 
 
 def main(place: Path, parent: int) -> None:

@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("flwr", reason="Flower is an extra of its own")
 
 from fedbias_plugin.errors import UserError
-from fedbias_plugin.hosts.flower import server_app
+from fedbias_plugin.hosts.flower import server_app, worker
 from fedbias_plugin.hosts.flower.wire import packed, unpacked
 from tests.hosts.flower.in_process_run import FIRST, assert_same_results, is_fit, run_config
 from tests.hosts.test_bad_updates import FAULTS
@@ -291,3 +291,54 @@ def test_a_silent_node_is_waited_for_as_long_as_asked(run_flower, machines, quic
 
 def is_of(reply, client):
     return json.loads(reply.content["fedbias"]["header"])["meta"].get("client") == client
+
+
+def of_client(machines, client):
+    """What a client was asked for, in order."""
+    return [ask for _, ask, whose in machines.asked if whose == client]
+
+
+def test_large_updates_wait_and_are_collected_one_after_the_other(
+    run_builtin, run_flower, machines, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(worker, "HELD_FROM", 1)
+    flags = (*LORA, "--fed_alg", "scaffold", "--aggregation", "bama")
+    run_builtin(*flags, output="builtin")
+    run_flower(*flags, output="flower")
+    assert_same_results(tmp_path / "builtin", tmp_path / "flower")
+    assert [of_client(machines, client) for client in range(3)] == [["fit", "collect"] * 2] * 3
+
+
+def test_an_update_that_is_lost_while_it_waits_is_trained_again(
+    run_builtin, run_flower, machines, monkeypatch, quick, tmp_path
+):
+    monkeypatch.setattr(worker, "HELD_FROM", 1)
+    lost = []
+
+    def lose(request, answer):
+        if request.meta["ask"] == "collect" and request.meta["client"] == 1 and not lost:
+            lost.append(answer)
+            raise RuntimeError("the worker died")
+        return answer
+
+    machines.change = lose
+    run_builtin(*quick, output="builtin")
+    run_flower(*quick, output="flower")
+    assert_same_results(tmp_path / "builtin", tmp_path / "flower")
+    assert of_client(machines, 1) == ["fit", "collect", "fit", "collect"]
+    assert lost
+
+
+def test_a_node_that_lets_the_server_wait_for_an_update_that_it_does_not_have_is_missing(run_flower, machines, quick):
+    for says, phrase in ((worker.HELD, "it answered with client None"), ("error", "its node failed")):
+        machines.asked.clear()
+        machines.change = lambda request, answer, says=says: (
+            dataclasses.replace(
+                answer, meta={worker.HELD: True, **({says: "x"} if request.meta["ask"] == "collect" else {})}, states={}
+            )
+            if request.meta.get("client") == 1
+            else answer
+        )
+        record = run_flower(*quick, output=says)[1]
+        assert phrase in record.clients[1].refused
+        assert len(of_client(machines, 1)) <= 4
