@@ -14,7 +14,7 @@ if [ "${1:-}" = --quick ]; then
   set -- "${whole_runs[@]/#/--ignore=}" "$@"
   echo "The checks and the units: about 2 minutes on 2 cores, after set-up."
 elif [ $# = 0 ]; then
-  echo "All checks and tests: about 16 minutes on 2 cores, after set-up (--quick: 2)."
+  echo "All checks and tests: about 20 minutes on 2 cores, after set-up (--quick: 2)."
 fi
 make_venv .venv wandb,workspace,tensorboard,report,slurm,flower,rouge,privacy,quantization,openfedllm,dev
 run_scripts/check.sh
