@@ -94,6 +94,12 @@ def rounds_in(output: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+def same_weights(one: Path, other: Path) -> bool:
+    """Whether two runs ended with the same bytes."""
+    names = [path.relative_to(one) for path in one.rglob("*.safetensors") if "checkpoints" not in path.parts]
+    return bool(names) and all((one / name).read_bytes() == (other / name).read_bytes() for name in names)
+
+
 def kill(process: psutil.Process) -> bool:
     """SIGKILL; False where it had ended already."""
     try:

@@ -16,6 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from flower_processes import same_weights
+
 
 def seconds_of(command: list[str], flags: list[str], output: Path) -> list[float]:
     """Training seconds of every round but the first."""
@@ -47,9 +49,8 @@ def main() -> None:
         built_in, flower = Path(folder) / "built_in", Path(folder) / "flower"
         here = seconds_of(["run"], flags, built_in)
         there = seconds_of(["flower", "run", *nodes], flags, flower)
-        name = "adapter/adapter_model.safetensors"
-        if (built_in / name).read_bytes() != (flower / name).read_bytes():
-            sys.exit("The adapters differ.")
+        if not same_weights(built_in, flower):
+            sys.exit("The weights differ.")
     mine, theirs = statistics.median(here), statistics.median(there)
     print(f"built-in {mine:.1f} s a round {[round(x, 1) for x in here]}, Flower {theirs:.1f} s", end=" ")
     print(f"{[round(x, 1) for x in there]}: {theirs - mine:+.1f} s, {mine / theirs:.2f} times as fast; same bytes")

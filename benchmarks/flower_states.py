@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
-from flower_processes import FlowerRun
+from flower_processes import FlowerRun, same_weights
 from reporting import line, write_report
 
 FLAGS = (
@@ -64,12 +64,6 @@ def watched(run: FlowerRun) -> float:
     if run.process.returncode:
         raise SystemExit(run.log.read_text()[-3000:])
     return most
-
-
-def same_weights(one: Path, other: Path) -> bool:
-    """Whether two runs ended with the same bytes."""
-    names = [path.relative_to(one) for path in one.rglob("*.safetensors") if "checkpoints" not in path.parts]
-    return bool(names) and all((one / name).read_bytes() == (other / name).read_bytes() for name in names)
 
 
 def main() -> None:

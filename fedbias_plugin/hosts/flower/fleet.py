@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 POLL = 0.5
 """Seconds between two looks at what has arrived."""
+TURN = 300.0
+"""Seconds after which the next large update is collected although the one before has not arrived: it may hang."""
 ATTEMPTS = 2
 """How often a client is asked in a round, where its node fails over the first."""
 LONGEST_REASON = 300
@@ -190,47 +192,57 @@ class Fleet:
     def _exchange(
         self, todo: Mapping[int, tuple[int, Parcel]], kind: str, group: str, limit: float, late: str
     ) -> tuple[dict[int, Parcel], dict[int, Exception]]:
-        """Key -> answer; key -> why there is none (``late`` after ``limit``). ``todo``: key -> (node, request)."""
-        ttl = max(1.0, limit - time.monotonic()) + 60
-        messages = [
-            Message(to_records(parcel), dst_node_id=node, message_type=kind, group_id=group, ttl=ttl)
-            for node, parcel in todo.values()
-        ]
-        keys = dict(zip(self._grid.push_messages(messages), todo, strict=True)) if messages else {}
-        del messages
+        """Key -> answer; key -> why there is none (``late`` after ``limit``). ``todo``: key -> (node, request).
+
+        Large updates wait at their nodes and are collected one after the other: a SuperLink keeps in memory what
+        travels, and would hold a round's at once.
+        """
         answers: dict[int, Parcel] = {}
-        failed: dict[int, Exception] = {
-            key: _Failed("its message could not be sent") for message_id, key in keys.items() if not message_id
-        }
-        waiting = {message_id: key for message_id, key in keys.items() if message_id}
-        while waiting:
+        waiting, failed = self._push(todo, kind, group, limit)
+        held: list[int] = []
+        collected: list[int] = []
+        turn_ends = 0.0
+        while waiting or held:
             for reply in self._grid.pull_messages(list(waiting)):
                 key = waiting.pop(reply.metadata.reply_to_message_id, None)
                 if key is None:  # a second answer to the same request
                     continue
                 try:
-                    answers[key] = self._whole(_opened(reply), kind, key, todo[key][0], limit, late)
+                    answer = _opened(reply)
                 except (_Failed, UserError) as error:
                     failed[key] = error
-            if not waiting or time.monotonic() > limit:
+                    continue
+                if kind == MessageType.TRAIN and HELD in answer.meta and key not in collected:
+                    held.append(key)
+                else:
+                    answers[key] = answer
+            if not (waiting or held) or time.monotonic() > limit:
                 break
+            if held and (time.monotonic() > turn_ends or not set(collected) & set(waiting.values())):
+                key, turn_ends = held.pop(0), time.monotonic() + TURN
+                collected.append(key)
+                request = {key: (todo[key][0], Parcel(asked("collect", {}, client=key)))}
+                sent, unsent = self._push(request, MessageType.QUERY, group, limit)
+                waiting, failed = waiting | sent, failed | unsent
+                continue
             self.check_stop()
             time.sleep(POLL)
-        failed |= dict.fromkeys(waiting.values(), _Failed(late))
+        failed |= dict.fromkeys([*waiting.values(), *held], _Failed(late))
         return answers, failed
 
-    def _whole(self, answer: Parcel, kind: str, client: int, node: int, limit: float, late: str) -> Parcel:
-        """``answer``, or the update that waits at its node for being collected.
-
-        Large ones come one after the other: a SuperLink keeps in memory what travels, and would hold a round's at once.
-        """
-        if kind != MessageType.TRAIN or HELD not in answer.meta:
-            return answer
-        held = {client: (node, Parcel(asked("collect", {}, client=client)))}
-        found, failed = self._exchange(held, MessageType.QUERY, "collect", limit, late)
-        if failed:
-            raise failed[client]
-        return found[client]
+    def _push(
+        self, todo: Mapping[int, tuple[int, Parcel]], kind: str, group: str, limit: float
+    ) -> tuple[dict[str, int], dict[int, Exception]]:
+        """Send every request; id of its message -> key, and key -> why it could not be sent."""
+        ttl = max(1.0, limit - time.monotonic()) + 60
+        messages = [
+            Message(to_records(parcel), dst_node_id=node, message_type=kind, group_id=group, ttl=ttl)
+            for node, parcel in todo.values()
+        ]
+        pairs = list(zip(self._grid.push_messages(messages), todo, strict=True)) if messages else []
+        unsent = [key for message_id, key in pairs if not message_id]
+        sent = {message_id: key for message_id, key in pairs if message_id}
+        return sent, dict.fromkeys(unsent, _Failed("its message could not be sent"))
 
 
 class _Failed(Exception):

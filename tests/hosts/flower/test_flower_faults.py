@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("flwr", reason="Flower is an extra of its own")
 
 from fedbias_plugin.errors import UserError
-from fedbias_plugin.hosts.flower import server_app, worker
+from fedbias_plugin.hosts.flower import fleet, server_app, worker
 from fedbias_plugin.hosts.flower.wire import packed, unpacked
 from tests.hosts.flower.in_process_run import FIRST, assert_same_results, is_fit, run_config
 from tests.hosts.test_bad_updates import FAULTS
@@ -342,3 +342,14 @@ def test_a_node_that_lets_the_server_wait_for_an_update_that_it_does_not_have_is
         record = run_flower(*quick, output=says)[1]
         assert phrase in record.clients[1].refused
         assert len(of_client(machines, 1)) <= 4
+
+
+def test_a_node_that_hangs_while_its_update_is_collected_does_not_hold_up_the_others(
+    run_flower, machines, monkeypatch, quick
+):
+    monkeypatch.setattr(worker, "HELD_FROM", 1)
+    monkeypatch.setattr(fleet, "TURN", 1.0)
+    machines.arrival = lambda replies: [r for r in replies if "state state" not in r.content or not is_of(r, 0)]
+    record = run_flower(*quick, "--round_timeout", "6")[1]
+    assert record.clients[0].refused == "no answer within --round_timeout 6"
+    assert [record.clients[client].refused for client in (1, 2)] == [None, None]
