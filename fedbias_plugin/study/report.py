@@ -16,6 +16,7 @@ from fedbias_plugin.study.figures import draw_figures
 from fedbias_plugin.study.frame import Study, load_study
 from fedbias_plugin.study.page import html_page, markdown_page
 from fedbias_plugin.study.pivot import pivot_tables
+from fedbias_plugin.study.shares import share_tables
 from fedbias_plugin.study.study_file import StudyFile, find_study_file, load_study_file
 from fedbias_plugin.study.table import csv_table, latex_table
 from fedbias_plugin.study.tables import answers_table, arm_tables, items_table, pair_tables, warnings_table
@@ -71,7 +72,8 @@ def report_files(study: Study, file: StudyFile, known: Sequence[str] = ()) -> di
     """Every file of a report: its path in the folder, and its bytes; ``known``: what must be known first."""
     answers, silent = answer_all(study, file)
     main = [answers_table(answers)] if answers else []
-    tables = [*pivot_tables(study, file), *pair_tables(answers), *arm_tables(study), *items_table(answers)]
+    of_pairs = [*share_tables(answers), *pair_tables(answers)]
+    tables = [*pivot_tables(study, file), *of_pairs, *arm_tables(study), *items_table(answers)]
     of_runs = list(warnings_table(study))
     figures = draw_figures(study, file, answers)
     page = {

@@ -44,6 +44,7 @@ class Comparison:
             difference alone counts.
         claim: what is claimed, in a sentence; '' for none.
         across: facts of which there must be two values each before the claim is said to hold across them.
+        takes_back: id of the comparison of whose difference this one shows which share it takes back; '' for none.
     """
 
     id: str
@@ -59,6 +60,7 @@ class Comparison:
     claim: str = ""
     across: tuple[str, ...] = ()
     may_differ: tuple[str, ...] = ()
+    takes_back: str = ""
 
     @property
     def varied(self) -> tuple[str, ...]:
@@ -200,6 +202,9 @@ def load_study_file(path: Path) -> StudyFile:
     ids = [one.id for key in parts for one in getattr(found, key)]
     if twice := [name for name in ids if ids.count(name) > 1]:
         raise UserError(f"{where}: the id {quoted(twice[0])} stands twice.")
+    for one in found.comparisons:
+        if one.takes_back and one.takes_back not in ids:
+            raise UserError(f"{where}, {one.id}: takes_back names no comparison.{did_you_mean(one.takes_back, ids)}")
     return found
 
 

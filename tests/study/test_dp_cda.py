@@ -12,6 +12,7 @@ from fedbias_plugin.study.comparisons import answer_all
 from fedbias_plugin.study.frame import load_study
 from fedbias_plugin.study.pivot import pivot_tables
 from fedbias_plugin.study.report import write_report
+from fedbias_plugin.study.shares import ratio, share_tables
 from fedbias_plugin.study.study_file import find_study_file, load_study_file
 from fedbias_plugin.study.verdicts import CONTRADICTED, DIFFERENT, NOT_SIGNIFICANT, SUPPORTED
 from tests.study.made_up import edit_json, make_arm
@@ -143,3 +144,38 @@ def test_a_number_beside_a_metric_has_its_decimals_and_a_misspelt_metric_is_refu
     path.write_text("title: x\ncomparisons: [{id: a, vary: seed, from: 1, to: 2, metric: gender_perplexty/l1_gap}]\n")
     with pytest.raises(UserError, match=r"unknown 'gender_perplexty'. Did you mean 'gender_perplexity'"):
         load_study_file(path).check_names([], [])
+
+
+def test_the_interval_of_a_share_ends_where_a_paired_t_test_of_above_minus_share_times_below_has_p_of_a_twentieth():
+    from scipy.stats import ttest_1samp
+
+    above, below = [2.1, 1.4, 2.9, 1.8, 2.2], [4.0, 4.6, 5.1, 3.7, 4.4]
+    found = ratio(above, below)
+    assert found.mean == pytest.approx(sum(above) / sum(below))
+    for end in found.ci95:
+        left = [one - end * other for one, other in zip(above, below, strict=True)]
+        assert ttest_1samp(left, 0.0).pvalue == pytest.approx(0.05)
+    assert ratio(above, [4.0, -4.6, 5.1, -3.7, 1.0]) is None
+    assert ratio([1.0], [2.0]) is None
+
+
+def test_copies_that_remove_two_fifths_of_what_privacy_adds_take_40_percent_back(tmp_path):
+    tables = {one.id: one for one in share_tables(answer_all(write_study(tmp_path), STUDY)[0])}
+    assert list(tables) == ["share_cda"]
+    table = tables["share_cda"]
+    assert [row.labels for row in table.rows] == [("epsilon 3.0",), ("epsilon 10.0",), ("epsilon 20.0",)]
+    place = [column.title for column in table.columns].index(metric_class("toxicity").short)
+    for row in table.rows:
+        cell = row.cells[place]
+        assert cell.value == pytest.approx(40, abs=2)
+        assert cell.ci95[0] < 40 < cell.ci95[1] < 45
+        assert cell.n == 3
+    crows = [column.title for column in table.columns].index(metric_class("crows_pairs").short)
+    assert {row.cells[crows].text for row in table.rows} == {"–"}
+
+
+def test_a_study_that_takes_back_what_no_comparison_shows_is_refused(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text("title: x\ncomparisons: [{id: a, title: t, vary: seed, from: 1, to: 2, takes_back: b}]\n")
+    with pytest.raises(UserError, match="a: takes_back names no comparison"):
+        load_study_file(path)
