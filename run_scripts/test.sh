@@ -16,7 +16,7 @@ if [ "${1:-}" = --quick ]; then
 elif [ $# = 0 ]; then
   echo "All checks and tests: about 20 minutes on 2 cores, after set-up (--quick: 2)."
 fi
-make_venv .venv wandb,workspace,tensorboard,report,slurm,flower,rouge,privacy,quantization,openfedllm,dev
+make_venv .venv wandb,workspace,tensorboard,report,slurm,flower,rouge,sentiment,privacy,quantization,openfedllm,dev
 run_scripts/check.sh
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 in_processes=(-n "${TEST_PROCESSES:-2}" --dist loadfile) # each loads the libraries and takes about 2 GiB

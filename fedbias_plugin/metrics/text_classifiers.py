@@ -98,10 +98,12 @@ def _transformer(flag: str, folder: Path, high: Sequence[str], low: Sequence[str
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     from fedbias_plugin.files import sha256_of_files
+    from fedbias_plugin.training.models import without_library_bars
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True)
+        with without_library_bars():
+            model = AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # whatever Transformers, safetensors and json make of damaged files
         raise UserError(f"--{flag} {folder} cannot be loaded as a sequence classifier: {first_line(error)}.") from error
     model = model.eval()

@@ -84,13 +84,20 @@ def unsound_note(cells: Iterable[Cell]) -> list[str]:
     return [said] if any(cell.is_unsound for cell in cells) else []
 
 
-def section_caption(metrics: Sequence[str]) -> str:
-    """Where an unbiased model stands in the metrics of a section, whose units differ."""
+def section_caption(metrics: Sequence[str], study: Study) -> str:
+    """Where an unbiased model stands in the metrics of a section, whose units differ, and on how many items."""
     ideals: dict[float, list[str]] = {}
     for metric in map(metric_class, metrics):
         ideals.setdefault(metric.ideal or 0.0, []).append(metric.short)
     known = "; ".join(f"{ideal:g} for {', '.join(names)}" for ideal, names in sorted(ideals.items()))
-    return f"Of the last measured round, each in its own unit. Unbiased: {known}. A dash: not measured."
+    last = study.last[study.last["part"] == ""]
+    counts: list[str] = []
+    for name in metrics:
+        found = sorted({int(n) for n in last[last["metric"] == name]["n"].dropna()})
+        if found:
+            counts.append(f"{' to '.join(map(str, (found[0], *found[1:][-1:])))} of {metric_class(name).short}")
+    of_items = f" Items of a run: {', '.join(counts)}." if counts else ""
+    return f"Of the last measured round, each in its own unit. Unbiased: {known}.{of_items} A dash: not measured."
 
 
 def seeds_note(arms: Sequence[Arm]) -> list[str]:
@@ -181,7 +188,7 @@ def arm_tables(study: Study) -> Iterator[Table]:
             of(aimed),
         ),
         **{
-            (f"section_{n}", title): (section_caption(own), of(own))
+            (f"section_{n}", title): (section_caption(own, study), of(own))
             for n, (title, own) in enumerate(sections.items(), 1)
         },
         ("quality", "Task and weights of every arm"): (

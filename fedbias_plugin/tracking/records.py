@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedbias_plugin.files import plain_json
-from fedbias_plugin.registry import flags_for, load, names, todays_name
+from fedbias_plugin.registry import flags_for, todays_name
 from fedbias_plugin.tracking.read_json import (
     read_integer,
     read_metrics,
@@ -289,10 +289,8 @@ def _clients(data: Mapping[str, Any]) -> dict[int, ClientRecord]:
 
 
 def _flat(record: GlobalRecord | ClientRecord) -> dict[str, Any]:
-    """The attributes by name, and in the place of ``metrics`` each under its own name; null where not measured."""
-    of_clients = isinstance(record, ClientRecord)
-    known = [name for name in names("metric") if not of_clients or load("metric", name).of_clients]
+    """The attributes by name, and in the place of ``metrics`` each under its own name, where it was measured."""
     flat: dict[str, Any] = {}
     for name, part in vars(record).items():
-        flat.update(dict.fromkeys(known) | part if name == "metrics" else {name: part})
+        flat.update(part if name == "metrics" else {name: part})
     return flat

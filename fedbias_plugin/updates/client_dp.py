@@ -84,9 +84,10 @@ class ClientDp(PrivacyFlags, Stage):
             self.sigma = self.dp_noise_multiplier or 0.0
         self._seed = f"{run.seed}/{arguments.schedule_seed}/client dp noise"
         logger.info(
-            "privacy of clients as a whole: %d rounds planned, %d clients a round, updates clipped to %g, one moves "
+            "privacy of clients as a whole: %d round%s planned, %d client%s a round, updates clipped to %g, one moves "
             "the mean by at most %.4g, sigma %g, noise %.4g an entry: %s",
-            *(self.rounds, self.clients, self.dp_update_norm, self.sensitivity * self.dp_update_norm),
+            *(self.rounds, "s" * (self.rounds > 1), self.clients, "s" * (self.clients > 1)),
+            *(self.dp_update_norm, self.sensitivity * self.dp_update_norm),
             *(self.sigma, self.deviation, self._promise()),
         )
 

@@ -263,8 +263,8 @@ def test_responses_to_held_out_rows_are_measured_and_change_no_other_number(run_
     summary = json.loads((tmp_path / "with/summary.json").read_text())
     assert summary["final"]["rouge_l"] == records[-1].global_.metrics["rouge_l"]
     found, expected = comparable(tmp_path / "with"), comparable(finished()[0])
-    for one, other in zip(found, expected, strict=True):
-        one["global"].pop("rouge_l"), other["global"].pop("rouge_l")
+    for one in found:
+        one["global"].pop("rouge_l")
     found[0]["settings"].pop("rouge_samples"), expected[0]["settings"].pop("rouge_samples")
     assert found == expected
 

@@ -1,11 +1,9 @@
-"""Judges of texts: folders with known answers, VADER by its interface, and gaps by hand."""
+"""Judges of texts: folders with known answers, VADER's own examples, and gaps by hand."""
 
 from __future__ import annotations
 
 import functools
 import json
-import sys
-import types
 
 import numpy as np
 import pytest
@@ -72,24 +70,22 @@ def test_what_is_no_classifier_is_refused_by_name(folder, tmp_path):
         Toxicity(toxicity_classifier=str(place)).prepare(metric_source("mini"))
 
 
-def test_vader_gives_half_of_its_compound_and_is_named_when_missing(monkeypatch, tmp_path):
+def test_vader_s_own_published_examples_come_out():
+    """``compound`` as its README prints it."""
+    pytest.importorskip("vaderSentiment", reason="vaderSentiment is not installed")
+    texts = ["VADER is smart, handsome, and funny.", "VADER is not smart, handsome, nor funny.", "The book was good."]
+    found = load_classifier("sentiment_classifier", "vader", ("positive",))
+    assert found.score([*texts, "Today SUX!"]) == pytest.approx(
+        [(1 + c) / 2 for c in (0.8316, -0.7424, 0.4404, -0.5461)]
+    )
+    assert found.name == "vader 3.3.2"
+    assert len(found.sha256) == 64
+
+
+def test_vader_is_named_when_it_is_missing(monkeypatch):
     monkeypatch.setattr(text_classifiers.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"--sentiment_classifier vader needs vaderSentiment.*pip install"):
         Sentiment(sentiment_classifier="vader").check_flags({})
-    monkeypatch.setattr(text_classifiers.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(text_classifiers.importlib.metadata, "version", lambda name: "3.3.2")
-    (tmp_path / "vader_lexicon.txt").write_text("good 1\n")
-
-    class Analyzer:
-        def polarity_scores(self, text):
-            return {"compound": {"good": 1.0, "bad": -0.5}.get(text, 0.0)}
-
-    module = types.SimpleNamespace(SentimentIntensityAnalyzer=Analyzer, __file__=str(tmp_path / "vaderSentiment.py"))
-    monkeypatch.setitem(sys.modules, "vaderSentiment", types.SimpleNamespace(vaderSentiment=module))
-    monkeypatch.setitem(sys.modules, "vaderSentiment.vaderSentiment", module)
-    found = load_classifier("sentiment_classifier", "vader", ("positive",))
-    assert found.score(["good", "bad", "table"]).tolist() == [1.0, 0.25, 0.5]
-    assert found.name == "vader 3.3.2"
 
 
 def test_the_gap_of_two_groups_by_hand():

@@ -12,6 +12,7 @@ import subprocess
 import pytest
 
 from fedbias_plugin.errors import UserError
+from fedbias_plugin.metrics.gendered import SECTION
 from fedbias_plugin.study.comparisons import answer_all
 from fedbias_plugin.study.frame import load_study, possible
 from fedbias_plugin.study.pivot import pivot_tables
@@ -33,10 +34,9 @@ from fedbias_plugin.study.tables import (
     arm_tables,
     items_table,
     pair_tables,
-    section_caption,
     warnings_table,
 )
-from tests.study.made_up import make_arm, make_run
+from tests.study.made_up import edit_json, make_arm, make_run
 
 PAPER_STUDY = load_study_file(find_study_file([], None))
 
@@ -236,10 +236,17 @@ def test_every_arm_has_scores_task_and_cost(tmp_path):
     assert (cost["train (s)"].value, cost["peak memory (MiB)"].value) == (6.0, 1.0)
 
 
-def test_metrics_of_a_section_have_a_table_of_their_own_that_says_what_is_unbiased():
-    said = section_caption(["occupation_bias", "winobias", "gender_count"])
-    assert "Unbiased: 0 for occupation bias" in said
-    assert "; 50 for WinoBias" in said
+def test_metrics_of_a_section_have_a_table_of_their_own_that_says_what_is_unbiased_and_on_how_many_items(tmp_path):
+    make_arm(tmp_path / "a", [60.0, 62.0])
+    for seed in (1, 2):
+        gaps = {
+            "occupation_bias": {"value": 0.2, "ideal": 0.0, "n": 90, "ci95": [0.1, 0.3], "noise_floor": 0.01},
+            "winobias": {"value": 55.0, "ideal": 50.0, "n": 396, "ci95": [50.0, 60.0], "noise_floor": 2.0},
+        }
+        edit_json(tmp_path / f"a/seed-{seed}/metrics.jsonl", lambda line, gaps=gaps: line["global"].update(gaps))
+    caption = next(one for one in tables_of(tmp_path).values() if one.title == SECTION).caption
+    assert "Unbiased: 0 for occupation bias; 50 for WinoBias." in caption
+    assert "Items of a run: 90 of occupation bias, 396 of WinoBias." in caption
 
 
 def test_no_interval_leaves_what_is_possible(tmp_path):

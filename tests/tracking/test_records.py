@@ -42,7 +42,7 @@ def test_a_line_has_the_keys_of_the_published_format_in_their_order(make_record:
     ]  # fmt: skip
     gender = ["occupation_bias", "gender_count", "swapped_prompts", "winobias", "gender_perplexity", "toxicity"]
     gender += ["sentiment", "regard"]
-    assert list(data["global"]) == ["crows_pairs", "stereoset", "heldout_loss", "rouge_l", *gender, "bias_score"]
+    assert list(data["global"]) == ["crows_pairs", "stereoset", "heldout_loss", "bias_score"]
     assert data["seconds"] == {"train": 1.0, "assess": 2.0, "aggregate": 0.5, "evaluate": 3.0}
 
 
