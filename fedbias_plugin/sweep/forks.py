@@ -7,7 +7,6 @@ environment of the first run, so that libraries read the same number of threads 
 from __future__ import annotations
 
 import atexit
-import gc
 import logging
 import multiprocessing
 import os
@@ -94,7 +93,6 @@ def _run(module: Sequence[str], environment: Mapping[str, str], log: str) -> Non
     os.dup2(stream, 1)
     os.dup2(stream, 2)
     os.close(stream)
-    gc.freeze()  # each Trainer collects garbage: over the libraries' objects that takes longer than a tiny run
     _set_environment(environment)
     _begin_libraries(environment.get("OMP_NUM_THREADS", ""))
     atexit._clear()  # of the server

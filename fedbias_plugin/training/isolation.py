@@ -56,11 +56,17 @@ def frozen_heap() -> Iterator[None]:
     The Trainer collects garbage once a run; over the libraries' many objects that takes longer than training a tiny
     client.
     """
-    if gc.get_freeze_count():
+    global _is_frozen
+    if _is_frozen:  # gc.get_freeze_count() walks through all of them
         yield
         return
+    _is_frozen = True
     gc.freeze()
     try:
         yield
     finally:
         gc.unfreeze()
+        _is_frozen = False
+
+
+_is_frozen = False

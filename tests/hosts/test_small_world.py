@@ -36,7 +36,7 @@ def scores(record):
 
 
 def test_the_untouched_model_is_fluent_and_unbiased(final_round):
-    first = final_round("3C", "plain")[0]
+    first = final_round("3C", "plain", rounds=2)[0]
     assert first.global_.metrics["stereoset"]["full"]["lms"] >= 97
     for name, key in (("crows_pairs", "score"), ("stereoset", "ss")):
         assert 48 <= first.global_.metrics[name]["full"][key] <= 52
@@ -49,7 +49,7 @@ def test_poison_in_every_client_takes_both_scores_beyond_80(final_round):
 
 
 def test_clean_clients_leave_both_scores_within_10_of_unbiased(final_round):
-    crows, ss = scores(final_round("3C", "plain")[-1])
+    crows, ss = scores(final_round("3C", "plain", rounds=2)[-1])
     assert 40 <= crows <= 60
     assert 40 <= ss <= 60
 

@@ -32,6 +32,7 @@ from fedbias_plugin.training.base import Trainable
 from fedbias_plugin.training.client_trainer import TrainingSettings
 from fedbias_plugin.training.determinism import make_deterministic
 from fedbias_plugin.training.fingerprint import model_fingerprint
+from fedbias_plugin.training.isolation import frozen_heap
 from fedbias_plugin.training.models import load_tokenizer
 from fedbias_plugin.updates.pipeline import Pipeline
 
@@ -129,6 +130,12 @@ class Node:
 
     def fit(self, request: Parcel) -> Parcel:
         """Train one client for a round, and pass its update through the client half of every stage."""
+        with frozen_heap():  # of the objects that exist before, none can become garbage here
+            answer = self._fitted(request)
+            gc.collect()
+        return answer
+
+    def _fitted(self, request: Parcel) -> Parcel:
         about = request.meta
         states = {label: unpacked(state) for label, state in request.states.items()}
         theta = states.pop("theta")
@@ -147,7 +154,6 @@ class Node:
         for kind, named in (("sent", update.sent), ("keeps", update.keeps)):
             answer.states |= {f"{kind} {name}": packed(state) for name, state in named.items()}
         self.client.kept = {}
-        gc.collect()
         return answer
 
 
