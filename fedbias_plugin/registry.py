@@ -67,6 +67,11 @@ EXTENSIONS: dict[str, dict[str, str]] = {
         "mix-2B1C": "fedbias_plugin.data.scenarios:Scenario",
         "custom": "fedbias_plugin.data.scenarios:Scenario",
     },
+    "strategy": {
+        "iid": "fedbias_plugin.data.iid:Iid",
+        "dirichlet": "fedbias_plugin.data.dirichlet:Dirichlet",
+        "by_field": "fedbias_plugin.data.by_field:ByField",
+    },
     "transform": {
         "cda": "fedbias_plugin.data.cda:Cda",
     },
@@ -108,6 +113,7 @@ CHOSEN_BY = {
     "stage": None,
     "metric": "bias_benchmarks",
     "split": "scenario",
+    "strategy": "split_strategy",
     "transform": None,
     "task": "task",
     "trainable": "trainable",

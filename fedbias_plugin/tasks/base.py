@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,15 @@ if TYPE_CHECKING:
 @dataclass
 class Task(Extension):
     """From rows to features and batches, whose ``labels`` the model makes its loss of; chosen by ``--task NAME``."""
+
+    @classmethod
+    def check_flags(cls, flags: Mapping[str, Any]) -> None:
+        """Raise :class:`UserError` where it does not fit the run's ``flags``; called before anything is read."""
+
+    @classmethod
+    def fields(cls, flags: Mapping[str, Any]) -> tuple[str, str] | None:
+        """The columns of a text and of its label, which become a row's instruction and response; None: as usual."""
+        return None
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:  # most need nothing of it
         """Called before anything else, with the model's tokenizer.
