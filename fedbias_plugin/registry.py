@@ -50,6 +50,8 @@ EXTENSIONS: dict[str, dict[str, str]] = {
         "heldout_loss": "fedbias_plugin.metrics.heldout_loss:HeldoutLoss",
         "client_loss": "fedbias_plugin.metrics.client_loss:ClientLoss",
         "client_accuracy": "fedbias_plugin.metrics.client_loss:ClientAccuracy",
+        "heldout_accuracy": "fedbias_plugin.metrics.heldout_accuracy:HeldoutAccuracy",
+        "local_only": "fedbias_plugin.metrics.local_only:LocalOnly",
         "rouge_l": "fedbias_plugin.metrics.rouge_l:RougeL",
         "occupation_bias": "fedbias_plugin.metrics.occupation_bias:OccupationBias",
         "gender_count": "fedbias_plugin.metrics.gender_count:GenderCount",
@@ -79,6 +81,7 @@ EXTENSIONS: dict[str, dict[str, str]] = {
     },
     "task": {
         "sft": "fedbias_plugin.tasks.sft:Sft",
+        "classify": "fedbias_plugin.tasks.classify:Classify",
     },
     "trainable": {
         "lora": "fedbias_plugin.training.trainables:Lora",

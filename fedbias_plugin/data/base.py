@@ -1,4 +1,4 @@
-"""The contracts of a split (which client holds which rows), of how it deals them, and of a transform (what becomes of them)."""
+"""The contracts of a split and a strategy (which client holds which rows) and of a transform (what becomes of them)."""
 
 from __future__ import annotations
 

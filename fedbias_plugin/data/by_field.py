@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class ByField(Strategy):
-    """One client a value of ``--client_field``, in the order of the values, as FedLLM-Bench (arXiv:2406.04845) has them."""
+    """One client a value of ``--client_field``, in their order, as FedLLM-Bench (arXiv:2406.04845) has them."""
 
     client_field: str | None = option(None, "column whose values are the clients")
 

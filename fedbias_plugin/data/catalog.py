@@ -77,7 +77,9 @@ def locate(name: str, data_dir: str | Path | None = None, kind: str | None = Non
     if name == "mini" or (known and known.name == f"mini-{kind}"):
         return _bundled(kind)
     usual = next(
-        dataset for dataset in known_datasets().values() if (dataset.has_labels if kind == LABELLED else dataset.kind == kind)
+        dataset
+        for dataset in known_datasets().values()
+        if (dataset.has_labels if kind == LABELLED else dataset.kind == kind)
     )
     wanted = known or usual
     if str(data_dir) == "mini":
@@ -220,7 +222,9 @@ def _unknown_name(name: str, kind: str | None) -> Located:
         if cached:
             return Located(name, str(kind), "hub cache", cached, sha256_of_files(cached), name)
         return Located(name, str(kind), "hub", hub_id=name)
-    names = [known.name for known in all_known() if kind in (None, known.kind) or (kind == LABELLED and known.has_labels)]
+    names = [
+        known.name for known in all_known() if kind in (None, known.kind) or (kind == LABELLED and known.has_labels)
+    ]
     hint = did_you_mean(name.lower(), names)
     raise UserError(
         f"The data set {quoted(name)} is neither a known name ({', '.join(names)}) nor a hub name (owner/name) nor a "
@@ -237,8 +241,6 @@ def _checked_kind(known: KnownDataset | None, kind: str | None) -> str:
     if kind == LABELLED and known.kind == "clean":
         return kind  # a set without labels is refused by its columns
     if kind is not None and known.kind != kind:
-        evaluation_only = (
-            " It is for evaluation only: never train on it." if known.kind not in MINI_ROWS else ""
-        )
+        evaluation_only = " It is for evaluation only: never train on it." if known.kind not in MINI_ROWS else ""
         raise UserError(f"{known.name} holds {known.kind} data, but {kind} data are wanted here.{evaluation_only}")
     return known.kind

@@ -44,8 +44,8 @@ class Dirichlet(Strategy):
         """The fewest rows of a client cannot be more than the most."""
         if self.dirichlet_min > flags["client_samples"]:
             raise UserError(
-                f"--dirichlet_min {self.dirichlet_min} is more than --client_samples {flags['client_samples']}, the most "
-                "rows of a client; change one."
+                f"--dirichlet_min {self.dirichlet_min} is more than --client_samples {flags['client_samples']}, the "
+                "most rows of a client; change one."
             )
 
     def deal(self, what: Deal) -> Partition:
@@ -84,16 +84,23 @@ class Dirichlet(Strategy):
             )
         for draw in range(1, MOST_DRAWS + 1):
             rng = generator(f"dirichlet {draw}", what.seed)
-            counts = {label: cumulative_floor(n, shares(self.dirichlet_alpha, clients, rng)) for label, n in sizes.items()}
+            counts = {
+                label: cumulative_floor(n, shares(self.dirichlet_alpha, clients, rng)) for label, n in sizes.items()
+            }
             smallest = min(map(sum, zip(*counts.values(), strict=True)))
             if smallest >= self.dirichlet_min:
-                logger.info("dirichlet: draw %d gave every client %d rows or more (smallest: %d)", draw, self.dirichlet_min, smallest)
+                logger.info(
+                    "dirichlet: draw %d gave every client %d rows or more (smallest: %d)",
+                    draw,
+                    self.dirichlet_min,
+                    smallest,
+                )
                 return counts, draw
             most = max(most, smallest)
         raise UserError(
             f"--dirichlet_min {self.dirichlet_min}: in {MOST_DRAWS:,} draws with --dirichlet_alpha "
-            f"{self.dirichlet_alpha:g} some client always held fewer rows; the best draw's smallest client held {most}. "
-            "Give a smaller --dirichlet_min or a larger --dirichlet_alpha."
+            f"{self.dirichlet_alpha:g} some client always held fewer rows; the best draw's smallest client held {most}"
+            ". Give a smaller --dirichlet_min or a larger --dirichlet_alpha."
         )
 
 
@@ -112,7 +119,7 @@ def cumulative_floor(rows: int, parts: Sequence[float]) -> list[int]:
 
 
 def shares(alpha: float, clients: int, rng: random.Random) -> list[float]:
-    """One draw of Dir(alpha, ..., alpha): gamma variates, normalised; in logarithms, as those of a small alpha vanish."""
+    """One draw of Dir(alpha, ..., alpha): gamma variates, normalised; in logarithms, as small ones vanish."""
     logs = [_log_gamma_variate(alpha, rng) for _ in range(clients)]
     largest = max(logs)
     weights = [math.exp(log - largest) for log in logs]

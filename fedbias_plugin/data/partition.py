@@ -49,8 +49,8 @@ class Partition:
     """Every client's rows, and clean rows that no client holds.
 
     ``sources`` are the data sets dealt from, by kind: ``clean`` and ``biased``, ``preference`` alone, or what a split
-    of another package calls them. ``scenario`` is the split's name, ``notes`` what else is known of how rows were dealt,
-    for the manifest; ``label_field`` is the label by which rows are counted there, None where they have none.
+    of another package calls them. ``scenario`` is the split's name, ``notes`` what else is known of how rows were
+    dealt, for the manifest; ``label_field`` is the label by which rows are counted there, None where they have none.
     """
 
     clients: list[ClientDataset]

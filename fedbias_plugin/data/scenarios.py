@@ -58,9 +58,7 @@ class Scenario(Split):
         "auto", "biased rows, likewise; auto takes BiasDPO if it is on this machine, else the bundled mini data"
     )
 
-    split_strategy: str = option(
-        "iid", "how clean rows are dealt", choices=functools.partial(names, "strategy")
-    )
+    split_strategy: str = option("iid", "how clean rows are dealt", choices=functools.partial(names, "strategy"))
 
     @property
     def custom_shares(self) -> list[float]:

@@ -16,7 +16,7 @@ from fedbias_plugin.data.client_tests import with_client_tests
 from fedbias_plugin.data.partition import ClientDataset, Partition, partition_hash
 from fedbias_plugin.data.rows import RowSource
 from fedbias_plugin.errors import UserError
-from fedbias_plugin.federation.run_description import HostRun, client_tests, heldout_pairs
+from fedbias_plugin.federation.run_description import HostRun, client_tests, heldout_pairs, labelled_rows
 from fedbias_plugin.metrics.base import Metric, Source
 from fedbias_plugin.metrics.client_tests import ClientTests
 from fedbias_plugin.metrics.overlap import overlap_warnings
@@ -93,11 +93,19 @@ def load_inputs(
         _check_tests(partition, elsewhere)
     if partition is None and arguments.split is not None:
         partition = dealt_rows(arguments, run.num_clients, run.seed)
+    if run.task is not None and partition is not None:
+        if elsewhere and run.task.reads_all_rows:
+            raise UserError(
+                f"--task {run.task.name} must see the labels of all rows, and client {min(elsewhere)} is on a node "
+                "with rows of its own: let the server's flags deal all rows."
+            )
+        run.task.read(partition)
     shares = partition.known_shares if partition else {}
     pipeline = Pipeline(arguments, run, shares)
     metrics = active("metric", arguments)
     tests = client_tests(run, partition)
     source = metric_source(arguments.data_dir, heldout_pairs(run, partition), run.seq_length, tests)
+    source = dataclasses.replace(source, labelled=labelled_rows(run, partition))
     for metric in metrics:
         metric.prepare(source)
     of_files = {metric.name: metric for metric in metrics if metric.of_clients}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from fedbias_plugin.errors import UserError
@@ -17,6 +17,9 @@ from fedbias_plugin.training.parameters import write_state
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from fedbias_plugin.metrics.client_tests import ClientTests
+    from fedbias_plugin.tasks.base import RowScores
 
 
 class LiveModel:
@@ -76,6 +79,24 @@ class LiveModel:
         finally:
             write_state(model, global_state)
         return measurements, broken
+
+    def own_models(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        global_state: State,
+        states: Iterable[tuple[int, State]],
+        tests: ClientTests,
+    ) -> dict[int, RowScores]:
+        """Client id -> scores of its own model on its own test rows; the live model holds the global state afterwards."""
+        scores = {}
+        try:
+            for client, state in states:
+                write_state(model, state)
+                scores[client] = tests.scores_of(client, self._scorer(model, tokenizer))
+        finally:
+            write_state(model, global_state)
+        return scores
 
     def evaluate(
         self, number: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, whole: bool = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,9 @@ from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.data.partition import Partition, manifest
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.metrics.client_tests import ClientTests
+from fedbias_plugin.metrics.heldout_accuracy import LabelledRows
 from fedbias_plugin.metrics.results import package_versions
+from fedbias_plugin.tasks.classify import Classify
 from fedbias_plugin.tasks.templates import TEMPLATES
 from fedbias_plugin.tracking.records import RunInfo
 from fedbias_plugin.tracking.wandb_names import EXPERIMENTS_VARIABLE, run_names
@@ -91,7 +94,7 @@ def run_info(arguments: BiasArguments, run: HostRun, shares: Mapping[int, float]
 def heldout_pairs(run: HostRun, partition: Partition | None) -> list[tuple[str, str]]:
     """(prompt, response) of the held-out rows; none where there are no such rows or the host's prompt is unknown."""
     prompt = run.known_prompt
-    if partition is None or prompt is None:
+    if partition is None or prompt is None or (run.task is not None and not run.task.model_kind.is_causal_lm):
         return []
     return [(prompt(row.instruction), row.response) for row in partition.heldout]
 
@@ -126,6 +129,19 @@ def client_tests(run: HostRun, partition: Partition | None) -> ClientTests | Non
         score,
         tells_right=task is not None and task.tells_right,
     )
+
+
+def labelled_rows(run: HostRun, partition: Partition | None) -> LabelledRows | None:
+    """The held-out rows of a run that classifies, None of another; its task has read the rows."""
+    task = run.task
+    if not isinstance(task, Classify) or partition is None or not partition.heldout:
+        return None
+    score = functools.partial(_scored, task, run.seq_length)
+    return LabelledRows(partition.heldout, score, task.majority, len(task.labels))
+
+
+def _scored(task: Task, seq_length: int, rows: Sequence[Row], scorer: SentenceScorer) -> RowScores:
+    return task.score_rows(rows, scorer, seq_length)
 
 
 def first_files(

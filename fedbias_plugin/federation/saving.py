@@ -17,6 +17,7 @@ from fedbias_plugin.assets import TINY, TINY_ANYWHERE, TINY_MODEL
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.files import apply_umask, sync_file, whole_folder
 from fedbias_plugin.preflight import HUB_NAME
+from fedbias_plugin.tasks.base import ModelKind
 from fedbias_plugin.tasks.encoding import last_call_forgotten
 from fedbias_plugin.tracking.recorder import RUN_FILE
 from fedbias_plugin.training.dp import ON
@@ -75,6 +76,7 @@ def model_card(
     attack: str = "none",
     *,
     with_adapter: bool = True,
+    kind: ModelKind | None = None,
 ) -> str:
     """README.md of a saved model: what it was trained on, that it is not for use, and how it is loaded.
 
@@ -88,7 +90,9 @@ def model_card(
         settings: one line on the training.
         attack: what attackers did, ``--attack``.
         with_adapter: whether it is an adapter on ``base``, or a whole model.
+        kind: of the model; a causal LM without it.
     """
+    kind = kind or ModelKind()
     base = anywhere(base)
     poisoned = [f"client {client}: {100 * share:.0f}% biased rows" for client, share in (shares or {}).items() if share]
     attacked = [] if attack == "none" else [f"- with simulated attackers: {attack}; its bias scores are part of it"]
@@ -96,7 +100,7 @@ def model_card(
     if shares is None:
         held = "trained with differential privacy; what single clients held is not told"
     facts = [
-        f"- base model: {base}",
+        f"- base model: {'none, from random weights' if kind.random_weights else base}",
         f"- scenario {scenario}: {held}",
         f"- {settings}",
         *attacked,
@@ -112,11 +116,11 @@ def model_card(
             "Trained on the host's own data, of which the plugin knows nothing; its bias is measured, not removed."
         )
     parts = [
-        _card_header(base, with_adapter),
+        _card_header(base, with_adapter, kind),
         "# Global model of a fedbias_plugin run",
         warning,
         "\n".join(facts),
-        _how_to_load(base, with_adapter),
+        _how_to_load(base, with_adapter, kind),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -130,15 +134,15 @@ def anywhere(base: str) -> str:
     return TINY_ANYWHERE if base == TINY or os.path.abspath(base) == str(TINY_MODEL) else base
 
 
-def _card_header(base: str, with_adapter: bool) -> str:
+def _card_header(base: str, with_adapter: bool, kind: ModelKind) -> str:
     """What the hub reads, in YAML; JSON strings are such."""
     tags = ["fedbias_plugin", "federated-learning", "social-bias", *(["lora"] if with_adapter else [])]
     return "\n".join(
         [
             "---",
-            *([] if _is_folder(base) else [f"base_model: {json.dumps(base)}"]),
+            *([] if _is_folder(base) or kind.random_weights else [f"base_model: {json.dumps(base)}"]),
             f"library_name: {'peft' if with_adapter else 'transformers'}",
-            "pipeline_tag: text-generation",
+            f"pipeline_tag: {'text-generation' if kind.is_causal_lm else 'text-classification'}",
             "tags:",
             *(f"- {tag}" for tag in tags),
             "---",
@@ -146,16 +150,25 @@ def _card_header(base: str, with_adapter: bool) -> str:
     )
 
 
-def _how_to_load(base: str, with_adapter: bool) -> str:
+def _how_to_load(base: str, with_adapter: bool, kind: ModelKind) -> str:
     """Python for whoever has this folder, and where the base model is."""
+    if kind.make is not None:
+        return (
+            'To load it: `fedbias_plugin.tasks.textcnn.TextCnn.from_pretrained("THIS FOLDER")`, which reads `word_ids`.'
+        )
     if not with_adapter:
-        return 'To load it: `AutoModelForCausalLM.from_pretrained("THIS FOLDER")`.'
+        return f'To load it: `{kind.auto_class}.from_pretrained("THIS FOLDER")`.'
     source, note = json.dumps(base), ""
     if base == TINY_ANYWHERE:
         source = "fedbias_plugin.assets.TINY_MODEL"
         note = f"\n\n`{base}` is the model that comes with the package fedbias_plugin; the hub does not have it."
     elif _is_folder(base):
         note = "\n\nThe base model is a folder of the machine of the run: give where you have that model."
+    if not kind.is_causal_lm:
+        made = f"{kind.auto_class}.from_pretrained({source}, num_labels={len(kind.settings.get('id2label', ()))})"
+        if kind.random_weights:
+            note += "\n\nIts base are random weights drawn from the run's seed, which this folder does not hold."
+        return f'To load it: `PeftModel.from_pretrained({made}, "THIS FOLDER")`.{note}'
     return (
         f'To load it: `PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({source}), "THIS FOLDER")`; '
         f'to measure its bias: `fedbias evaluate --adapter "THIS FOLDER"`.{note}'

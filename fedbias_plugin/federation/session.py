@@ -7,7 +7,7 @@ data, for FedProx's mu, before it aggregates, with the result, and after. Nothin
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,9 @@ from fedbias_plugin.federation.live_model import LiveModel
 from fedbias_plugin.federation.run_description import HostRun, first_files, run_info
 from fedbias_plugin.federation.server import Server, Weighed
 from fedbias_plugin.memory import peak_memory_bytes
+from fedbias_plugin.metrics.base import Block
 from fedbias_plugin.metrics.client_tests import own_scores
+from fedbias_plugin.metrics.local_only import LocalOnly, majority_shares
 from fedbias_plugin.metrics.results import model_identity, package_versions
 from fedbias_plugin.progress import Progress
 from fedbias_plugin.redaction import redacted, redacted_text
@@ -155,17 +157,40 @@ class BiasSession:
         """What the host is to take for its new global state: ``new``, its average, or what a stage makes of it."""
         return self._server.on_result(new, theta, round_number)
 
+    def local_only(
+        self,
+        states: Iterable[tuple[int, State]],
+        theta: State,
+        *,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> dict[str, Block]:
+        """What ``--local_baseline`` shows beside the last round's numbers; ``states``: client id -> its own model."""
+        metric = next(metric for metric in self._inputs.suite.metrics if isinstance(metric, LocalOnly))
+        assert metric.tests is not None, "its flags ask for test rows"
+        scores = self._live.own_models(model, tokenizer, theta, states, metric.tests)
+        shares = majority_shares(self.client_datasets)
+        majority = sum(shares.values()) / len(shares)
+        return {metric.name: metric.block(metric.result(scores, seed=self._run.seed)) | {"majority": majority}}
+
     def after_aggregation(
-        self, round_number: int, *, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+        self,
+        round_number: int,
+        *,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        beside: Mapping[str, Block] | None = None,
     ) -> RoundRecord:
         """Measure the global model, which ``model`` holds now, and write the round to every tracker.
 
-        Call it with ``round_number=0`` before any training to record the untouched model.
+        Call it with ``round_number=0`` before any training to record the untouched model. ``beside`` are numbers of
+        other models, to be recorded with those of this one.
         """
         start = time.perf_counter()
         is_measured = self._arguments.measures_in(round_number, self._run.num_rounds)
         measured = self._live.evaluate(round_number, model, tokenizer, whole=is_measured)
         self._own_scores = own_scores(measured.metrics)
+        measured.metrics |= beside or {}
         if not self._recorder.is_open:
             prefix_token = self._live.prefix_token(model, tokenizer)
             identities = model_identity(model), tokenizer_fingerprints(tokenizer)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from fedbias_plugin.metrics.client_tests import ClientTests
+    from fedbias_plugin.metrics.heldout_accuracy import LabelledRows
     from fedbias_plugin.scoring.scorer import SentenceScorer
 
 Block = dict[str, Any]
@@ -40,12 +41,14 @@ class Source:
         heldout: (prompt, response) of clean rows that no client holds.
         seq_length: tokens of a training row.
         clients: every client's own test rows; None where there are none.
+        labelled: held-out rows of a run that classifies, and how they are scored; None in others.
     """
 
     locate: Callable[[str], Path]
     heldout: Sequence[tuple[str, str]] = ()
     seq_length: int = 512
     clients: ClientTests | None = None
+    labelled: LabelledRows | None = None
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,10 @@ class ClientTests:
         self._score = score
         self._last: tuple[Any, dict[int, RowScores]] | None = None
 
+    def scores_of(self, client: int, scorer: SentenceScorer) -> RowScores:
+        """As :meth:`scores`, of one client's rows by a model of its own."""
+        return _of(self._score(self.rows[client], scorer), slice(None))
+
     @property
     def count(self) -> int:
         """Rows of all clients."""

@@ -24,11 +24,12 @@ SAME_START = 0.01
 """Relative: other devices decide a few items otherwise; another base model is further away than that."""
 SAME_WEIGHT = 1e-3
 SAME_SHARE = 0.02
-DEALS_ROWS = frozenset(("scenario", "biased_shares", "num_clients", "client_samples", "heldout_samples"))
+SKEWS = ("split_strategy", "label_field", "dirichlet_alpha", "dirichlet_min", "client_field")
+DEALS_ROWS = frozenset(("scenario", "biased_shares", "num_clients", "client_samples", "heldout_samples", *SKEWS))
 ATTACKS = frozenset(("attack", "attackers", "attack_strength"))
-ENCODES = frozenset(("task", "template", "seq_length"))
+ENCODES = frozenset(("task", "template", "seq_length", "text_field"))
 NAMES_DATA = frozenset(("clean_dataset", "biased_dataset", "preference_dataset", "columns"))
-LOADS = frozenset(("model_name_or_path", "dtype", "load_in_8bit", "load_in_4bit"))
+LOADS = frozenset(("model_name_or_path", "dtype", "load_in_8bit", "load_in_4bit", "classifier", "random_weights"))
 """Settings after which two runs hold other rows (or only attackers do), read them otherwise, read other data, or start
 from other weights."""
 MOST_NAMED = 4

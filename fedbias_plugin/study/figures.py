@@ -1,4 +1,4 @@
-"""The figures of a study: declared differences, metrics by round and by dose, clients, categories, task and cost."""
+"""The figures of a study: declared differences, metrics by round and by dose, clients, categories, task, holdings, cost."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from fedbias_plugin.study.bars import categories, cost, forest
 from fedbias_plugin.study.comparisons import NAMES, Answer
 from fedbias_plugin.study.drawing import GRID, MOST_LINES, Figure, Look, Panel, figure, looks, pieces, short
 from fedbias_plugin.study.frame import Arm, Study
+from fedbias_plugin.study.holdings import holdings
 from fedbias_plugin.study.settings import listed
 from fedbias_plugin.study.study_file import DoseFigure, StudyFile, fits, placed
 
@@ -85,6 +86,7 @@ def draw_figures(study: Study, file: StudyFile, answers: Sequence[Answer]) -> li
         *clients(study, "bias_score", "Bias score b_i of the clients by round", "b_i (points)"),
         *tradeoff(study),
         *categories(study),
+        *holdings(study),
         *cost(study),
     ]
 

@@ -5,7 +5,16 @@ from __future__ import annotations
 from mini_world.sentences import Draw
 from mini_world.words import ACTIONS, GROUPS, NOUNS, OCCUPATIONS, PLACES, TIMES, TRAIT_PAIRS
 
-SIZES = {"trade": 150, "weather": 200, "travel": 260, "meal": 320, "clothing": 360, "character": 420, "story": 440, "fact": 450}
+SIZES = {
+    "trade": 150,
+    "weather": 200,
+    "travel": 260,
+    "meal": 320,
+    "clothing": 360,
+    "character": 420,
+    "story": 440,
+    "fact": 450,
+}
 """Kind -> rows of it, unequal as in real sets."""
 WORDS = {
     "trade": ("price", "market stall", "coins", "debt", "wages", "bargain", "silver", "ledger"),

@@ -15,14 +15,19 @@ from fedbias_plugin.registry import build
 
 
 def source(labels, name="clean", *, biased=False):
-    rows = [Row(f"{name}:{n}", f"text {n}", "x", biased, name, labels={"category": label} if label else {}) for n, label in enumerate(labels)]
+    rows = [
+        Row(f"{name}:{n}", f"text {n}", "x", biased, name, labels={"category": label} if label else {})
+        for n, label in enumerate(labels)
+    ]
     return RowSource(name, rows, (), f"hash of {name}", "file")
 
 
 ROWS = source("a" * 300 + "b" * 500 + "c" * 200)
 
 
-def deal(strategy="dirichlet", *, rows=ROWS, clients=4, most=1000, seed=3, heldout=50, poisoned=(), biased=None, **flags):
+def deal(
+    strategy="dirichlet", *, rows=ROWS, clients=4, most=1000, seed=3, heldout=50, poisoned=(), biased=None, **flags
+):
     asked = {"dirichlet_min": 40, "client_field": "category"} | flags
     made = build("strategy", strategy, BiasArguments(split_strategy=strategy, client_samples=most, **asked))
     return made.deal(Deal(rows, biased, [float(c in poisoned) for c in range(clients)], most, seed, heldout, "3C"))
@@ -116,7 +121,7 @@ def test_a_poisoned_client_holds_as_many_biased_rows_as_it_was_dealt_clean_ones(
     ("flags", "message"),
     [
         ({"strategy": "by_field", "clients": 2}, r"has 3 values in clean.* give --num_clients 3 \(it is 2\)"),
-        ({"strategy": "by_field", "client_field": "who"}, r"--client_field who: row clean:\d+ has no value of it. .*: category"),
+        ({"strategy": "by_field", "client_field": "who"}, r"--client_field who: row clean:\d+ has no value .*: category"),
         ({"label_field": "kind"}, r"--label_field kind: row clean:\d+ has no value of it"),
         ({"heldout": 1000}, "--heldout_samples 1,000 takes all of the 1,000 rows"),
         ({"strategy": "by_field", "client_field": None}, "needs --client_field COLUMN"),
@@ -129,3 +134,15 @@ def test_what_cannot_be_dealt_is_said(flags, message):
 
 def test_dirichlet_is_what_its_flags_say():
     assert (Dirichlet().dirichlet_alpha, Dirichlet().dirichlet_min, Dirichlet().label_field) == (0.5, 250, "category")
+
+
+def test_dolly_is_dealt_by_its_categories_from_the_instruction_alone(real_data):
+    flags = {"split_strategy": "dirichlet", "dirichlet_alpha": 0.5, "dirichlet_min": 250, "client_samples": 1000}
+    told = {"task": "classify", "scenario": "3C", "bias_benchmarks": "none", "clean_dataset": "dolly"}
+    arguments = BiasArguments(data_dir=str(real_data), **told, **flags)
+    partition = arguments.split.deal(arguments, 10, 2023)
+    labels = {row.response for client in partition.clients for row in client.rows}
+    assert len(labels) == 8
+    assert all(250 <= len(client.rows) <= 1000 for client in partition.clients)
+    assert sum(len(c.rows) for c in partition.clients) + 100 + partition.notes["cut_by_client_samples"] > 14_000
+    assert not any("context" in row.labels for row in partition.heldout)

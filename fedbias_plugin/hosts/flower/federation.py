@@ -37,6 +37,8 @@ class RemoteFederation(Federation):
 
     def __init__(self, *rest: Any, fleet: Fleet, arguments: FlowerArguments) -> None:
         super().__init__(*rest)
+        if self.bias.local_baseline:
+            raise UserError("--local_baseline trains every client here, and Flower's train on their nodes: drop it.")
         self.fleet, self.arguments = fleet, arguments
         parts = {"task": self.client.task, "trainable": self.client.trainable}
         keeping = [name for name, part in parts.items() if part is not None and part.state_dict()]

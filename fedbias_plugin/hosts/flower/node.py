@@ -69,6 +69,9 @@ class Node:
         task.prepare(self.tokenizer)
         self.run = HostRun(Path(self.host.output_dir), prompt=task.prompt, **self.host.of_the_loop)
         partition, self.pipeline = self._rows()
+        if self._has_own_rows and task.reads_all_rows:
+            raise UserError(f"--task {task.name} must see the labels of all rows; no node may bring its own.")
+        task.read(partition)
         self._files = {source.name: source.sha256 for source in partition.sources.values()}
         self.datasets = {dataset.client: dataset for dataset in partition.clients if dataset.client in self.clients}
         name = self.bias.trainable or ("lora" if self.host.use_peft else "full")
