@@ -35,6 +35,7 @@ class HostRun:
         seq_length: tokens of a training row.
         config: every resolved argument, JSON-ready, to be stored with the run.
         prompt: instruction -> the text up to where the response begins; None: as the plugin's template of that name.
+        trains_here: whether all clients train in the session's live model, so that its frozen weights may change.
     """
 
     output_dir: Path
@@ -47,6 +48,7 @@ class HostRun:
     seq_length: int = 512
     config: Mapping[str, Any] = field(default_factory=dict)
     prompt: Callable[[str], str] | None = None
+    trains_here: bool = False
 
 
 def run_info(arguments: BiasArguments, run: HostRun, shares: Mapping[int, float]) -> RunInfo:

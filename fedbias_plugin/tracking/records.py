@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from fedbias_plugin.files import plain_json
 from fedbias_plugin.registry import flags_for, load, names, todays_name
@@ -137,6 +137,7 @@ class RoundRecord:
         seconds: wall-clock seconds.
         peak_memory_bytes: peak memory of the process, or of the accelerator where there is one.
         warnings: what a reader of these numbers must know.
+        extra: further numbers that a stage gave the round, by name.
         settings: in round 0 the run's arguments, from :func:`recorded_settings`; None in later rounds, which lack the
             key, and in files of older versions.
     """
@@ -152,6 +153,7 @@ class RoundRecord:
     seconds: Seconds = field(default_factory=Seconds)
     peak_memory_bytes: int = 0
     warnings: list[str] = field(default_factory=list)
+    extra: dict[str, float] = field(default_factory=dict)
     settings: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -184,6 +186,7 @@ class RoundRecord:
             seconds=Seconds.from_json(read_object(data, "seconds") or {}),
             peak_memory_bytes=int(read_number(data, "peak_memory_bytes") or 0),
             warnings=read_texts(data, "warnings"),
+            extra=read_numbers(read_object(data, "extra") or {}),
             settings=_todays(read_object(data, "settings")),
         )
 
@@ -232,18 +235,6 @@ class RunInfo:
         return int(rounds) if rounds is not None else None
 
 
-class WeightSummary(NamedTuple):
-    """How a round's weights are spread; both None when no client was weighted.
-
-    Attributes:
-        effective_clients: 1 / sum w_i^2, between 1 and the number of clients.
-        weight_on_poisoned: sum of w_i over clients that hold any biased row, 0 to 1.
-    """
-
-    effective_clients: float | None
-    weight_on_poisoned: float | None
-
-
 def recorded_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """What round 0 says of a run's resolved arguments: all but those that say where and how it works.
 
@@ -251,30 +242,6 @@ def recorded_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     {'fed_alg': 'fedavg', 'seed': 2023}
     """
     return {name: value for name, value in config.items() if name not in flags_for("machine")}
-
-
-def weight_summary(weights: Mapping[int, float], shares: Mapping[int, float]) -> WeightSummary:
-    """Summarise client weights; weights that do not sum to one are divided by their sum first.
-
-    >>> weight_summary({0: 0.5, 1: 0.25, 2: 0.25}, {0: 1.0, 1: 0.0, 2: 0.0})
-    WeightSummary(effective_clients=2.6666666666666665, weight_on_poisoned=0.5)
-
-    Args:
-        weights: client id -> w_i, none negative.
-        shares: client id -> share of biased rows; a client that is missing counts as clean. Without any share nothing
-            is known of the rows, and ``weight_on_poisoned`` is None.
-
-    Raises:
-        ValueError: a weight is negative or not finite, or all are zero.
-    """
-    if not weights:
-        return WeightSummary(None, None)
-    total = sum(weights.values())
-    if not 0 < total < float("inf") or any(weight < 0 for weight in weights.values()):
-        raise ValueError(f"client weights must be finite, not negative and not all zero, got {dict(weights)}")
-    shared = {client: weight / total for client, weight in weights.items()}
-    poisoned = sum(weight for client, weight in shared.items() if shares.get(client, 0.0) > 0) if shares else None
-    return WeightSummary(1.0 / sum(weight**2 for weight in shared.values()), poisoned)
 
 
 def _clients(data: Mapping[str, Any]) -> dict[int, ClientRecord]:

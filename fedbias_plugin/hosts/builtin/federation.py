@@ -213,13 +213,14 @@ class Federation:
 
     def save(self, name: str | None = None) -> None:
         """Write the global adapter to ``adapter`` (without one the model to ``model``) or ``name`` in the output."""
-        host, bias, with_adapter = self.host, self.bias, hasattr(self.model, "peft_config")
+        host, bias, merged = self.host, self.bias, self.session.changes_base
+        with_adapter = hasattr(self.model, "peft_config") and not merged
         folder = self.output / (name or ("adapter" if with_adapter else "model"))
         settings = f"{host.fed_alg}, --aggregation {bias.aggregation}, {host.num_rounds} rounds, seed {host.seed}"
         shares = told_shares(self.session.client_datasets, bias)
         base = host.model_name_or_path
         card = model_card(base, bias.scenario, shares, settings, bias.attack, with_adapter=with_adapter)
-        save_global_model(self.model, self.tokenizer, folder, card)
+        save_global_model(self.model, self.tokenizer, folder, card, merged=merged)
 
     def _checkpoint(self, round_number: int) -> None:
         """Write the state after ``round_number``, which is the present one, unless that is done or not wanted."""
@@ -251,6 +252,7 @@ class Federation:
         self.session.load_state_dict(state["session"])
         self.global_state = {name: tensor.clone() for name, tensor in state["global"].items()}
         write_state(self.model, self.global_state)
+        self.session.on_model(self.model)
         self.server.load_state_dict(state["server"])
         self.client.load_state_dict(state["client"])
         restore_random_states(state["random"])
