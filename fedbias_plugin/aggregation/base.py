@@ -38,8 +38,8 @@ class ClientReports:
         metrics: client id -> metric -> block (``Metric.block``) on the probe items; empty when nobody measured.
         item_scores: client id -> metric -> per-item scores on the probe items, the same items for every client.
         of_global: metric -> block of theta, of what the rule compares clients with (:attr:`Rule.compares`).
-        own_scores: ``client_loss`` or ``client_accuracy`` -> client id -> that of theta, before aggregation, on the
-            client's own test rows; what :attr:`Rule.reads_own` asks for.
+        own_scores: ``client_loss``, ``client_accuracy`` -> client id -> value of theta on that client's own test rows,
+            of every client of the run; empty without ``--client_test_fraction`` (:attr:`Rule.reads_own`).
         learning_rates: client id -> learning rate with which it began the round, where it is known.
     """
 
@@ -62,6 +62,7 @@ class ClientReports:
         global_state: State,
         fed_alg: str,
         of_global: Mapping[str, Block] | None = None,
+        own_scores: Mapping[str, Mapping[int, float]] | None = None,
     ) -> ClientReports:
         """The reports that ``updates``, by client id, make."""
         measured = {client: update.measured for client, update in updates.items() if update.measured}
@@ -76,6 +77,7 @@ class ClientReports:
             metrics={client: one.metrics for client, one in measured.items()},
             item_scores={client: one.item_scores for client, one in measured.items()},
             of_global=of_global or {},
+            own_scores=own_scores or {},
             learning_rates={c: update.learning_rate for c, update in updates.items() if update.learning_rate},
         )
 
@@ -141,7 +143,8 @@ class Rule(Extension):
     Attributes:
         needs: what must be measured of every client before it can weigh: ``"bias"`` for bias scores, or the names of
             metrics.
-        reads_own: which of ``client_loss`` and ``client_accuracy`` it weighs by: theta's, on a client's own test rows.
+        reads_own: what it reads of theta on the clients' own test rows (``client_loss``, ``client_accuracy``), in
+            ``ClientReports.own_scores``; a property where its flags decide. A run that does not measure it is refused.
         is_sum: whether the new state is a sum of weighted updates, as :attr:`Weighting.factors` say.
     """
 

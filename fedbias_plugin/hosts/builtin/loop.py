@@ -54,7 +54,7 @@ def run(
     task.prepare(tokenizer)
     config = dataclasses.asdict(host) | dataclasses.asdict(bias)
     here = federation is Federation
-    about = HostRun(output, config=config, prompt=task.prompt, trains_here=here, **host.of_the_loop)
+    about = HostRun(output, config=config, prompt=task.prompt, task=task, trains_here=here, **host.of_the_loop)
     with build_progress() as bars, StopSignals() as stop:
         progress = StoppableProgress(bars, stop)
         session = BiasSession(bias, about, progress, elsewhere=elsewhere)
