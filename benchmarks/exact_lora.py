@@ -43,11 +43,11 @@ def make_round(layers: int, width: int, rank: int, clients: int) -> ClientReport
     return ClientReports("fedavg", {client: 100 + client for client in local}, {}, theta, local)
 
 
-def seconds(function: Callable[[], object]) -> float:
-    """Wall time of one call."""
-    start = time.perf_counter()
+def timed(name: str, function: Callable[[], object]) -> dict[str, float]:
+    """Wall and CPU seconds of one call; the latter of all threads, which other work on the machine changes less."""
+    start, cpu = time.perf_counter(), time.process_time()
     function()
-    return time.perf_counter() - start
+    return {f"{name}_seconds": time.perf_counter() - start, f"{name}_cpu_seconds": time.process_time() - cpu}
 
 
 def fold(reports: ClientReports, factors: dict[int, float], weight: torch.Tensor) -> None:
@@ -72,15 +72,16 @@ def main() -> None:
     report: dict[str, object] = {
         "layers": layers, "width": width, "rank": rank, "clients": clients, "threads": options.threads,
         "torch": torch.__version__, "load_average": os.getloadavg()[0],
-        "usual_mean_seconds": seconds(lambda: weighted_state(theta, local, factors)),
-        "error_seconds": seconds(lambda: products.mean_error(theta, local, factors)),
-        "truncate_seconds": seconds(
-            lambda: found.append(ExactLora(exact_lora="truncate").on_weights(weighting, Plain(), reports, 1))
+        **timed("usual_mean", lambda: weighted_state(theta, local, factors)),
+        **timed("error", lambda: products.mean_error(theta, local, factors)),
+        **timed(
+            "truncate",
+            lambda: found.append(ExactLora(exact_lora="truncate").on_weights(weighting, Plain(), reports, 1)),
         ),
         "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }  # fmt: skip
     # The frozen weights are the model's own; one of them makes the process larger, so that it comes last.
-    report["fold_seconds"] = seconds(lambda: fold(reports, factors, torch.zeros(width, width)))
+    report |= timed("fold", lambda: fold(reports, factors, torch.zeros(width, width)))
     report |= found[0].of_round
     for name, value in report.items():
         print(f"{name}: {value:.3g}" if isinstance(value, float) else f"{name}: {value}")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,7 +21,7 @@ import torch
 from fedbias_plugin.state import State
 
 MOST_WORK = 1e12
-"""Multiplications beyond which the error of a round is not measured: about a minute on two cores."""
+"""Multiplications beyond which the error of a round is not measured: a minute or two on two cores."""
 
 
 class Product(NamedTuple):
@@ -84,12 +84,11 @@ def truncated(product: Product, rank: int, near: torch.Tensor) -> tuple[torch.Te
         rank: r.
         near: (r, in).
     """
-    q_left, r_left = torch.linalg.qr(product.left)
-    q_right, r_right = torch.linalg.qr(product.right.T)
-    u, values, v = torch.linalg.svd(r_left @ r_right.T, full_matrices=False)
+    left, right = torch.geqrf(product.left), torch.geqrf(product.right.T)
+    u, values, v = torch.linalg.svd(_upper(left) @ _upper(right).T, full_matrices=False)
     count = min(rank, len(values))
-    rows = v[:count] @ q_right.T  # (count, in), orthonormal
-    columns = q_left @ (u[:, :count] * values[:count])  # (out, count)
+    rows = _times(right, v[:count].T).T  # (count, in), orthonormal
+    columns = _times(left, u[:, :count] * values[:count])  # (out, count)
     length = torch.linalg.matrix_norm(near.double()).item() / math.sqrt(rank) or 1.0
     # The orthogonal matrix (rank, count) nearest to near rows^T (Procrustes)
     p, _, q = torch.linalg.svd(near.double() @ rows.T, full_matrices=False)
@@ -98,39 +97,53 @@ def truncated(product: Product, rank: int, near: torch.Tensor) -> tuple[torch.Te
     return length * (turn @ rows), columns @ turn.T / length, left_out
 
 
-def squared_norm(product: Product) -> float:
-    """Square of the Frobenius norm, from two small matrices."""
-    return float(((product.left.T @ product.left) * (product.right @ product.right.T)).sum().clamp(min=0))
+def _upper(factored: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """R of what ``geqrf`` gave."""
+    return factored[0][: factored[0].shape[1]].triu()
 
 
-def step_norm(
-    theta: State, local: Mapping[int, State], factors: Mapping[int, float], pairs: Iterable[tuple[str, str]]
-) -> float:
-    """``||U||_F`` over all pairs: how far the mean of products is from the global one."""
-    total = 0.0
+def _times(factored: tuple[torch.Tensor, torch.Tensor], small: torch.Tensor) -> torch.Tensor:
+    """``Q small``, where Q itself is never made."""
+    padded = small.new_zeros(factored[0].shape[0], small.shape[1])
+    padded[: len(small)] = small
+    return torch.ormqr(*factored, padded)
+
+
+def norms(
+    theta: State, local: Mapping[int, State], factors: Mapping[int, float], pairs: Sequence[tuple[str, str]]
+) -> tuple[float, float] | None:
+    """``||E||_F`` and ``||U||_F`` over all ``pairs``; None where they would take more than :data:`MOST_WORK`.
+
+    Both are ``B K A`` of the same stacked dA_1, ..., dA_C, A and dB_1, ..., dB_C, B with a small K each, so that two
+    matrices of inner products, as large as all ranks together, give their norms.
+    """
+    used = {client: factor for client, factor in factors.items() if factor != 0}
+    columns = [(theta[a].shape[0] * (len(used) + 1), theta[a].shape[1] + theta[b].shape[0]) for a, b in pairs]
+    if sum(size * stacked**2 for stacked, size in columns) > MOST_WORK:
+        return None
+    g = torch.tensor(list(used.values()), dtype=torch.float64)
+    missed, moved = torch.zeros(2, len(g) + 1, len(g) + 1, dtype=torch.float64)
+    missed[:-1, :-1] = g.diag() - torch.outer(g, g)
+    moved[:-1, :-1] = g.diag()
+    moved[-1, :-1] = moved[:-1, -1] = g
+    totals = [0.0, 0.0]
     for a, b in pairs:
-        # B_i A_i - B A = dB_i A + B_i dA_i: what both products have in common is never subtracted from itself.
-        left, right = [], []
-        for client, factor in factors.items():
-            if factor != 0:
-                own = local[client]
-                left += [factor * (own[b].double() - theta[b].double()), factor * own[b].double()]
-                right += [theta[a].double(), own[a].double() - theta[a].double()]
-        total += squared_norm(Product(torch.cat(left, dim=1), torch.cat(right)))
-    return math.sqrt(total)
+        rows = [local[client][a].double() - theta[a].double() for client in used]
+        cols = [local[client][b].double() - theta[b].double() for client in used]
+        of_a, of_b = torch.cat([*rows, theta[a].double()]), torch.cat([*cols, theta[b].double()], dim=1)
+        inner_a, inner_b = of_a @ of_a.T, of_b.T @ of_b
+        for which, small in enumerate((missed, moved)):
+            k = torch.kron(small, torch.eye(theta[a].shape[0], dtype=torch.float64))
+            totals[which] += float(((inner_b @ k) * (k @ inner_a)).sum())
+    return math.sqrt(max(totals[0], 0.0)), math.sqrt(max(totals[1], 0.0))
 
 
 def mean_error(theta: State, local: Mapping[int, State], factors: Mapping[int, float]) -> float | None:
     """``||E||_F / ||U||_F`` over all pairs: how wrong the mean of A and B apart is, 0 where it is right.
 
     A layer's scale (alpha / r), the same for all, cancels. None where nothing is LoRA, nothing moves, or it would take
-    more than :data:`MOST_WORK`.
+    too long.
     """
     pairs = lora_pairs(theta)
-    clients = sum(factor != 0 for factor in factors.values())
-    work = sum((theta[a].shape[1] + theta[b].shape[0]) * (clients * theta[a].shape[0]) ** 2 for a, b in pairs)
-    if not clients or not 0 < work * 5 <= MOST_WORK:
-        return None
-    step = step_norm(theta, local, factors, pairs)
-    missed = math.fsum(squared_norm(residual(theta, local, factors, pair)) for pair in pairs)
-    return math.sqrt(missed) / step if step > 0 else None
+    found = norms(theta, local, factors, pairs) if pairs and any(factors.values()) else None
+    return found[0] / found[1] if found and found[1] > 0 else None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -120,11 +120,14 @@ class ExactLora(Stage):
         pairs = products.lora_pairs(theta) if factors else []
         if not pairs:
             return weighting
-        error = products.mean_error(theta, local, factors)
-        found = {} if error is None else {ERROR: _rounded(error)}
-        weighting = dataclasses.replace(weighting, of_round=weighting.of_round | found)
+        missed, moved = products.norms(theta, local, factors, pairs) or (0.0, 0.0)
+        if moved > 0:
+            found = {ERROR: _rounded(missed / moved)}
+            weighting = dataclasses.replace(weighting, of_round=weighting.of_round | found)
         if self.exact_lora == "truncate":
-            return _truncated(weighting, theta, local, factors)
+            state, left_out = _truncated(theta, local, factors, pairs)
+            found = {LEFT_OUT: _rounded(left_out / moved)} if moved > 0 else {}
+            weighting = dataclasses.replace(weighting, factors=None, state=state, of_round=weighting.of_round | found)
         if self.changes_base:
             self.rests = {pair[0]: products.residual(theta, local, factors, pair) for pair in pairs}
         return weighting
@@ -211,24 +214,20 @@ def _factors(weighting: Weighting, reports: ClientReports) -> dict[int, float]:
 
 
 def _truncated(
-    weighting: Weighting, theta: State, local: Mapping[int, State], factors: Mapping[int, float]
-) -> Weighting:
-    """``weighting`` with the state in which every product is the best of its rank, and what that leaves out."""
+    theta: State, local: Mapping[int, State], factors: Mapping[int, float], pairs: Sequence[tuple[str, str]]
+) -> tuple[State, float]:
+    """The state in which every product is the best of its rank, and the norm of what that leaves out."""
     from fedbias_plugin.aggregation import lora_products as products
     from fedbias_plugin.aggregation.substitution import weighted_state
 
-    pairs = products.lora_pairs(theta)
     state = weighted_state(theta, local, factors)
-    left_out = 0.0
+    squares = 0.0
     for a, b in pairs:
         product = products.mean_of_products(theta, local, factors, (a, b))
-        new_a, new_b, norm = products.truncated(product, theta[a].shape[0], state[a])
+        new_a, new_b, left_out = products.truncated(product, theta[a].shape[0], state[a])
         state[a], state[b] = new_a.to(theta[a]).contiguous(), new_b.to(theta[b]).contiguous()
-        left_out += norm**2
-    step = products.step_norm(theta, local, factors, pairs)
-    found = {LEFT_OUT: _rounded(math.sqrt(left_out) / step)} if step > 0 else {}
-    of_round = weighting.of_round | found
-    return dataclasses.replace(weighting, factors=None, state=state, of_round=of_round)
+        squares += left_out**2
+    return state, math.sqrt(squares)
 
 
 def _rounded(value: float) -> float:

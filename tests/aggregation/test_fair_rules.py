@@ -110,6 +110,23 @@ def test_q_fedavg_takes_the_step_of_algorithm_2(q):
         assert weighting.weights[1] > 0.95
 
 
+def test_q_fedavg_s_factors_are_flower_s():
+    flower = pytest.importorskip("flwr.serverapp.strategy.qfedavg")
+    losses, q, lipschitz = {0: 0.3, 1: 2.0}, 0.7, 5.0
+    round_ = reports({0: 1, 1: 1}, {"client_loss": losses})
+    theta = [tensor.numpy() for tensor in round_.global_state.values()]
+    deltas, h = {}, 0.0
+    for client, state in round_.local_states.items():
+        local = [tensor.numpy().copy() for tensor in state.values()]
+        deltas[client], one = flower.compute_delta_and_h(theta, local, q, lipschitz, losses[client])
+        h += one
+    factors = QFedAvg(qfedavg_q=q, qfedavg_lipschitz=lipschitz).weigh(round_).factors
+    new = weighted_state(round_.global_state, round_.local_states, factors)
+    for index, tensor in enumerate(new.values()):
+        expected = theta[index] - (deltas[0][index] + deltas[1][index]) / h
+        assert torch.allclose(tensor, torch.from_numpy(expected), atol=1e-6)
+
+
 def test_q_fedavg_is_the_uniform_mean_at_q_0_and_takes_l_as_it_is_given():
     round_ = reports({0: 64, 1: 64}, {"client_loss": {0: 1.0, 1: 3.0}})
     assert QFedAvg(qfedavg_q=0, qfedavg_lipschitz=3).weigh(round_).factors is None

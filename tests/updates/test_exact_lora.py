@@ -17,6 +17,7 @@ from fedbias_plugin.cli.main import main
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.federation.run_description import HostRun
 from fedbias_plugin.federation.saving import merged_weights, save_global_model
+from fedbias_plugin.registry import build
 from fedbias_plugin.training.models import load_model, load_tokenizer
 from fedbias_plugin.training.parameters import read_state, write_state
 from fedbias_plugin.updates.exact_lora import ExactLora, lora_layers
@@ -82,9 +83,8 @@ def test_truncated_products_are_the_best_of_the_mean_by_bama_s_factors(model):
     assert {name: (t.shape, t.dtype) for name, t in found.state.items()} == {
         name: (t.shape, t.dtype) for name, t in reports.global_state.items()
     }
+    rule, stage = build("rule", "median", BiasArguments()), ExactLora(exact_lora="truncate")
     with pytest.raises(UserError, match="median gives a state"):
-        stage, rule = ExactLora(exact_lora="truncate"), Median()
-        rule.name = "median"
         stage.on_weights(rule.weigh(reports), rule, reports, 1)
 
 
