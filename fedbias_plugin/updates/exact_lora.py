@@ -16,7 +16,7 @@ from fedbias_plugin.errors import UserError
 from fedbias_plugin.fed_algs import is_known, local_client
 from fedbias_plugin.options import option
 from fedbias_plugin.registry import build, load
-from fedbias_plugin.updates.base import Stage
+from fedbias_plugin.updates.base import Stage, Update
 
 if TYPE_CHECKING:
     import torch
@@ -49,6 +49,7 @@ class ExactLora(Stage):
         rests: name of A -> what the frozen weight beside it is still to be given, before alpha / r.
         frozen: name of A -> frozen weight, as the live model has it; with ``fold``, once the model is known.
         saved: name of A -> frozen weight of the run that is resumed.
+        to_clients: bytes of the last rests, which every client must be sent beside the adapter: the factors in float32.
     """
 
     order: ClassVar[int] = 300
@@ -63,6 +64,7 @@ class ExactLora(Stage):
     rests: dict[str, Any] = field(default_factory=dict)
     frozen: dict[str, Any] = field(default_factory=dict)
     saved: dict[str, Any] = field(default_factory=dict)
+    to_clients: int = 0
 
     @property
     def changes_base(self) -> bool:
@@ -104,6 +106,12 @@ class ExactLora(Stage):
             coarse = f"--{quantised[0]}" if quantised else "--dtype bfloat16"
             raise UserError(f"{flag} adds little to the frozen weights, which {coarse} would round away; drop one.")
 
+    def at_client(self, update: Update, theta: State, number: int, clients: int) -> Update:
+        """The update; what the client was sent for its frozen weights is counted."""
+        if self.to_clients:
+            update.received["frozen"] = self.to_clients
+        return update
+
     def on_weights(self, weighting: Weighting, rule: Rule, reports: ClientReports, number: int) -> Weighting:
         """Record the error; with ``truncate`` the state, with ``fold`` the same weighting, and the rest remembered.
 
@@ -113,7 +121,7 @@ class ExactLora(Stage):
         from fedbias_plugin.aggregation import lora_products as products
 
         theta, local = reports.global_state, reports.local_states
-        self.rests = {}
+        self.rests, self.to_clients = {}, 0
         if weighting.state is not None and self.exact_lora is not None:
             raise UserError(f"--exact_lora needs clients' weights, and --aggregation {rule.name} gives a state.")
         factors = _factors(weighting, reports)
@@ -130,6 +138,7 @@ class ExactLora(Stage):
             weighting = dataclasses.replace(weighting, factors=None, state=state, of_round=weighting.of_round | found)
         if self.changes_base:
             self.rests = {pair[0]: products.residual(theta, local, factors, pair) for pair in pairs}
+            self.to_clients = sum(4 * part.numel() for rest in self.rests.values() for part in rest)
         return weighting
 
     def on_model(self, model: PreTrainedModel) -> None:
@@ -157,12 +166,15 @@ class ExactLora(Stage):
         self.rests, self.saved = {}, {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The frozen weights as they are now."""
-        return {"frozen": {name: weight.cpu() for name, weight in self.frozen.items()}} if self.frozen else {}
+        """The frozen weights as they are now, and what was sent of them."""
+        if not self.frozen:
+            return {}
+        return {"frozen": {name: weight.cpu() for name, weight in self.frozen.items()}, "to_clients": self.to_clients}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take them up, for the model to come."""
         self.saved = {name: weight.clone() for name, weight in state.get("frozen", {}).items()}
+        self.to_clients = state.get("to_clients", 0)
 
 
 def lora_layers(model: Any) -> dict[str, tuple[Any, str]]:

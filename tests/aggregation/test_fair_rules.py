@@ -19,7 +19,7 @@ from fedbias_plugin.aggregation.substitution import substitute, weighted_state
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.fed_algs import ALGORITHMS
 from fedbias_plugin.tracking.records import ClientRecord, GlobalRecord, RoundRecord
-from fedbias_plugin.tracking.weight_summary import weight_summary
+from fedbias_plugin.tracking.weights import weight_summary
 from fedbias_plugin.updates.checks import update_norm
 
 HEAD, LORA = "base_model.model.score.weight", "base_model.model.q_proj.lora_A.weight"

@@ -18,7 +18,7 @@ from fedbias_plugin.tracking.records import (
     RoundRecord,
     recorded_settings,
 )
-from fedbias_plugin.tracking.weight_summary import weight_summary
+from fedbias_plugin.tracking.weights import weight_summary
 
 Make = Callable[[int], RoundRecord]
 

@@ -13,7 +13,7 @@ from fedbias_plugin.registry import build
 from fedbias_plugin.tracking.records import ClientRecord, GlobalRecord, RoundRecord
 from fedbias_plugin.tracking.repeated import warning_head
 from fedbias_plugin.tracking.sanity import round_warnings
-from fedbias_plugin.tracking.weight_summary import weight_summary
+from fedbias_plugin.tracking.weights import weight_summary
 
 ALPHA = 0.5
 

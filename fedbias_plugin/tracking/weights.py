@@ -1,4 +1,4 @@
-"""How the weights of a round are spread over its clients."""
+"""How a round's weights are spread, in two numbers."""
 
 from __future__ import annotations
 
