@@ -39,7 +39,7 @@ class CoreArguments:
     # Aggregation
     aggregation: str = option(
         "plain",
-        "how clients are weighted: plain (the server algorithm's own way), bama, or one of the robust baselines",
+        "how clients are weighted: plain (the server algorithm's own way), bama, or a baseline that is robust or fair",
         choices=functools.partial(names, "rule"),
     )
     bama_alpha: float = option(

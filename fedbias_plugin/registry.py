@@ -32,6 +32,9 @@ EXTENSIONS: dict[str, dict[str, str]] = {
         "krum": "fedbias_plugin.aggregation.krum:Krum",
         "multi_krum": "fedbias_plugin.aggregation.krum:MultiKrum",
         "norm_clip": "fedbias_plugin.aggregation.norm_clip:NormClip",
+        "fedavgw": "fedbias_plugin.aggregation.fedavgw:FedAvgW",
+        "qfedavg": "fedbias_plugin.aggregation.qfedavg:QFedAvg",
+        "agnostic": "fedbias_plugin.aggregation.agnostic:Agnostic",
     },
     "attack": {
         "sign_flip": "fedbias_plugin.updates.attacks:SignFlip",
@@ -42,6 +45,7 @@ EXTENSIONS: dict[str, dict[str, str]] = {
     "stage": {
         "checks": "fedbias_plugin.updates.checks:Checks",
         "client_dp": "fedbias_plugin.updates.client_dp:ClientDp",
+        "exact_lora": "fedbias_plugin.updates.exact_lora:ExactLora",
         "dp_maximum": "fedbias_plugin.updates.dp_maximum:DpMaximum",
     },
     "metric": {

@@ -44,6 +44,7 @@ class HostRun:
         config: every resolved argument, JSON-ready, to be stored with the run.
         prompt: instruction -> the text up to where the response begins; None: as the plugin's template of that name.
         task: what rows become, where it is one of the plugin's; it says how rows are scored.
+        trains_here: whether all clients train in the session's live model, so that its frozen weights may change.
     """
 
     output_dir: Path
@@ -57,6 +58,7 @@ class HostRun:
     config: Mapping[str, Any] = field(default_factory=dict)
     prompt: Callable[[str], str] | None = None
     task: Task | None = None
+    trains_here: bool = False
 
     @property
     def known_prompt(self) -> Callable[[str], str] | None:

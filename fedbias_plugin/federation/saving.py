@@ -28,24 +28,29 @@ if TYPE_CHECKING:
 
     from fedbias_plugin.arguments import BiasArguments
     from fedbias_plugin.data.partition import ClientDataset
-
+    from fedbias_plugin.state import State
 
 CARD = "README.md"
 ADAPTER_CONFIG = "adapter_config.json"
 BASE = "base_model_name_or_path"
 
 
-def save_global_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, card: str) -> None:
+def save_global_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, card: str, *, merged: bool = False
+) -> None:
     """Write ``model`` (safetensors), its tokenizer and ``card`` (README.md) to ``folder``, which appears whole.
 
-    A LoRA model writes its adapter alone. An existing ``folder`` is replaced. File modes follow the user's umask.
+    A LoRA model writes its adapter alone, or with ``merged`` the whole model with the adapter in its weights. An
+    existing ``folder`` is replaced. File modes follow the user's umask.
     """
     with whole_folder(folder) as partial:
         # Older peft and Transformers write pickled weights unless told otherwise; newer ones have no choice to make.
         has_choice = "safe_serialization" in inspect.signature(model.save_pretrained).parameters
         options: dict[str, Any] = {"safe_serialization": True} if has_choice else {}
+        if merged:
+            options["state_dict"] = merged_weights(model)
         with without_library_bars():
-            model.save_pretrained(partial, **options)
+            (model.get_base_model() if merged else model).save_pretrained(partial, **options)
         path = partial / ADAPTER_CONFIG
         if path.is_file():
             # Sort what peft wrote from sets, such as the target modules, and name the base so that it can be moved.
@@ -59,6 +64,25 @@ def save_global_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
         for path in partial.iterdir():
             apply_umask(path)
             sync_file(path)
+
+
+def merged_weights(model: Any) -> State:
+    """The weights of the base model with its active adapters added, under the base model's names; nothing is changed.
+
+    Args:
+        model: a peft model with LoRA adapters on linear layers.
+    """
+    base = model.get_base_model()
+    layers = {name: module for name, module in base.named_modules() if hasattr(module, "get_delta_weight")}
+    found: State = {}
+    for name, tensor in base.state_dict().items():
+        owner, inside, rest = name.partition(".base_layer.")
+        if inside and rest == "weight":
+            layer = layers[owner]
+            tensor = sum((layer.get_delta_weight(one) for one in layer.active_adapters), tensor)
+        if inside or not any(name.startswith(f"{owner}.") for owner in layers):
+            found[f"{owner}.{rest}" if inside else name] = tensor
+    return found
 
 
 def told_shares(clients: Iterable[ClientDataset], arguments: BiasArguments) -> dict[int, float | None] | None:
@@ -204,7 +228,7 @@ def find_adapter(folder: str) -> str:
             return str(found)
     if (path / "model" / "config.json").is_file():
         raise UserError(
-            f"--adapter {folder}: that run trained every weight and has no adapter; give --model_name_or_path "
+            f"--adapter {folder}: that run has the whole model and no adapter; give --model_name_or_path "
             f"{path / 'model'}."
         )
     return folder

@@ -38,6 +38,7 @@ class Weighed:
         learning_rate: of all clients; None where it is not known or not the same.
         warnings: what a reader of the round must know.
         alone: whether the host averages one of ``states``, with one row, see :class:`Weighting`.
+        extra: further numbers of the round, by name.
     """
 
     states: Mapping[int, State] = field(default_factory=dict)
@@ -46,6 +47,7 @@ class Weighed:
     learning_rate: float | None = None
     warnings: list[str] = field(default_factory=list)
     alone: bool = False
+    extra: dict[str, float] = field(default_factory=dict)
 
     @property
     def weights(self) -> dict[int, float]:
@@ -147,7 +149,7 @@ class Server:
         rates = {update.learning_rate for update in updates.values()}
         rate = rates.pop() if len(rates) == 1 else None
         averaged = _to_average(weighting, accepted, theta, updates)
-        return Weighed(averaged, records, weighting.mass, rate, warnings, weighting.alone)
+        return Weighed(averaged, records, weighting.mass, rate, warnings, weighting.alone, weighting.of_round)
 
     def _first_measured(self, names: Sequence[str]) -> tuple[str, ...]:
         """The first of the metrics ``names`` that this run can measure of a client.

@@ -156,6 +156,15 @@ class BiasSession:
         """Whether a stage may change what the host has averaged; theta must be as it was then."""
         return self._inputs.pipeline.changes_result
 
+    @property
+    def changes_base(self) -> bool:
+        """Whether a stage changes weights that are not trained: an adapter alone is not the model then."""
+        return self._inputs.pipeline.changes_base
+
+    def on_model(self, model: PreTrainedModel) -> None:
+        """Let the stages see the live model of a resumed run, which holds its global state."""
+        self._inputs.pipeline.on_model(model)
+
     def on_result(self, round_number: int, new: State, theta: State) -> State:
         """What the host is to take for its new global state: ``new``, its average, or what a stage makes of it."""
         return self._server.on_result(new, theta, round_number)
@@ -189,6 +198,7 @@ class BiasSession:
         Call it with ``round_number=0`` before any training to record the untouched model. ``beside`` are numbers of
         other models, to be recorded with those of this one.
         """
+        self.on_model(model)
         start = time.perf_counter()
         is_measured = self._arguments.measures_in(round_number, self._run.num_rounds)
         measured = self._live.evaluate(round_number, model, tokenizer, whole=is_measured)
@@ -217,6 +227,7 @@ class BiasSession:
             seconds=seconds,
             peak_memory_bytes=peak_memory_bytes(),
             warnings=[*self._inputs.warnings, *weighed.warnings],
+            extra=weighed.extra,
             settings=recorded_settings(self._run.config) if round_number == 0 else None,
         )
         record.warnings += round_warnings(record)

@@ -46,6 +46,11 @@ class LocalOnly(ClientAccuracy):
                 "--local_baseline is an accuracy on clients' own test rows: it belongs to --task classify and "
                 "--client_test_fraction 0.2."
             )
+        if flags.get("exact_lora") == "fold":
+            raise UserError(
+                "--local_baseline starts from the run's first weights, which --exact_lora fold changes: give "
+                "--exact_lora truncate, or drop one."
+            )
 
     @property
     def text_count(self) -> int:

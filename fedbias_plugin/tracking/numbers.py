@@ -46,6 +46,7 @@ def record_numbers(record: RoundRecord) -> Iterator[dict[str, Any]]:
         "peak_memory_mib": record.peak_memory_bytes / 2**20 or None,
         **payload_numbers(record.payload),
         **{f"seconds/{part}": value for part, value in dataclasses.asdict(record.seconds).items()},
+        **record.extra,
     }
     yield from ({"client": -1, "metric": name, "part": "", "value": value} for name, value in of_round.items())
     for client, row in record.clients.items():

@@ -144,6 +144,7 @@ class RoundRecord:
         seconds: wall-clock seconds.
         peak_memory_bytes: peak memory of the process, or of the accelerator where there is one.
         warnings: what a reader of these numbers must know.
+        extra: further numbers that a stage gave the round, by name.
         settings: in round 0 the run's arguments, from :func:`recorded_settings`; None in later rounds, which lack the
             key, and in files of older versions.
     """
@@ -160,6 +161,7 @@ class RoundRecord:
     seconds: Seconds = field(default_factory=Seconds)
     peak_memory_bytes: int = 0
     warnings: list[str] = field(default_factory=list)
+    extra: dict[str, float] = field(default_factory=dict)
     settings: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -195,6 +197,7 @@ class RoundRecord:
             seconds=Seconds.from_json(read_object(data, "seconds") or {}),
             peak_memory_bytes=int(read_number(data, "peak_memory_bytes") or 0),
             warnings=read_texts(data, "warnings"),
+            extra=read_numbers(read_object(data, "extra") or {}),
             settings=_todays(read_object(data, "settings")),
         )
 

@@ -63,6 +63,7 @@ def highlights(rounds: Sequence[RoundRecord]) -> dict[str, float]:
 def _curves(record: RoundRecord, found: Iterable[str]) -> dict[str, str]:
     """Measure -> curve, of the global model and the round; ``found`` are the round's measures."""
     curves = {name: curve(name) for name in found if name.split("/")[0] in SECTIONS}
+    curves |= {name: f"aggregation/{name}" for name in found if name in record.extra}
     for name, block in record.global_.metrics.items():
         curves |= {measure: curve(measure, block.get("ideal")) for measure in metric_measures(name)}
     return curves

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, ClassVar
 from fedbias_plugin.extension import Extension
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from fedbias_plugin.aggregation.base import ClientReports, Rule, Weighting
     from fedbias_plugin.arguments import BiasArguments
     from fedbias_plugin.federation.run_description import HostRun
@@ -74,6 +76,11 @@ class Stage(Extension):
         return frozenset()
 
     @property
+    def changes_base(self) -> bool:
+        """Whether it changes weights that are not trained, so that an adapter alone is not the model."""
+        return False
+
+    @property
     def warnings(self) -> list[str]:
         """What a reader of the run's numbers must know."""
         return []
@@ -102,3 +109,7 @@ class Stage(Extension):
     def on_result(self, new: State, theta: State, number: int) -> State:
         """The global state after averaging; ``theta`` was it before. Neither is modified."""
         return new
+
+    def on_model(self, model: PreTrainedModel) -> None:
+        """The live model, which holds the global state: of every round (0 too) before it is measured, and of a resumed
+        run before it goes on. A stage that changes weights which are not trained says so (:attr:`changes_base`)."""

@@ -224,7 +224,8 @@ class Federation:
 
     def save(self, name: str | None = None) -> None:
         """Write the global adapter to ``adapter`` (without one the model to ``model``) or ``name`` in the output."""
-        host, bias, with_adapter = self.host, self.bias, hasattr(self.model, "peft_config")
+        host, bias, merged = self.host, self.bias, self.session.changes_base
+        with_adapter = hasattr(self.model, "peft_config") and not merged
         folder = self.output / (name or ("adapter" if with_adapter else "model"))
         settings = f"{host.fed_alg}, --aggregation {bias.aggregation}, {host.num_rounds} rounds, seed {host.seed}"
         shares = told_shares(self.session.client_datasets, bias)
@@ -232,7 +233,7 @@ class Federation:
         assert self.client.task is not None
         kind = self.client.task.model_kind
         card = model_card(base, bias.scenario, shares, settings, bias.attack, with_adapter=with_adapter, kind=kind)
-        save_global_model(self.model, self.tokenizer, folder, card)
+        save_global_model(self.model, self.tokenizer, folder, card, merged=merged)
 
     def _checkpoint(self, round_number: int) -> None:
         """Write the state after ``round_number``, which is the present one, unless that is done or not wanted."""
@@ -264,6 +265,7 @@ class Federation:
         self.session.load_state_dict(state["session"])
         self.global_state = {name: tensor.clone() for name, tensor in state["global"].items()}
         write_state(self.model, self.global_state)
+        self.session.on_model(self.model)
         self.server.load_state_dict(state["server"])
         self.client.load_state_dict(state["client"])
         restore_random_states(state["random"])
