@@ -59,6 +59,8 @@ class HeldoutAccuracy(Metric):
     title = "held-out accuracy"
     higher_is_better = True
     digits = 4
+    beside = ("majority",)
+    shows_absence = False
     panels = (
         ("Held-out accuracy, and that of the majority label", ("value", "majority")),
         ("Held-out cross-entropy, nats a row", ("loss",)),
@@ -87,6 +89,11 @@ class HeldoutAccuracy(Metric):
         majority = sum(row.response == self.labelled.majority for row in self.labelled.rows) / n
         loss = float(scores.nll.mean())
         return AccuracyResult(right / n, n, wilson(right, n), loss=loss, majority=majority, labels=self.labelled.labels)
+
+    @classmethod
+    def possible(cls, part: str) -> tuple[float, float]:
+        """Shares, but for the loss."""
+        return (0.0, math.inf) if part == "loss" else (0.0, 1.0)
 
     @classmethod
     def line(cls, block: Block) -> str:
