@@ -88,7 +88,7 @@ class LiveModel:
         states: Iterable[tuple[int, State]],
         tests: ClientTests,
     ) -> dict[int, RowScores]:
-        """Client id -> scores of its own model on its own test rows; the live model holds the global state afterwards."""
+        """Client id -> scores of its own model on its own test rows; ``model`` holds the global state afterwards."""
         scores = {}
         try:
             for client, state in states:

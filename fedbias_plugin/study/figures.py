@@ -1,4 +1,4 @@
-"""The figures of a study: declared differences, metrics by round and by dose, clients, categories, task, holdings, cost."""
+"""The figures of a study: declared differences, metrics by round and by dose, clients, categories, holdings, cost."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ NEEDS_TEXTS = {
     "dp_epsilon": (None,),
     "dp_noise_multiplier": (None,),
 }
-"""Flags of what needs a language model or responses -> values without it. With ``--dp_unit client`` the last two fit."""
+"""Flags of what needs a language model or responses -> values without it. For ``--dp_unit client`` the last two fit."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Loads a causal language model or a classifier, its tokenizer or a saved adapter, and checks rows against the model."""
+"""Loads a causal language model or a classifier, its tokenizer or a saved adapter; checks rows against the model."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ def test_a_poisoned_client_holds_as_many_biased_rows_as_it_was_dealt_clean_ones(
     ("flags", "message"),
     [
         ({"strategy": "by_field", "clients": 2}, r"has 3 values in clean.* give --num_clients 3 \(it is 2\)"),
-        ({"strategy": "by_field", "client_field": "who"}, r"--client_field who: row clean:\d+ has no value .*: category"),
+        ({"strategy": "by_field", "client_field": "who"}, r"--client_field who: row clean:\d+ has no .*: category"),
         ({"label_field": "kind"}, r"--label_field kind: row clean:\d+ has no value of it"),
         ({"heldout": 1000}, "--heldout_samples 1,000 takes all of the 1,000 rows"),
         ({"strategy": "by_field", "client_field": None}, "needs --client_field COLUMN"),

@@ -106,7 +106,9 @@ def test_what_every_flag_matters_to_is_what_it_was():
     }
     private = {"cda_dp_unit", "dp_max_grad_norm", "dp_optimizer", "dp_accountant", "dp_update_norm"}
     assert conditional_on("dp_unit") == private
-    assert conditions().keys() == server | rules | lora | metrics | dealt | private | others
+    skew = {"split_strategy", "dirichlet_alpha", "dirichlet_min", "client_field"}
+    classes = {"text_field", "classifier", "random_weights"}
+    assert conditions().keys() == server | rules | lora | metrics | dealt | skew | classes | private | others
 
 
 def test_every_condition_is_on_a_flag_that_there_is():
