@@ -46,7 +46,8 @@ def run_one(root: Path, rule: str, seed: int) -> Path:
     if not (folder / "summary.json").is_file():
         run(
             config="quickstart", scenario="custom", biased_shares="1,0,0,0,0", client_samples=ROWS, num_clients=5,
-            num_rounds=3, local_epochs=None, max_steps=10, seed=seed, aggregation=rule, bias_eval_every=3, output_dir=str(folder),
+            num_rounds=3, local_epochs=None, max_steps=10, seed=seed, aggregation=rule, bias_eval_every=3,
+            output_dir=str(folder),
         )  # fmt: skip
     return folder
 

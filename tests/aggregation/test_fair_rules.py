@@ -124,7 +124,7 @@ def test_q_fedavg_s_factors_are_flower_s():
     new = weighted_state(round_.global_state, round_.local_states, factors)
     for index, tensor in enumerate(new.values()):
         expected = theta[index] - (deltas[0][index] + deltas[1][index]) / h
-        assert torch.allclose(tensor, torch.from_numpy(expected), atol=1e-6)
+        assert torch.allclose(tensor, torch.from_numpy(expected).float(), atol=1e-6)
 
 
 def test_q_fedavg_is_the_uniform_mean_at_q_0_and_takes_l_as_it_is_given():

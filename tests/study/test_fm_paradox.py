@@ -1,4 +1,4 @@
-"""The study of worst clients under label skew: its arms are what they are called, and its file asks of what is there."""
+"""The study of worst clients under label skew: its arms are what they are called, its file asks of what is there."""
 
 from fedbias_plugin.configs_folder import find_config
 from fedbias_plugin.study.settings import facts

@@ -155,7 +155,9 @@ def test_a_run_that_folds_goes_on_to_the_same_bytes_and_saves_the_whole_model(ru
     assert records[1].clients[0].weight == pytest.approx(1 / 3)
     assert len({client.weight for client in records[3].clients.values()}) == 3
     # Four clients' worth of rank 8 an adapter: dB and their mean, dA likewise; none before the first average
-    sent = [sum(client.payload["received"].get("frozen", 0) for client in record.clients.values()) for record in records]
+    sent = [
+        sum(client.payload["received"].get("frozen", 0) for client in record.clients.values()) for record in records
+    ]
     adapter = records[1].clients[0].payload["received"]["adapter"]
     assert sent == [0, 0, 3 * 4 * adapter, 3 * 4 * adapter]
     assert any("an adapter alone is not the model" in text for text in records[0].warnings)
