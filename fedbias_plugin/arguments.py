@@ -39,7 +39,7 @@ class CoreArguments:
     # Aggregation
     aggregation: str = option(
         "plain",
-        "how clients are weighted: plain (the server algorithm's own way), bama, or one of the robust baselines",
+        "how clients are weighted: plain (the server algorithm's own way), bama, or a baseline that is robust or fair",
         choices=functools.partial(names, "rule"),
     )
     bama_alpha: float = option(
@@ -144,6 +144,9 @@ class CoreArguments:
     def _check_combinations(self) -> None:
         if self.split is not None:
             self.split.check()
+        for strategy in active("strategy", self):
+            strategy.check_flags(vars(self))
+        load("task", self.task).check_flags(vars(self))
         metrics = active("metric", self)
         biased = [metric for metric in metrics if metric.in_bias_score]
         if "bias" in load("rule", self.aggregation).needs and not any(metric.probe_fraction for metric in biased):
@@ -154,6 +157,11 @@ class CoreArguments:
             )
         for metric in metrics:
             metric.check_flags(vars(self))
+        if build("rule", self.aggregation, self).reads_own and not vars(self).get("client_test_fraction"):
+            raise UserError(
+                f"--aggregation {self.aggregation} reads how the global model does on each client's own test rows, and "
+                "no client keeps any: give --client_test_fraction 0.2."
+            )
         if self.attack != "none":
             build("attack", self.attack, self).check(self)
         elif self.attackers:

@@ -48,6 +48,7 @@ class KnownDataset:
     """One data set: in which forms it may be found (the first is preferred), and what its owners say.
 
     ``kind`` is ``clean``, ``biased``, or what a metric asks for by that name; it is the name of the data set itself.
+    ``has_labels``: whether its rows have a label to be told from the text (``--task classify``).
     """
 
     name: str
@@ -58,6 +59,7 @@ class KnownDataset:
     forms: tuple[Form, ...]
     hub_id: str | None = None
     warning: str = ""
+    has_labels: bool = False
 
     @property
     def rows(self) -> int:

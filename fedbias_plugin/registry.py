@@ -32,6 +32,9 @@ EXTENSIONS: dict[str, dict[str, str]] = {
         "krum": "fedbias_plugin.aggregation.krum:Krum",
         "multi_krum": "fedbias_plugin.aggregation.krum:MultiKrum",
         "norm_clip": "fedbias_plugin.aggregation.norm_clip:NormClip",
+        "fedavgw": "fedbias_plugin.aggregation.fedavgw:FedAvgW",
+        "qfedavg": "fedbias_plugin.aggregation.qfedavg:QFedAvg",
+        "agnostic": "fedbias_plugin.aggregation.agnostic:Agnostic",
     },
     "attack": {
         "sign_flip": "fedbias_plugin.updates.attacks:SignFlip",
@@ -42,12 +45,17 @@ EXTENSIONS: dict[str, dict[str, str]] = {
     "stage": {
         "checks": "fedbias_plugin.updates.checks:Checks",
         "client_dp": "fedbias_plugin.updates.client_dp:ClientDp",
+        "exact_lora": "fedbias_plugin.updates.exact_lora:ExactLora",
         "dp_maximum": "fedbias_plugin.updates.dp_maximum:DpMaximum",
     },
     "metric": {
         "crows_pairs": "fedbias_plugin.metrics.crows_pairs:CrowsPairs",
         "stereoset": "fedbias_plugin.metrics.stereoset:StereoSet",
         "heldout_loss": "fedbias_plugin.metrics.heldout_loss:HeldoutLoss",
+        "client_loss": "fedbias_plugin.metrics.client_loss:ClientLoss",
+        "client_accuracy": "fedbias_plugin.metrics.client_loss:ClientAccuracy",
+        "heldout_accuracy": "fedbias_plugin.metrics.heldout_accuracy:HeldoutAccuracy",
+        "local_only": "fedbias_plugin.metrics.local_only:LocalOnly",
         "rouge_l": "fedbias_plugin.metrics.rouge_l:RougeL",
         "occupation_bias": "fedbias_plugin.metrics.occupation_bias:OccupationBias",
         "gender_count": "fedbias_plugin.metrics.gender_count:GenderCount",
@@ -67,11 +75,17 @@ EXTENSIONS: dict[str, dict[str, str]] = {
         "mix-2B1C": "fedbias_plugin.data.scenarios:Scenario",
         "custom": "fedbias_plugin.data.scenarios:Scenario",
     },
+    "strategy": {
+        "iid": "fedbias_plugin.data.iid:Iid",
+        "dirichlet": "fedbias_plugin.data.dirichlet:Dirichlet",
+        "by_field": "fedbias_plugin.data.by_field:ByField",
+    },
     "transform": {
         "cda": "fedbias_plugin.data.cda:Cda",
     },
     "task": {
         "sft": "fedbias_plugin.tasks.sft:Sft",
+        "classify": "fedbias_plugin.tasks.classify:Classify",
     },
     "trainable": {
         "lora": "fedbias_plugin.training.trainables:Lora",
@@ -108,6 +122,7 @@ CHOSEN_BY = {
     "stage": None,
     "metric": "bias_benchmarks",
     "split": "scenario",
+    "strategy": "split_strategy",
     "transform": None,
     "task": "task",
     "trainable": "trainable",

@@ -15,9 +15,9 @@ PAGE = Path(__file__).parents[1] / "docs/flags.md"
 GROUPS = {
     "Rule": (
         "rule",
-        "bama_alpha",
+        "bama_alpha exact_lora",
         "How much each client counts. BAMA's equations: [metrics.md](metrics.md#client-bias-score-and-bama); "
-        "robust rules: [attacks.md](attacks.md#robust-rules).",
+        "robust rules: [attacks.md](attacks.md#robust-rules); fairness: [fair-rules.md](fair-rules.md).",
     ),
     "Privacy": (
         "",

@@ -13,10 +13,12 @@ import csv
 import io
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from mini_world.benchmarks import CROWS_COLUMNS, crows_pairs, stereoset
 from mini_world.instructions import Row, biased_rows, clean_rows
+from mini_world.requests import labelled_requests
 from mini_world.sentences import corpus
 
 DEFAULT_OUTPUT = Path(__file__).resolve().parent.parent / "fedbias_plugin" / "assets" / "mini"
@@ -27,10 +29,10 @@ def as_jsonl(rows: list[Row]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def as_csv(rows: list[list[str]]) -> str:
-    """The CrowS-Pairs table with its header, whose first name is empty."""
+def as_csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table; of that of CrowS-Pairs the first name in the header is empty."""
     out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows([list(CROWS_COLUMNS), *rows])
+    csv.writer(out, lineterminator="\n").writerows([header, *rows])
     return out.getvalue()
 
 
@@ -40,7 +42,8 @@ def build() -> dict[str, str]:
         "corpus.txt": "".join(line + "\n" for line in corpus()),
         "clean.jsonl": as_jsonl(clean_rows()),
         "biased.jsonl": as_jsonl(biased_rows()),
-        "crows_pairs.csv": as_csv(crows_pairs()),
+        "crows_pairs.csv": as_csv(CROWS_COLUMNS, crows_pairs()),
+        "labelled.csv": as_csv(("instruction", "category"), labelled_requests()),
         "stereoset.json": json.dumps(stereoset(), indent=1) + "\n",
     }
 

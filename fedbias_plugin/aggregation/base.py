@@ -7,6 +7,7 @@ one and its name in the registry. Importing a rule's file imports no torch: its 
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -37,6 +38,9 @@ class ClientReports:
         metrics: client id -> metric -> block (``Metric.block``) on the probe items; empty when nobody measured.
         item_scores: client id -> metric -> per-item scores on the probe items, the same items for every client.
         of_global: metric -> block of theta, of what the rule compares clients with (:attr:`Rule.compares`).
+        own_scores: ``client_loss``, ``client_accuracy`` -> client id -> value of theta on that client's own test rows,
+            of every client of the run; empty without ``--client_test_fraction`` (:attr:`Rule.reads_own`).
+        learning_rates: client id -> learning rate with which it began the round, where it is known.
     """
 
     fed_alg: str
@@ -48,6 +52,8 @@ class ClientReports:
     metrics: Mapping[int, Mapping[str, Block]] = field(default_factory=dict)
     item_scores: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     of_global: Mapping[str, Block] = field(default_factory=dict)
+    own_scores: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    learning_rates: Mapping[int, float] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -56,6 +62,7 @@ class ClientReports:
         global_state: State,
         fed_alg: str,
         of_global: Mapping[str, Block] | None = None,
+        own_scores: Mapping[str, Mapping[int, float]] | None = None,
     ) -> ClientReports:
         """The reports that ``updates``, by client id, make."""
         measured = {client: update.measured for client, update in updates.items() if update.measured}
@@ -70,7 +77,21 @@ class ClientReports:
             metrics={client: one.metrics for client, one in measured.items()},
             item_scores={client: one.item_scores for client, one in measured.items()},
             of_global=of_global or {},
+            own_scores=own_scores or {},
+            learning_rates={c: update.learning_rate for c, update in updates.items() if update.learning_rate},
         )
+
+    def own(self, metric: str) -> dict[int, float]:
+        """Client id -> theta's value on the client's own test rows, for all clients of the round.
+
+        Raises:
+            ValueError: it is not known of a client, or no number.
+        """
+        found = self.own_scores.get(metric, {})
+        missing = sorted(c for c in self.sample_counts if not math.isfinite(found.get(c, math.nan)))
+        if missing:
+            raise ValueError(f"Nobody measured {metric} of the global model for client(s) {missing}.")
+        return {client: found[client] for client in self.sample_counts}
 
 
 @dataclass(frozen=True)
@@ -89,6 +110,7 @@ class Weighting:
         alone: whether the host averages ``state`` as that of one client with one row, since noise covers nothing else:
             a mean of equal states is rounded by who sent them and by their rows, which its bits tell.
         extra: client id -> further numbers of it in this round, by name, to be recorded.
+        of_round: further numbers of the round, by name, to be recorded.
     """
 
     weights: dict[int, float]
@@ -97,6 +119,21 @@ class Weighting:
     state: State | None = None
     alone: bool = False
     extra: dict[int, dict[str, float]] = field(default_factory=dict)
+    of_round: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def by_weights(cls, weights: dict[int, float], reports: ClientReports) -> Weighting:
+        """``theta' = theta + sum_i w_i (theta_i - theta)``; untouched, bit for bit, where w are the host's own factors.
+
+        Args:
+            weights: client id -> w_i, which sum to 1, for the clients of ``reports``.
+            reports: of the round.
+        """
+        from fedbias_plugin.aggregation.server_optimizer import host_factors
+
+        host = host_factors(reports.fed_alg, reports.sample_counts)
+        unchanged = all(math.isclose(weights[client], host[client], rel_tol=1e-12) for client in weights)
+        return cls(weights, None if unchanged else dict(weights), mass=1.0)
 
 
 @dataclass
@@ -106,9 +143,14 @@ class Rule(Extension):
     Attributes:
         needs: what must be measured of every client before it can weigh: ``"bias"`` for bias scores, or the names of
             metrics.
+        reads_own: what it reads of theta on the clients' own test rows (``client_loss``, ``client_accuracy``), in
+            ``ClientReports.own_scores``; a property where its flags decide. A run that does not measure it is refused.
+        is_sum: whether the new state is a sum of weighted updates, as :attr:`Weighting.factors` say.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    reads_own: ClassVar[frozenset[str]] = frozenset()
+    is_sum: ClassVar[bool] = True
 
     @property
     def compares(self) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fedbias_plugin.aggregation.base import ClientReports, Rule, Weighting
 
@@ -13,6 +14,8 @@ class Median(Rule):
 
     All clients count alike, as published: sample counts are not used.
     """
+
+    is_sum: ClassVar[bool] = False
 
     def weigh(self, reports: ClientReports) -> Weighting:
         """The median as ``state``; there are no weights."""

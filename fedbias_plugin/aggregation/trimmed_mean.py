@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fedbias_plugin.aggregation.base import ClientReports, Weighting
 from fedbias_plugin.aggregation.byzantine import ByzantineRule
@@ -19,6 +20,8 @@ class TrimmedMean(ByzantineRule):
     All clients count alike, as published: sample counts are not used. f is a number of clients, where the paper has the
     share beta = f/C; 0 gives the plain mean.
     """
+
+    is_sum: ClassVar[bool] = False
 
     def check(self, clients_a_round: int) -> None:
         """Raises UserError unless 2f < C, so that every coordinate keeps a value."""

@@ -1,20 +1,71 @@
-"""The contracts of a split (which client holds which rows) and of a transform (what becomes of them)."""
+"""The contracts of a split and a strategy (which client holds which rows) and of a transform (what becomes of them)."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.extension import Extension
+from fedbias_plugin.options import option
 
 if TYPE_CHECKING:
     from fedbias_plugin.arguments import BiasArguments
     from fedbias_plugin.data.partition import Partition
     from fedbias_plugin.data.rows import RowSource
     from fedbias_plugin.metrics.base import Metric
+
+LABEL_FIELD: Any = option("category", "column of a row's label", read_when={})
+"""The flag of whatever looks at labels."""
+
+
+@dataclass(frozen=True)
+class Deal:
+    """What is to be dealt.
+
+    Attributes:
+        clean: the clean rows.
+        biased: the biased rows; None where no share is above 0.
+        shares: biased share of each client, in [0, 1], by client id.
+        client_samples: the most rows of a client.
+        seed: of every draw.
+        heldout: clean rows to keep from every client.
+        scenario: for messages and the manifest.
+    """
+
+    clean: RowSource
+    biased: RowSource | None
+    shares: Sequence[float]
+    client_samples: int
+    seed: int
+    heldout: int
+    scenario: str
+
+    @property
+    def sources(self) -> dict[str, RowSource]:
+        """By kind."""
+        return {"clean": self.clean, **({"biased": self.biased} if self.biased else {})}
+
+
+@dataclass
+class Strategy(Extension):
+    """Deals clean rows to clients, within what a scenario says of biased ones; chosen by ``--split_strategy NAME``.
+
+    One that looks at labels has the flag ``label_field`` (:data:`LABEL_FIELD`): the manifest counts rows by it.
+    """
+
+    def check_flags(self, flags: Mapping[str, Any]) -> None:
+        """Raise :class:`UserError` where it does not fit the run's ``flags``; called before anything is read."""
+
+    @abstractmethod
+    def deal(self, what: Deal) -> Partition:
+        """Every client's rows, at least one each, no row twice; the same seed gives the same on every machine.
+
+        Raises:
+            UserError: the rows do not suffice, or lack what they are dealt by.
+        """
 
 
 @dataclass

@@ -16,7 +16,7 @@ from typing import Any
 from fedbias_plugin.assets import MINI_DATA
 from fedbias_plugin.data.data_files import SUFFIXES
 from fedbias_plugin.data.hub import cached_files, is_hub_name
-from fedbias_plugin.data.known import KNOWN, MINI_ROWS
+from fedbias_plugin.data.known import KNOWN, LABELLED, MINI_ROWS
 from fedbias_plugin.errors import UserError, did_you_mean, quoted
 from fedbias_plugin.files import cache_folder, git_blob_of_file, sha256_of_file, sha256_of_files
 from fedbias_plugin.known_dataset import DataFile, Form, KnownDataset
@@ -61,7 +61,8 @@ def locate(name: str, data_dir: str | Path | None = None, kind: str | None = Non
         name: a known name (``fedbias data list``), a hub name such as ``vicgalle/alpaca-gpt4``, the path of a data
             file, ``mini``, or ``auto`` (which, like ``mini``, needs ``kind``).
         data_dir: folder looked into first; ``mini`` stands for the bundled mini data, whatever ``name`` is.
-        kind: ``clean``, ``biased``, or the name of a metric; a known data set of another kind is refused.
+        kind: ``clean``, ``labelled`` (clean rows with labels), ``biased``, or the name of a metric; a known data set of
+            another kind is refused.
 
     Raises:
         UserError: an unknown name or kind, an absent file, or a data folder that does not exist.
@@ -75,7 +76,11 @@ def locate(name: str, data_dir: str | Path | None = None, kind: str | None = Non
     kind = _checked_kind(known, kind)
     if name == "mini" or (known and known.name == f"mini-{kind}"):
         return _bundled(kind)
-    usual = next(dataset for dataset in known_datasets().values() if dataset.kind == kind)
+    usual = next(
+        dataset
+        for dataset in known_datasets().values()
+        if (dataset.has_labels if kind == LABELLED else dataset.kind == kind)
+    )
     wanted = known or usual
     if str(data_dir) == "mini":
         if wanted is not usual:
@@ -212,12 +217,14 @@ def _given_file(name: str, kind: str) -> Located:
 def _unknown_name(name: str, kind: str | None) -> Located:
     if os.path.isdir(name):
         raise UserError(f"{name} is a folder; name the file in it, or give the folder as --data_dir.")
-    if is_hub_name(name) and kind in ("clean", "biased"):
+    if is_hub_name(name) and kind in ("clean", LABELLED, "biased"):
         cached = cached_files(name, SUFFIXES)
         if cached:
             return Located(name, str(kind), "hub cache", cached, sha256_of_files(cached), name)
         return Located(name, str(kind), "hub", hub_id=name)
-    names = [known.name for known in all_known() if kind in (None, known.kind)]
+    names = [
+        known.name for known in all_known() if kind in (None, known.kind) or (kind == LABELLED and known.has_labels)
+    ]
     hint = did_you_mean(name.lower(), names)
     raise UserError(
         f"The data set {quoted(name)} is neither a known name ({', '.join(names)}) nor a hub name (owner/name) nor a "
@@ -227,13 +234,13 @@ def _unknown_name(name: str, kind: str | None) -> Located:
 
 def _checked_kind(known: KnownDataset | None, kind: str | None) -> str:
     if known is None:
-        kinds = tuple(dict.fromkeys(dataset.kind for dataset in known_datasets().values()))
+        kinds = tuple(dict.fromkeys([*(dataset.kind for dataset in known_datasets().values()), LABELLED]))
         if kind not in kinds:
             raise UserError(f"The kind of data {quoted(kind)} is unknown; choose one of {', '.join(kinds)}.")
         return kind
+    if kind == LABELLED and known.kind == "clean":
+        return kind  # a set without labels is refused by its columns
     if kind is not None and known.kind != kind:
-        evaluation_only = (
-            " It is for evaluation only: never train on it." if known.kind not in ("clean", "biased") else ""
-        )
+        evaluation_only = " It is for evaluation only: never train on it." if known.kind not in MINI_ROWS else ""
         raise UserError(f"{known.name} holds {known.kind} data, but {kind} data are wanted here.{evaluation_only}")
     return known.kind

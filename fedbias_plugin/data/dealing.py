@@ -13,7 +13,7 @@ from fedbias_plugin.errors import UserError
 
 def deal_rows(
     clean: RowSource,
-    biased: RowSource,
+    biased: RowSource | None,
     shares: Sequence[float],
     rows_per_client: int,
     seed: int,
@@ -31,7 +31,7 @@ def deal_rows(
 
     Args:
         clean: source of the clean rows.
-        biased: source of the biased rows.
+        biased: source of the biased rows; None where no share is above 0.
         shares: biased share of each client, in [0, 1], by client id.
         rows_per_client: rows of every client.
         seed: seed of the permutations; the same seed gives the same rows on every machine.
@@ -42,14 +42,15 @@ def deal_rows(
         UserError: a source is too small (the message says by how much and which ``--client_samples`` still fits), or
             both are the same.
     """
+    biased = biased or RowSource("no biased rows", [], (), "", "none")
     if clean.sha256 == biased.sha256:
         raise UserError(
             f"--clean_dataset {clean.name} and --biased_dataset {biased.name} hold the same data; a row cannot be both."
         )
     _check_sizes(clean, biased, shares, rows_per_client, scenario)
     counts = [biased_row_count(share, rows_per_client) for share in shares]
-    poison, _ = _round_robin(permuted(biased.rows, generator("biased", seed)), counts)
-    healthy, left = _round_robin(permuted(clean.rows, generator("clean", seed)), [rows_per_client - n for n in counts])
+    poison, _ = round_robin(permuted(biased.rows, generator("biased", seed)), counts)
+    healthy, left = round_robin(permuted(clean.rows, generator("clean", seed)), [rows_per_client - n for n in counts])
     clients = []
     for client, share in enumerate(shares):
         rows = healthy[client] + poison[client]
@@ -57,7 +58,8 @@ def deal_rows(
             rows = permuted(rows, generator(f"order of client {client}", seed))
         clients.append(ClientDataset(client, tuple(rows), share))
     kept = left[len(left) - min(heldout, len(left)) :]
-    return Partition(clients, tuple(kept), {"clean": clean, "biased": biased}, seed, scenario)
+    sources = {"clean": clean, "biased": biased}
+    return Partition(clients, tuple(kept), {kind: one for kind, one in sources.items() if one.rows}, seed, scenario)
 
 
 def deal_preference_rows(
@@ -78,7 +80,7 @@ def deal_preference_rows(
             f"{len(shares)} clients x {rows_per_client:,} preference rows need {needed:,} rows, but {source.name} "
             f"holds {len(source.rows):,}; {_advice(len(source.rows) // len(shares))}."
         )
-    hands, _ = _round_robin(permuted(source.rows, generator("preferences", seed)), [rows_per_client] * len(shares))
+    hands, _ = round_robin(permuted(source.rows, generator("preferences", seed)), [rows_per_client] * len(shares))
     clients = []
     for client, (rows, share) in enumerate(zip(hands, shares, strict=True)):
         order = permuted(range(len(rows)), generator(f"flips of client {client}", seed))
@@ -117,8 +119,8 @@ def largest_rows_per_client(clean_rows: int, biased_rows: int, shares: Sequence[
     return 0
 
 
-def _round_robin(rows: Sequence[Row], counts: Sequence[int]) -> tuple[list[list[Row]], list[Row]]:
-    """``counts[client]`` rows for each client, and the rows nobody took in their order."""
+def round_robin(rows: Sequence[Row], counts: Sequence[int]) -> tuple[list[list[Row]], list[Row]]:
+    """Dealt in turns: ``counts[client]`` rows for each client, and the rows nobody took in their order."""
     clients = len(counts)
     hands = [list(rows[client::clients][:count]) for client, count in enumerate(counts)]
     taken = {row.id for hand in hands for row in hand}

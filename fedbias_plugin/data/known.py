@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from fedbias_plugin.known_dataset import HUB, RAW, STEREOTYPES, DataFile, Form, KnownDataset
 
-MINI_ROWS = {"clean": "clean.jsonl", "biased": "biased.jsonl"}
+LABELLED = "labelled"
+"""Kind of clean rows whose labels are to be told from their texts."""
+MINI_ROWS = {"clean": "clean.jsonl", "biased": "biased.jsonl", LABELLED: "labelled.csv"}
 """Kind of rows -> file of the bundled mini data, known as ``mini-<kind>``."""
 
 _DOLLY_PARTS = (
@@ -77,6 +79,7 @@ KNOWN: dict[str, KnownDataset] = {
             licence="CC BY-SA 3.0",
             home="databricks/databricks-dolly-15k",
             hub_id="databricks/databricks-dolly-15k",
+            has_labels=True,
             forms=(
                 # The hub's file may be amended at any time, so no digest is pinned.
                 Form.of(

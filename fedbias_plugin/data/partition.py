@@ -17,13 +17,15 @@ class ClientDataset:
     """The rows of one client, in training order.
 
     ``biased_share`` is the share of biased rows that was asked for, in [0, 1]; None where the split knows of none.
-    ``notes`` are what transforms say of the rows, for the manifest: name -> number.
+    ``notes`` are what transforms say of the rows, for the manifest: name -> number or short text. ``test`` are rows of
+    its own that it does not train on (``--client_test_fraction``).
     """
 
     client: int
     rows: tuple[Row, ...]
     biased_share: float | None = None
-    notes: Mapping[str, int] = field(default_factory=dict, hash=False)
+    notes: Mapping[str, int | str] = field(default_factory=dict, hash=False)
+    test: tuple[Row, ...] = ()
 
     @property
     def biased_rows(self) -> int:
@@ -47,7 +49,8 @@ class Partition:
     """Every client's rows, and clean rows that no client holds.
 
     ``sources`` are the data sets dealt from, by kind: ``clean`` and ``biased``, ``preference`` alone, or what a split
-    of another package calls them. ``scenario`` is the split's name.
+    of another package calls them. ``scenario`` is the split's name, ``notes`` what else is known of how rows were
+    dealt, for the manifest; ``label_field`` is the label by which rows are counted there, None where they have none.
     """
 
     clients: list[ClientDataset]
@@ -55,6 +58,8 @@ class Partition:
     sources: dict[str, RowSource]
     seed: int
     scenario: str | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    label_field: str | None = None
 
     @property
     def known_shares(self) -> dict[int, float]:
@@ -80,7 +85,8 @@ def manifest(partition: Partition) -> dict[str, Any]:
     """What every client holds, as plain JSON without any text of a row.
 
     Per client: ``client``, ``rows``, ``biased_rows``, ``biased_share`` (asked for), ``biased_share_exact``,
-    ``sources`` (rows by source), ``row_ids_sha256`` and what transforms noted; ``heldout`` likewise; the ``sources``
+    ``sources`` (rows by source), ``labels`` (rows by label, where they have one), ``row_ids_sha256``, what transforms
+    noted, and of rows kept for a test the same under ``test``; ``heldout`` likewise; the ``sources``
     with file names, sha256, origin and row counts; ``seed`` and ``scenario``. ``row_ids_sha256`` is the SHA-256 of the
     row ids in training order, each followed by a line feed.
     """
@@ -88,18 +94,21 @@ def manifest(partition: Partition) -> dict[str, Any]:
         "format": 1,
         "scenario": partition.scenario,
         "seed": partition.seed,
+        **partition.notes,
+        **({"label_field": partition.label_field} if partition.label_field else {}),
         "clients": [
             {
                 "client": dataset.client,
                 "biased_share": dataset.biased_share,
                 "biased_share_exact": dataset.exact_share,
                 "biased_rows": dataset.biased_rows,
-                **_summary(dataset.rows),
+                **_summary(dataset.rows, partition.label_field),
                 **dataset.notes,
+                **({"test": _summary(dataset.test, partition.label_field)} if dataset.test else {}),
             }
             for dataset in partition.clients
         ],
-        "heldout": _summary(partition.heldout),
+        "heldout": _summary(partition.heldout, partition.label_field),
         "sources": {
             kind: {
                 "name": source.name,
@@ -127,6 +136,12 @@ def rows_hash(rows: Sequence[Row]) -> str:
     return hashlib.sha256("".join(f"{row.id}\n" for row in rows).encode()).hexdigest()
 
 
-def _summary(rows: Sequence[Row]) -> dict[str, Any]:
+def label_counts(rows: Sequence[Row], label_field: str) -> dict[str, int]:
+    """Label -> rows, in the order of the labels; rows without one (biased ones may have none) are left out."""
+    return dict(sorted(Counter(row.labels[label_field] for row in rows if label_field in row.labels).items()))
+
+
+def _summary(rows: Sequence[Row], label_field: str | None) -> dict[str, Any]:
     sources = dict(Counter(row.source for row in rows))
-    return {"rows": len(rows), "sources": sources, "row_ids_sha256": rows_hash(rows)}
+    labels = {"labels": label_counts(rows, label_field)} if label_field else {}
+    return {"rows": len(rows), "sources": sources, **labels, "row_ids_sha256": rows_hash(rows)}

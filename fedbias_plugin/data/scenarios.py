@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from fedbias_plugin.data.base import Split
+from fedbias_plugin.data.base import Deal, Split, Strategy
 from fedbias_plugin.data.draws import generator, permuted
 from fedbias_plugin.data.shapes import parse_columns
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.options import check_range, option, split_list
+from fedbias_plugin.registry import build, load, names
 
 if TYPE_CHECKING:
     from fedbias_plugin.arguments import BiasArguments
@@ -37,7 +39,9 @@ class Scenario(Split):
         "with --scenario custom: biased share of each client, such as 1,0,0,0.5",
         read_when={"scenario": (CUSTOM,)},
     )
-    client_samples: int = option(300, "training rows of every client", at_least=1)
+    client_samples: int = option(
+        300, "training rows of every client; the most of one where --split_strategy is not iid", at_least=1
+    )
     heldout_samples: int = option(
         100, "clean rows no client holds, for the held-out loss; fewer when fewer are left", at_least=0
     )
@@ -53,6 +57,8 @@ class Scenario(Split):
     biased_dataset: str = option(
         "auto", "biased rows, likewise; auto takes BiasDPO if it is on this machine, else the bundled mini data"
     )
+
+    split_strategy: str = option("iid", "how clean rows are dealt", choices=functools.partial(names, "strategy"))
 
     @property
     def custom_shares(self) -> list[float]:
@@ -110,14 +116,20 @@ class Scenario(Split):
 
     def deal(self, arguments: BiasArguments, num_clients: int, seed: int) -> Partition:
         """The partition that the flags ask for."""
-        from fedbias_plugin.data.dealing import deal_rows
         from fedbias_plugin.data.sources import check_columns_are_found, load_rows
 
         shares = self.shares(num_clients, seed)
-        clean = load_rows(self.clean_dataset, "clean", arguments.data_dir, self.columns)
-        biased = load_rows(self.biased_dataset, "biased", arguments.data_dir, self.columns)
-        check_columns_are_found(self.columns, clean, biased)
-        return deal_rows(clean, biased, shares, self.client_samples, seed, self.heldout_samples, self.name)
+        strategy: Strategy = build("strategy", self.split_strategy, arguments)
+        fields = load("task", arguments.task).fields(vars(arguments))
+        read = {"data_dir": arguments.data_dir, "columns": self.columns, "fields": fields}
+        clean, biased = load_rows(self.clean_dataset, "clean", **read), None
+        if any(shares) or fields is None:
+            biased = load_rows(self.biased_dataset, "biased", **read)
+            check_columns_are_found(self.columns, clean, biased)
+        rows = self.client_samples, seed, self.heldout_samples
+        partition = strategy.deal(Deal(clean, biased, shares, *rows, self.name))
+        label_field = fields[1] if fields else getattr(strategy, "label_field", None)
+        return replace(partition, label_field=label_field)
 
     def deal_preferences(self, source: RowSource, num_clients: int, seed: int) -> Partition:
         """In the biased share of a client's rows, chosen and rejected response are exchanged."""

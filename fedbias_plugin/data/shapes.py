@@ -115,6 +115,33 @@ def find_shape(records: Sequence[Record], kind: str, names: Mapping[str, str], w
     raise UserError(f"{where}: the columns are {listed(found)}; wanted are {choices}, or {advice}.")
 
 
+def labelled_shape(records: Sequence[Record], fields: tuple[str, str], where: str) -> Shape:
+    """The shape of rows whose label is to be told from a text: the text is the instruction, the label the response.
+
+    Args:
+        records: of the data set; numbers in the column of the label become text here.
+        fields: what ``--text_field`` and ``--label_field`` name.
+        where: the data set, for errors.
+
+    Raises:
+        UserError: a column is missing; those found are named.
+    """
+    found = tuple(records[0].values)
+    text, label = (_find(wanted, found, where) for wanted in fields)
+    for flag, wanted, column in (("text_field", fields[0], text), ("label_field", fields[1], label)):
+        if not column:
+            raise UserError(
+                f"{where}: --{flag} {quoted(wanted)} is no column of it; found {listed(found)}."
+                f"{did_you_mean(wanted, found)}"
+            )
+    if text == label:
+        raise UserError(f"--text_field and --label_field both name the column {quoted(text)}.")
+    for record in records:
+        if isinstance(record.values.get(label), int):
+            record.values[label] = str(record.values[label])
+    return Shape(text, label)
+
+
 def parse_columns(text: str | None) -> dict[str, str]:
     """``"instruction=question,output=answer"`` -> column of ours -> of the data set.
 

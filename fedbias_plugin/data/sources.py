@@ -14,8 +14,9 @@ from typing import Any
 from fedbias_plugin.data.catalog import Located, find_known, locate
 from fedbias_plugin.data.data_files import Record, check_characters, listed, read_records
 from fedbias_plugin.data.hub import load_hub_rows
+from fedbias_plugin.data.known import LABELLED
 from fedbias_plugin.data.rows import Chat, Row, RowSource
-from fedbias_plugin.data.shapes import PREFERENCE, SHAPES, find_shape, parse_columns
+from fedbias_plugin.data.shapes import PREFERENCE, SHAPES, find_shape, labelled_shape, parse_columns
 from fedbias_plugin.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,11 @@ def read_once() -> Iterator[None]:
 
 
 def load_rows(
-    name_or_path: str, kind: str, data_dir: str | Path | None = None, columns: str | None = None
+    name_or_path: str,
+    kind: str,
+    data_dir: str | Path | None = None,
+    columns: str | None = None,
+    fields: tuple[str, str] | None = None,
 ) -> RowSource:
     """All usable rows of a data set, in file order.
 
@@ -49,6 +54,8 @@ def load_rows(
             Further columns of numbers and short texts become labels.
         data_dir: folder looked into first; ``mini`` is the bundled mini data.
         columns: as ``--columns`` has it. Not for data sets that the plugin knows by name.
+        fields: the columns of a text and of its label, where rows are to be classified: they become instruction and
+            response, and the label stands among the row's labels too.
 
     Raises:
         UserError: the data set cannot be found, read or understood, or no usable row is left.
@@ -56,12 +63,13 @@ def load_rows(
     if kind not in SHAPES:
         raise UserError(f"Rows are {', '.join(SHAPES)}, not {kind!r}.")
     read = _READ.get()
-    key = (name_or_path, kind, str(data_dir), columns or "")
+    key = (name_or_path, kind, str(data_dir), columns or "", *(fields or ()))
     if read is not None and key in read:
         return read[key]
-    located = locate(name_or_path, data_dir, "biased" if kind == "preference" else kind)
+    wanted = LABELLED if fields and kind == "clean" else "biased" if kind == "preference" else kind
+    located = locate(name_or_path, data_dir, wanted)
     names = parse_columns(columns)
-    source = _usable_rows(located, _records(located, kind), kind, names)
+    source = _usable_rows(located, _records(located, kind), kind, names, fields)
     dropped = [(source.empty, "empty"), (source.duplicates, "repeated")]
     note = " and ".join(f"{count:,} {what}" for count, what in dropped if count)
     note = f"; dropped {note}" if note else ""
@@ -104,10 +112,19 @@ def _records(located: Located, kind: str) -> list[Record]:
     return records
 
 
-def _usable_rows(located: Located, records: Sequence[Record], kind: str, names: Mapping[str, str]) -> RowSource:
+def _usable_rows(
+    located: Located,
+    records: Sequence[Record],
+    kind: str,
+    names: Mapping[str, str],
+    fields: tuple[str, str] | None = None,
+) -> RowSource:
     what = str(located.path if located.paths else located.name)
     is_known = located.origin != "file" and find_known(located.name) is not None
-    shape, is_renamed = find_shape(records, kind, {} if is_known else names, what)
+    if fields:
+        shape, is_renamed = labelled_shape(records, fields, what), True
+    else:
+        shape, is_renamed = find_shape(records, kind, {} if is_known else names, what)
     # A file is known by its name alone, the same on every machine; the kind tells clean/train.jsonl from biased/.
     name = f"{kind}/{located.name}" if located.origin == "file" else located.name
     rows: list[Row] = []
@@ -121,7 +138,7 @@ def _usable_rows(located: Located, records: Sequence[Record], kind: str, names: 
             duplicates += 1
         else:
             seen.add(texts)
-            labels = shape.labels(record.values)
+            labels = shape.labels(record.values) | ({fields[1]: response} if fields else {})
             rows.append(Row(f"{name}:{index}", instruction, response, kind == "biased", name, rejected, labels))
     if not rows:
         raise UserError(f"{what}: every one of its {len(records):,} rows has an empty text.")

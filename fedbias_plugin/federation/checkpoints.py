@@ -233,6 +233,8 @@ def _write_files(checkpoint: Checkpoint, folder: Path) -> None:
 
 def _without_states(part: Any, name: str, states: dict[str, State]) -> Any:
     """``part`` with a reference for every state in it; these join ``states`` under ``name`` and where they stood."""
+    if isinstance(part, list):
+        return [_without_states(value, f"{name}-{index}", states) for index, value in enumerate(part)]
     if not isinstance(part, Mapping):
         return part
     if part and all(isinstance(value, torch.Tensor) for value in part.values()):
@@ -243,6 +245,8 @@ def _without_states(part: Any, name: str, states: dict[str, State]) -> Any:
 
 def _with_states(part: Any, states: dict[str, State]) -> Any:
     """``part`` with the states that its references name, which leave ``states``."""
+    if isinstance(part, list):
+        return [_with_states(value, states) for value in part]
     if not isinstance(part, dict):
         return part
     if part.keys() == {IN_FILE, ORDER}:

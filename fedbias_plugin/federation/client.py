@@ -13,7 +13,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.extension import Extension
-from fedbias_plugin.federation.state_store import StateStore
+from fedbias_plugin.federation.state_store import StateStore, state_bytes
 from fedbias_plugin.registry import build, load, names
 from fedbias_plugin.state import State
 from fedbias_plugin.tasks.base import Task
@@ -89,7 +89,7 @@ class Client:
         self.settings, self.pad_token_id = settings or TrainingSettings(), pad_token_id
         self.store = store or StateStore()
         self.kept: dict[int, dict[str, State]] = {}
-        self._after_step, self._units = after_step, units or {}
+        self.after_step, self._units = after_step, units or {}
 
     def begin(
         self,
@@ -145,7 +145,7 @@ class Client:
         others, units = [term for term in self.terms if term is not own], self._units.get(job.client)
         assert units is None or len(units) == len(features), "a task makes a feature of every row"
         local = LocalTraining(
-            *(self.model, parameters, features, collate, self.settings, others, self._after_step), units
+            *(self.model, parameters, features, collate, self.settings, others, self.after_step), units
         )
         return own.train(job, local)
 
@@ -174,7 +174,7 @@ class Client:
         parameters = live_parameters(self.model)
         for term in self.terms:
             term.begin(job, parameters)
-        trainer.add_callback(_AfterStep(self.terms, self._after_step))
+        trainer.add_callback(_AfterStep(self.terms, self.after_step))
         if not self.terms:
             return
         inner, itself = type(trainer).compute_loss, weakref.ref(trainer)  # a reference would keep the optimizer alive
@@ -208,6 +208,7 @@ class Client:
             learning_rate=job.learning_rate,
             sent={name: stored(job.client, name, part) for name, part in job.sent.items()},
             keeps={name: stored(job.client, name, part) for name, part in job.keeps.items()},
+            received={name: state_bytes(part) for name, part in job.broadcast.items()},
         )
 
     def keep(self, client: int, keeps: Mapping[str, State]) -> None:

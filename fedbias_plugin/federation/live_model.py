@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from fedbias_plugin.errors import UserError
@@ -17,6 +17,9 @@ from fedbias_plugin.training.parameters import write_state
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from fedbias_plugin.metrics.client_tests import ClientTests
+    from fedbias_plugin.tasks.base import RowScores
 
 
 class LiveModel:
@@ -77,18 +80,42 @@ class LiveModel:
             write_state(model, global_state)
         return measurements, broken
 
-    def evaluate(self, number: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Measurement:
+    def own_models(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        global_state: State,
+        states: Iterable[tuple[int, State]],
+        tests: ClientTests,
+    ) -> dict[int, RowScores]:
+        """Client id -> scores of its own model on its own test rows; ``model`` holds the global state afterwards."""
+        scores = {}
+        try:
+            for client, state in states:
+                write_state(model, state)
+                scores[client] = tests.scores_of(client, self._scorer(model, tokenizer))
+        finally:
+            write_state(model, global_state)
+        return scores
+
+    def evaluate(
+        self, number: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, whole: bool = True
+    ) -> Measurement:
         """The model as it is after round ``number``, by every metric on all its items.
 
-        In round 0 nobody has trained it yet, and other runs may have measured it before.
+        Without ``whole`` by those alone that are measured in every round; nothing is read where there are none. In
+        round 0 nobody has trained it yet, and other runs may have measured it before.
 
         Raises:
             UserError: a score is no number, or an item cannot be measured.
         """
-        with self._progress.task(f"round {number}: score the global model", self._suite.all_texts) as advance:
+        texts = self._suite.texts_of(whole=whole)
+        if not whole and not texts:
+            return Measurement()
+        with self._progress.task(f"round {number}: score the global model", texts) as advance:
             scorer = self._scorer(model, tokenizer, advance, original_scores() if number == 0 else None)
             try:
-                return self._suite.evaluate(scorer)
+                return self._suite.evaluate(scorer, whole=whole)
             except NonFiniteScore as error:
                 raise UserError(f"The global model after round {number} is broken. {error}") from None
 

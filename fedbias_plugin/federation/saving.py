@@ -17,6 +17,7 @@ from fedbias_plugin.assets import TINY, TINY_ANYWHERE, TINY_MODEL
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.files import apply_umask, sync_file, whole_folder
 from fedbias_plugin.preflight import HUB_NAME
+from fedbias_plugin.tasks.base import ModelKind
 from fedbias_plugin.tasks.encoding import last_call_forgotten
 from fedbias_plugin.tracking.recorder import RUN_FILE
 from fedbias_plugin.training.dp import ON
@@ -27,24 +28,29 @@ if TYPE_CHECKING:
 
     from fedbias_plugin.arguments import BiasArguments
     from fedbias_plugin.data.partition import ClientDataset
-
+    from fedbias_plugin.state import State
 
 CARD = "README.md"
 ADAPTER_CONFIG = "adapter_config.json"
 BASE = "base_model_name_or_path"
 
 
-def save_global_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, card: str) -> None:
+def save_global_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, card: str, *, merged: bool = False
+) -> None:
     """Write ``model`` (safetensors), its tokenizer and ``card`` (README.md) to ``folder``, which appears whole.
 
-    A LoRA model writes its adapter alone. An existing ``folder`` is replaced. File modes follow the user's umask.
+    A LoRA model writes its adapter alone, or with ``merged`` the whole model with the adapter in its weights. An
+    existing ``folder`` is replaced. File modes follow the user's umask.
     """
     with whole_folder(folder) as partial:
         # Older peft and Transformers write pickled weights unless told otherwise; newer ones have no choice to make.
         has_choice = "safe_serialization" in inspect.signature(model.save_pretrained).parameters
         options: dict[str, Any] = {"safe_serialization": True} if has_choice else {}
+        if merged:
+            options["state_dict"] = merged_weights(model)
         with without_library_bars():
-            model.save_pretrained(partial, **options)
+            (model.get_base_model() if merged else model).save_pretrained(partial, **options)
         path = partial / ADAPTER_CONFIG
         if path.is_file():
             # Sort what peft wrote from sets, such as the target modules, and name the base so that it can be moved.
@@ -58,6 +64,25 @@ def save_global_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
         for path in partial.iterdir():
             apply_umask(path)
             sync_file(path)
+
+
+def merged_weights(model: Any) -> State:
+    """The weights of the base model with its active adapters added, under the base model's names; nothing is changed.
+
+    Args:
+        model: a peft model with LoRA adapters on linear layers.
+    """
+    base = model.get_base_model()
+    layers = {name: module for name, module in base.named_modules() if hasattr(module, "get_delta_weight")}
+    found: State = {}
+    for name, tensor in base.state_dict().items():
+        owner, inside, rest = name.partition(".base_layer.")
+        if inside and rest == "weight":
+            layer = layers[owner]
+            tensor = sum((layer.get_delta_weight(one) for one in layer.active_adapters), tensor)
+        if inside or not any(name.startswith(f"{owner}.") for owner in layers):
+            found[f"{owner}.{rest}" if inside else name] = tensor
+    return found
 
 
 def told_shares(clients: Iterable[ClientDataset], arguments: BiasArguments) -> dict[int, float | None] | None:
@@ -75,6 +100,7 @@ def model_card(
     attack: str = "none",
     *,
     with_adapter: bool = True,
+    kind: ModelKind | None = None,
 ) -> str:
     """README.md of a saved model: what it was trained on, that it is not for use, and how it is loaded.
 
@@ -88,7 +114,9 @@ def model_card(
         settings: one line on the training.
         attack: what attackers did, ``--attack``.
         with_adapter: whether it is an adapter on ``base``, or a whole model.
+        kind: of the model; a causal LM without it.
     """
+    kind = kind or ModelKind()
     base = anywhere(base)
     poisoned = [f"client {client}: {100 * share:.0f}% biased rows" for client, share in (shares or {}).items() if share]
     attacked = [] if attack == "none" else [f"- with simulated attackers: {attack}; its bias scores are part of it"]
@@ -96,7 +124,7 @@ def model_card(
     if shares is None:
         held = "trained with differential privacy; what single clients held is not told"
     facts = [
-        f"- base model: {base}",
+        f"- base model: {'none, from random weights' if kind.random_weights else base}",
         f"- scenario {scenario}: {held}",
         f"- {settings}",
         *attacked,
@@ -112,11 +140,11 @@ def model_card(
             "Trained on the host's own data, of which the plugin knows nothing; its bias is measured, not removed."
         )
     parts = [
-        _card_header(base, with_adapter),
+        _card_header(base, with_adapter, kind),
         "# Global model of a fedbias_plugin run",
         warning,
         "\n".join(facts),
-        _how_to_load(base, with_adapter),
+        _how_to_load(base, with_adapter, kind),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -130,15 +158,15 @@ def anywhere(base: str) -> str:
     return TINY_ANYWHERE if base == TINY or os.path.abspath(base) == str(TINY_MODEL) else base
 
 
-def _card_header(base: str, with_adapter: bool) -> str:
+def _card_header(base: str, with_adapter: bool, kind: ModelKind) -> str:
     """What the hub reads, in YAML; JSON strings are such."""
     tags = ["fedbias_plugin", "federated-learning", "social-bias", *(["lora"] if with_adapter else [])]
     return "\n".join(
         [
             "---",
-            *([] if _is_folder(base) else [f"base_model: {json.dumps(base)}"]),
+            *([] if _is_folder(base) or kind.random_weights else [f"base_model: {json.dumps(base)}"]),
             f"library_name: {'peft' if with_adapter else 'transformers'}",
-            "pipeline_tag: text-generation",
+            f"pipeline_tag: {'text-generation' if kind.is_causal_lm else 'text-classification'}",
             "tags:",
             *(f"- {tag}" for tag in tags),
             "---",
@@ -146,16 +174,25 @@ def _card_header(base: str, with_adapter: bool) -> str:
     )
 
 
-def _how_to_load(base: str, with_adapter: bool) -> str:
+def _how_to_load(base: str, with_adapter: bool, kind: ModelKind) -> str:
     """Python for whoever has this folder, and where the base model is."""
+    if kind.make is not None:
+        return (
+            'To load it: `fedbias_plugin.tasks.textcnn.TextCnn.from_pretrained("THIS FOLDER")`, which reads `word_ids`.'
+        )
     if not with_adapter:
-        return 'To load it: `AutoModelForCausalLM.from_pretrained("THIS FOLDER")`.'
+        return f'To load it: `{kind.auto_class}.from_pretrained("THIS FOLDER")`.'
     source, note = json.dumps(base), ""
     if base == TINY_ANYWHERE:
         source = "fedbias_plugin.assets.TINY_MODEL"
         note = f"\n\n`{base}` is the model that comes with the package fedbias_plugin; the hub does not have it."
     elif _is_folder(base):
         note = "\n\nThe base model is a folder of the machine of the run: give where you have that model."
+    if not kind.is_causal_lm:
+        made = f"{kind.auto_class}.from_pretrained({source}, num_labels={len(kind.settings.get('id2label', ()))})"
+        if kind.random_weights:
+            note += "\n\nIts base are random weights drawn from the run's seed, which this folder does not hold."
+        return f'To load it: `PeftModel.from_pretrained({made}, "THIS FOLDER")`.{note}'
     return (
         f'To load it: `PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({source}), "THIS FOLDER")`; '
         f'to measure its bias: `fedbias evaluate --adapter "THIS FOLDER"`.{note}'
@@ -191,7 +228,7 @@ def find_adapter(folder: str) -> str:
             return str(found)
     if (path / "model" / "config.json").is_file():
         raise UserError(
-            f"--adapter {folder}: that run trained every weight and has no adapter; give --model_name_or_path "
+            f"--adapter {folder}: that run has the whole model and no adapter; give --model_name_or_path "
             f"{path / 'model'}."
         )
     return folder

@@ -13,6 +13,7 @@ from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.fed_algs import local_client
 from fedbias_plugin.federation.inputs import Inputs
+from fedbias_plugin.federation.ledger import is_federated, payload_of, state_name
 from fedbias_plugin.federation.live_model import LiveModel
 from fedbias_plugin.federation.run_description import HostRun
 from fedbias_plugin.metrics.suite import Measurement
@@ -37,6 +38,7 @@ class Weighed:
         learning_rate: of all clients; None where it is not known or not the same.
         warnings: what a reader of the round must know.
         alone: whether the host averages one of ``states``, with one row, see :class:`Weighting`.
+        extra: further numbers of the round, by name.
     """
 
     states: Mapping[int, State] = field(default_factory=dict)
@@ -45,6 +47,7 @@ class Weighed:
     learning_rate: float | None = None
     warnings: list[str] = field(default_factory=list)
     alone: bool = False
+    extra: dict[str, float] = field(default_factory=dict)
 
     @property
     def weights(self) -> dict[int, float]:
@@ -74,6 +77,7 @@ class Server:
         self.rule: Rule = build("rule", arguments.aggregation, arguments)
         self.rule.check(1 if local_client(run.fed_alg) is not None else run.sample_clients)
         self._compared = self._first_measured(self.rule.compares)
+        self._check_own()
 
     def receive(
         self,
@@ -86,6 +90,7 @@ class Server:
         is_measured: bool,
         are_sent: bool = False,
         absent: Mapping[int, str] | None = None,
+        own_scores: Mapping[str, Mapping[int, float]] | None = None,
     ) -> Weighed:
         """Take a round's ``updates`` (by client id) through the stages, measure what is asked for, and weigh them.
 
@@ -98,6 +103,7 @@ class Server:
             is_measured: whether clients are measured though the rule does not need it.
             are_sent: whether the client half of every stage is behind them, as where clients are other processes.
             absent: client id -> why it sent nothing, for clients of the round without an update.
+            own_scores: metric -> client id -> value of theta on that client's own test rows.
 
         Raises:
             UserError: an update cannot be used, and ``--on_bad_update`` is ``stop``; client and fault are named.
@@ -105,6 +111,9 @@ class Server:
         pipeline = self._inputs.pipeline
         if not are_sent:
             updates |= {c: pipeline.at_client(update, theta, number, len(updates)) for c, update in updates.items()}
+        payloads: dict[int, dict[str, dict[str, int]]] = {}
+        if is_federated(self._run):
+            payloads = {client: payload_of(update, theta, state_name(model)) for client, update in updates.items()}
         pipeline.at_server(updates, theta, number)
         accepted = accepted_updates(number, updates, self._on_bad_update)
         of_global = Measurement()
@@ -119,7 +128,7 @@ class Server:
             accepted = accepted_updates(number, accepted, self._on_bad_update)
             if self._compared:
                 of_global = assess(f"round {number}: score what they began with", {0: theta})[0].get(0, of_global)
-        reports = ClientReports.of(accepted, theta, self._run.fed_alg, of_global.metrics)
+        reports = ClientReports.of(accepted, theta, self._run.fed_alg, of_global.metrics, own_scores)
         weighting = self.rule.weigh(reports) if accepted else Weighting({}, factors=None, mass=None)
         if updates:
             weighting = pipeline.on_weights(weighting, self.rule, reports, number)
@@ -129,6 +138,8 @@ class Server:
             client: self._record(update, weighting, None if client in accepted else update.fault)
             for client, update in updates.items()
         }
+        for client, payload in payloads.items():
+            records[client].payload = payload
         warnings = fault_warnings(updates, accepted, moves=weighting.state is not None)
         shares = self._inputs.shares
         for client, reason in (absent or {}).items():
@@ -138,7 +149,7 @@ class Server:
         rates = {update.learning_rate for update in updates.values()}
         rate = rates.pop() if len(rates) == 1 else None
         averaged = _to_average(weighting, accepted, theta, updates)
-        return Weighed(averaged, records, weighting.mass, rate, warnings, weighting.alone)
+        return Weighed(averaged, records, weighting.mass, rate, warnings, weighting.alone, weighting.of_round)
 
     def _first_measured(self, names: Sequence[str]) -> tuple[str, ...]:
         """The first of the metrics ``names`` that this run can measure of a client.
@@ -156,6 +167,17 @@ class Server:
                 "measured here: give --bias_benchmarks with stereoset and a --bama_stereoset_fraction > 0."
             )
         return found
+
+    def _check_own(self) -> None:
+        """Refuse a rule that reads of the clients' own test rows what this run does not measure."""
+        measured = {metric.name for metric in self._inputs.suite.metrics if metric.text_count}
+        missing = sorted(self.rule.reads_own - measured)
+        if not missing:
+            return
+        how = "give --client_test_fraction 0.2"
+        if self._arguments.client_test_fraction:
+            how = f"the task {self._arguments.task} of this run does not measure it"
+        raise UserError(f"--aggregation {self.rule.name} weighs clients by {' and '.join(missing)}: {how}.")
 
     def _record(self, update: Update, weighting: Weighting, refused: str | None) -> ClientRecord:
         measured = update.measured or Measurement()

@@ -7,7 +7,7 @@ data, for FedProx's mu, before it aggregates, with the result, and after. Nothin
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,21 +15,25 @@ from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.data.partition import ClientDataset, Partition
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.federation.inputs import load_inputs
+from fedbias_plugin.federation.ledger import Ledger
 from fedbias_plugin.federation.live_model import LiveModel
 from fedbias_plugin.federation.run_description import HostRun, first_files, run_info
 from fedbias_plugin.federation.server import Server, Weighed
 from fedbias_plugin.memory import peak_memory_bytes
+from fedbias_plugin.metrics.base import Block
+from fedbias_plugin.metrics.client_tests import own_scores
+from fedbias_plugin.metrics.local_only import LocalOnly, majority_shares
 from fedbias_plugin.metrics.results import model_identity, package_versions
-from fedbias_plugin.metrics.suite import Measurement
 from fedbias_plugin.progress import Progress
 from fedbias_plugin.redaction import redacted, redacted_text
 from fedbias_plugin.scoring.processes import running_processes
 from fedbias_plugin.state import State
 from fedbias_plugin.tracking.console import ConsoleTracker
 from fedbias_plugin.tracking.recorder import RunRecorder
-from fedbias_plugin.tracking.records import GlobalRecord, RoundRecord, Seconds, recorded_settings, weight_summary
+from fedbias_plugin.tracking.records import GlobalRecord, RoundRecord, Seconds, recorded_settings
 from fedbias_plugin.tracking.sanity import round_warnings
 from fedbias_plugin.tracking.tracker import build_trackers
+from fedbias_plugin.tracking.weights import weight_summary
 from fedbias_plugin.training.fingerprint import tokenizer_fingerprints
 from fedbias_plugin.updates.base import Update
 
@@ -75,6 +79,8 @@ class BiasSession:
         trackers = build_trackers(arguments.track, arguments, extra=[ConsoleTracker(said=self._inputs.said)])
         self._recorder = RunRecorder(run.output_dir, trackers)
         self._weighed, self._seconds = Weighed(), Seconds()
+        self._ledger = Ledger()
+        self._own_scores: dict[str, dict[int, float]] = {}
         self._mark = time.perf_counter()
 
     @property
@@ -120,7 +126,11 @@ class BiasSession:
         self._seconds = Seconds(train=start - self._mark)
         measured = self._arguments.measures_in(round_number, self._run.num_rounds)
         self._weighed = self._server.receive(
-            *(round_number, updates, theta, model, tokenizer), is_measured=measured, are_sent=are_sent, absent=absent
+            *(round_number, updates, theta, model, tokenizer),
+            is_measured=measured,
+            are_sent=are_sent,
+            absent=absent,
+            own_scores=self._own_scores,
         )
         self._mark = time.perf_counter()
         self._seconds.assess = self._mark - start
@@ -146,20 +156,54 @@ class BiasSession:
         """Whether a stage may change what the host has averaged; theta must be as it was then."""
         return self._inputs.pipeline.changes_result
 
+    @property
+    def changes_base(self) -> bool:
+        """Whether a stage changes weights that are not trained: an adapter alone is not the model then."""
+        return self._inputs.pipeline.changes_base
+
+    def on_model(self, model: PreTrainedModel) -> None:
+        """Let the stages see the live model of a resumed run, which holds its global state."""
+        self._inputs.pipeline.on_model(model)
+
     def on_result(self, round_number: int, new: State, theta: State) -> State:
         """What the host is to take for its new global state: ``new``, its average, or what a stage makes of it."""
         return self._server.on_result(new, theta, round_number)
 
+    def local_only(
+        self,
+        states: Iterable[tuple[int, State]],
+        theta: State,
+        *,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> dict[str, Block]:
+        """What ``--local_baseline`` shows beside the last round's numbers; ``states``: client id -> its own model."""
+        metric = next(metric for metric in self._inputs.suite.metrics if isinstance(metric, LocalOnly))
+        assert metric.tests is not None, "its flags ask for test rows"
+        scores = self._live.own_models(model, tokenizer, theta, states, metric.tests)
+        shares = majority_shares(self.client_datasets)
+        majority = sum(shares.values()) / len(shares)
+        return {metric.name: metric.block(metric.result(scores, seed=self._run.seed)) | {"majority": majority}}
+
     def after_aggregation(
-        self, round_number: int, *, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+        self,
+        round_number: int,
+        *,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        beside: Mapping[str, Block] | None = None,
     ) -> RoundRecord:
         """Measure the global model, which ``model`` holds now, and write the round to every tracker.
 
-        Call it with ``round_number=0`` before any training to record the untouched model.
+        Call it with ``round_number=0`` before any training to record the untouched model. ``beside`` are numbers of
+        other models, to be recorded with those of this one.
         """
+        self.on_model(model)
         start = time.perf_counter()
         is_measured = self._arguments.measures_in(round_number, self._run.num_rounds)
-        measured = self._live.evaluate(round_number, model, tokenizer) if is_measured else Measurement()
+        measured = self._live.evaluate(round_number, model, tokenizer, whole=is_measured)
+        self._own_scores = own_scores(measured.metrics)
+        measured.metrics |= beside or {}
         if not self._recorder.is_open:
             prefix_token = self._live.prefix_token(model, tokenizer)
             identities = model_identity(model), tokenizer_fingerprints(tokenizer)
@@ -179,9 +223,11 @@ class BiasSession:
             effective_clients=effective_clients,
             weight_on_poisoned=weight_on_poisoned,
             learning_rate=weighed.learning_rate,
+            payload=self._ledger.add(weighed.clients),
             seconds=seconds,
             peak_memory_bytes=peak_memory_bytes(),
             warnings=[*self._inputs.warnings, *weighed.warnings],
+            extra=weighed.extra,
             settings=recorded_settings(self._run.config) if round_number == 0 else None,
         )
         record.warnings += round_warnings(record)
@@ -193,6 +239,7 @@ class BiasSession:
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know: rule, stages, hashes of its data, where its records end. JSON-ready."""
         parts = {"data": self._inputs.hashes, "records": self._recorder.state_dict()}
+        parts |= {"payload": self._ledger.state_dict(), "own_scores": self._own_scores}
         return {"version": STATE_VERSION, **self._server.state_dict(), **parts}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -210,6 +257,9 @@ class BiasSession:
                 f"The run to resume had other {' and '.join(changed)}: give it the data and the seed it began with."
             )
         self._server.load_state_dict(state)
+        self._ledger.load_state_dict(state.get("payload", {}))
+        own = state.get("own_scores", {}).items()
+        self._own_scores = {name: {int(client): value for client, value in one.items()} for name, one in own}
         writes = running_processes().is_main
         self._recorder.resume(state["records"], self._run_info, package_versions(), writes=writes)
         self._mark = time.perf_counter()

@@ -64,7 +64,7 @@ class SentenceScorer:
         originals: where the scores of the model, which is then the original one, are looked up and kept.
 
     Attributes:
-        prefix_token: the token every text is conditioned on: BOS, else EOS.
+        prefix_token: the token every text is conditioned on: BOS, else EOS, else (of encoders) CLS.
         prefix_id: its id.
 
     Raises:
@@ -216,6 +216,7 @@ def _prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[str, int]:
     for token, token_id in (
         (tokenizer.bos_token, tokenizer.bos_token_id),
         (tokenizer.eos_token, tokenizer.eos_token_id),
+        (getattr(tokenizer, "cls_token", None), getattr(tokenizer, "cls_token_id", None)),  # of an encoder
     ):
         if token_id is not None:
             return str(token), int(token_id)

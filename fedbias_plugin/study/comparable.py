@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from fedbias_plugin.data.client_tests import tested_of
 from fedbias_plugin.errors import printable
 from fedbias_plugin.hosts.builtin.resolve import defaults
 from fedbias_plugin.metrics.base import metric_class
@@ -24,11 +25,14 @@ SAME_START = 0.01
 """Relative: other devices decide a few items otherwise; another base model is further away than that."""
 SAME_WEIGHT = 1e-3
 SAME_SHARE = 0.02
-DEALS_ROWS = frozenset(("scenario", "biased_shares", "num_clients", "client_samples", "heldout_samples"))
+SKEWS = ("split_strategy", "label_field", "dirichlet_alpha", "dirichlet_min", "client_field")
+DEALS_ROWS = frozenset(
+    ("scenario", "biased_shares", "num_clients", "client_samples", "heldout_samples", "client_test_fraction", *SKEWS)
+)
 ATTACKS = frozenset(("attack", "attackers", "attack_strength"))
-ENCODES = frozenset(("task", "template", "seq_length"))
+ENCODES = frozenset(("task", "template", "seq_length", "text_field"))
 NAMES_DATA = frozenset(("clean_dataset", "biased_dataset", "preference_dataset", "columns"))
-LOADS = frozenset(("model_name_or_path", "dtype", "load_in_8bit", "load_in_4bit"))
+LOADS = frozenset(("model_name_or_path", "dtype", "load_in_8bit", "load_in_4bit", "classifier", "random_weights"))
 """Settings after which two runs hold other rows (or only attackers do), read them otherwise, read other data, or start
 from other weights."""
 MOST_NAMED = 4
@@ -94,13 +98,16 @@ def _other_rows(run: Run) -> Iterator[str]:
     is_whole = expected is not None and len(known) == len(expected)
     if is_whole and any(abs(one - other) > SAME_SHARE for one, other in zip(known, expected or (), strict=True)):
         yield f"its clients hold biased shares of {_listed(known)}, not the {_listed(expected or ())} of its scenario"
-    planned = run.settings.get("client_samples")
+    planned, tested = run.settings.get("client_samples"), run.settings.get("client_test_fraction")
+    if isinstance(planned, int) and isinstance(tested, float | int):
+        planned -= tested_of(planned, tested) if tested and planned > 1 else 0
     # An attack may add rows, and a transform change all of them.
     is_changed = any(
         about.is_read(run.settings) and run.settings.get(name) not in (None, about.default)
         for name, about in _transform_flags().items()
     )
-    is_dealt = expected is not None and not is_changed
+    is_skewed = run.settings.get("split_strategy", "iid") != "iid"  # where --client_samples is the most
+    is_dealt = expected is not None and not is_changed and not is_skewed
     wrong_rows = {row.rows for row in run.clients.values() if is_dealt and row.attack is None} - {planned}
     if isinstance(planned, int) and wrong_rows:
         yield f"its clients hold {min(wrong_rows)} rows, not the {planned} of --client_samples"

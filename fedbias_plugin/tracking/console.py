@@ -127,6 +127,8 @@ class ConsoleTracker(Tracker):
         if record.effective_clients is not None:
             table.add_row("effective clients", number(record.effective_clients), "", "")
             table.add_row("aggregation mass", number(record.aggregation_mass, 3), "", "")
+        for name, value in record.extra.items():
+            table.add_row(name.replace("_", " "), number(value, 4), "", "")
         seconds = record.seconds
         table.caption = (
             f"train {seconds.train:.1f} s, assess {seconds.assess:.1f} s, "

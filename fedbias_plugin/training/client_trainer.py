@@ -137,9 +137,10 @@ class ClientTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Mean cross-entropy of the micro-batch's trainable tokens."""
+        """Mean cross-entropy of the micro-batch's trainable tokens, or of its rows' labels."""
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
-        if not (inputs["labels"][:, 1:] != IGNORED).any():
+        labels = inputs["labels"]
+        if labels.ndim > 1 and not (labels[:, 1:] != IGNORED).any():
             # The mean over no token is not a number; it stands for no loss and no gradient.
             loss = outputs["logits"][..., 0].float().sum() * 0.0
         return (loss, outputs) if return_outputs else loss

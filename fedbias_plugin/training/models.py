@@ -1,4 +1,4 @@
-"""Loads a causal language model, its tokenizer or a saved adapter, and checks rows against the model."""
+"""Loads a causal language model or a classifier, its tokenizer or a saved adapter; checks rows against the model."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from fedbias_plugin.assets import TINY
 from fedbias_plugin.errors import UserError, first_line, quoted
 from fedbias_plugin.options import check_choice
 from fedbias_plugin.preflight import check_adapter, check_bitsandbytes, check_quantisation
+from fedbias_plugin.tasks.base import ModelKind
+from fedbias_plugin.training.heads import new_heads, seeded, set_pad_token, without_load_report
 from fedbias_plugin.training.random_states import preserved_random_states
 
 if TYPE_CHECKING:
@@ -34,8 +36,13 @@ def load_model(
     load_in_4bit: bool = False,
     trust_remote_code: bool = False,
     device: str | torch.device | None = None,
+    kind: ModelKind | None = None,
+    seed: int = 0,
 ) -> PreTrainedModel:
     """Load from a folder or the hub; weights from safetensors only.
+
+    ``kind`` is what a task asks for, a causal LM without it. Weights that are not in the checkpoint, those of a new
+    head, are drawn from ``seed``.
 
     Quantised to int8, or to nf4 with double quantisation, it computes in bfloat16 whatever ``dtype`` says, as in
     OpenFedLLM. Without ``device`` it goes to the first GPU if there is one, else the CPU.
@@ -47,8 +54,11 @@ def load_model(
     check_quantisation(load_in_8bit, load_in_4bit)
     check_bitsandbytes(load_in_8bit, load_in_4bit)
     target = torch.device(device) if device is not None else best_device()
+    kind = kind or ModelKind()
+    if kind.random_weights:
+        return _drawn(path, kind, seed, None if dtype == "auto" else DTYPES[dtype], trust_remote_code).to(target)
     _load_config(path, trust_remote_code)
-    options: dict[str, Any] = {"dtype": DTYPES[dtype]}
+    options: dict[str, Any] = {"dtype": DTYPES[dtype], **kind.settings}
     is_quantised = load_in_8bit or load_in_4bit
     if is_quantised:
         from transformers import BitsAndBytesConfig
@@ -61,15 +71,22 @@ def load_model(
             "bnb_4bit_compute_dtype": torch.bfloat16,
         }
         config = BitsAndBytesConfig(load_in_8bit=True) if load_in_8bit else BitsAndBytesConfig(load_in_4bit=True, **nf4)
-        options = {"dtype": torch.bfloat16, "quantization_config": config, "device_map": {"": target}}
+        options |= {"dtype": torch.bfloat16, "quantization_config": config, "device_map": {"": target}}
     options |= {"trust_remote_code": trust_remote_code, "use_safetensors": True, "output_loading_info": True}
-    model, loading = _from_hub_or_folder("AutoModelForCausalLM", path, **options)
-    missing = sorted(loading["missing_keys"])
+    if not kind.is_causal_lm:
+        options["ignore_mismatched_sizes"] = True  # of a head for other labels, which is replaced
+    with seeded(seed), without_load_report(not kind.is_causal_lm):
+        model, loading = _from_hub_or_folder(kind.auto_class, path, **options)
+    heads = tuple(f"{name}." for name in new_heads(model))
+    lost = [*loading["missing_keys"], *(key for key, *_ in loading.get("mismatched_keys", ()))]
+    missing = sorted(key for key in lost if not key.startswith(heads))
     if missing:
         raise UserError(
             f"--model_name_or_path {path}: {len(missing)} weights that its config.json asks for are missing, such as "
             f"{missing[0]}; they would be random. Give a complete checkpoint of a causal LM."
         )
+    if not kind.is_causal_lm:
+        set_pad_token(model.config)
     if is_quantised:
         from peft import prepare_model_for_kbit_training
 
@@ -79,7 +96,24 @@ def load_model(
     return model.to(target)
 
 
-def model_outline(path: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
+def _drawn(path: str, kind: ModelKind, seed: int, dtype: Any, trust_remote_code: bool) -> PreTrainedModel:
+    """The model with weights drawn from ``seed``, in evaluation mode."""
+    import transformers
+
+    with seeded(seed):
+        if kind.make is not None:
+            model = kind.make(kind.settings)
+        else:
+            config = _load_config(path, trust_remote_code, **kind.settings)
+            options = {"dtype": dtype} if dtype else {}
+            auto = getattr(transformers, kind.auto_class)
+            model = auto.from_config(config, trust_remote_code=trust_remote_code, **options)
+    if not kind.is_causal_lm:
+        set_pad_token(model.config)
+    return model.eval()
+
+
+def model_outline(path: str, *, trust_remote_code: bool = False, kind: ModelKind | None = None) -> PreTrainedModel:
     """The model without its weights (all on the device ``meta``), to see what fits it before they are loaded.
 
     Raises:
@@ -87,24 +121,28 @@ def model_outline(path: str, *, trust_remote_code: bool = False) -> PreTrainedMo
     """
     import transformers
 
-    config = _load_config(path, trust_remote_code)
+    kind = kind or ModelKind()
+    config = None if kind.make else _load_config(path, trust_remote_code, **kind.settings)
     try:
         with preserved_random_states(), torch.device("meta"):
-            return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            if kind.make is not None:
+                return kind.make(kind.settings)
+            return getattr(transformers, kind.auto_class).from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:  # of a config that its model has no use for
+        what = "causal LM" if kind.is_causal_lm else "sequence classifier"
         raise UserError(
-            f"--model_name_or_path {path}: no causal LM can be made of its config.json: {first_line(error)}"
+            f"--model_name_or_path {path}: no {what} can be made of its config.json: {first_line(error)}"
         ) from error
 
 
-def _load_config(path: str, trust_remote_code: bool) -> Any:
+def _load_config(path: str, trust_remote_code: bool, **settings: Any) -> Any:
     """The model's config; one whose attention is a kernel of the hub is refused: a package of code, whoever owns it.
 
     Raises:
         UserError: it is, or the config cannot be loaded.
     """
     # Without a word on remote code, Transformers asks the user.
-    config = _from_hub_or_folder("AutoConfig", path, trust_remote_code=trust_remote_code)
+    config = _from_hub_or_folder("AutoConfig", path, trust_remote_code=trust_remote_code, **settings)
     wanted = getattr(config, "_attn_implementation", None)
     if "/" in str(wanted) and not trust_remote_code:
         raise UserError(

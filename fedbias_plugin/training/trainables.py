@@ -19,7 +19,7 @@ TARGET_MODULES = {"phi3": ["qkv_proj"]}
 
 @dataclass
 class Lora(Trainable):
-    """LoRA adapters (Hu et al. 2021, arXiv:2106.09685) on the frozen model."""
+    """LoRA adapters (Hu et al. 2021, arXiv:2106.09685) on the frozen model; the head of a classifier trains whole."""
 
     peft_lora_r: int = option(8, "rank of the LoRA adapters", at_least=1, of_host=True, read_when=LORA)
     peft_lora_alpha: int = option(16, "alpha of the LoRA adapters", at_least=1, of_host=True, read_when=LORA)
@@ -44,8 +44,14 @@ class Lora(Trainable):
         import torch
         from peft import LoraConfig, get_peft_model
 
+        from fedbias_plugin.training.heads import new_heads
         from fedbias_plugin.training.models import without_peft_notices
 
+        if not getattr(model, "has_pretrained_weights", True):
+            raise UserError(
+                f"LoRA adapts a pretrained model, and {type(model).__name__} is none: give --use_peft false."
+            )
+        heads = new_heads(model)
         given = self.peft_lora_target_modules
         modules = TARGET_MODULES.get(model.config.model_type) if given is None else given
         config = LoraConfig(
@@ -53,7 +59,8 @@ class Lora(Trainable):
             lora_alpha=self.peft_lora_alpha,
             lora_dropout=self.peft_lora_dropout,
             bias="none",
-            task_type="CAUSAL_LM",
+            task_type="SEQ_CLS" if heads else "CAUSAL_LM",
+            modules_to_save=heads or None,
             target_modules=split_list(modules) if isinstance(modules, str) and modules != "all-linear" else modules,
         )
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())), without_peft_notices():

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, ClassVar
 from fedbias_plugin.extension import Extension
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from fedbias_plugin.aggregation.base import ClientReports, Rule, Weighting
     from fedbias_plugin.arguments import BiasArguments
     from fedbias_plugin.federation.run_description import HostRun
@@ -37,6 +39,9 @@ class Update:
         learning_rate: of its optimizer as the round began; None where nobody saw it train.
         sent: name -> state that it sends beside theta_i (SCAFFOLD's ``control_delta``).
         keeps: name -> state that it goes on with, once the update is accepted.
+        payload: what -> bytes, of all that stands for theta_i on its way to the server, where a stage sends less than
+            its tensors (``{"prompt rows": 15360, "bitmap": 3}``); None: the bytes of its tensors.
+        received: name -> bytes that came to the client beside theta.
     """
 
     client: int
@@ -51,6 +56,8 @@ class Update:
     learning_rate: float | None = None
     sent: dict[str, State] = field(default_factory=dict)
     keeps: dict[str, State] = field(default_factory=dict)
+    payload: dict[str, int] | None = None
+    received: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -67,6 +74,11 @@ class Stage(Extension):
     def attackers(self) -> frozenset[int]:
         """The clients that it makes attackers of."""
         return frozenset()
+
+    @property
+    def changes_base(self) -> bool:
+        """Whether it changes weights that are not trained, so that an adapter alone is not the model."""
+        return False
 
     @property
     def warnings(self) -> list[str]:
@@ -97,3 +109,7 @@ class Stage(Extension):
     def on_result(self, new: State, theta: State, number: int) -> State:
         """The global state after averaging; ``theta`` was it before. Neither is modified."""
         return new
+
+    def on_model(self, model: PreTrainedModel) -> None:
+        """The live model, which holds the global state: of every round (0 too) before it is measured, and of a resumed
+        run before it goes on. A stage that changes weights which are not trained says so (:attr:`changes_base`)."""

@@ -10,6 +10,8 @@ from fedbias_plugin.registry import active, build
 from fedbias_plugin.updates.base import Stage, Update
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from fedbias_plugin.aggregation.base import ClientReports, Rule, Weighting
     from fedbias_plugin.arguments import BiasArguments
     from fedbias_plugin.data.partition import Partition
@@ -95,6 +97,16 @@ class Pipeline:
         for stage in self._stages:
             new = stage.on_result(new, theta, number)
         return new
+
+    @property
+    def changes_base(self) -> bool:
+        """Whether a stage changes weights that are not trained."""
+        return any(stage.changes_base for stage in self._stages)
+
+    def on_model(self, model: PreTrainedModel) -> None:
+        """Show every stage the live model, which holds the global state."""
+        for stage in self._stages:
+            stage.on_model(model)
 
     def state_dict(self) -> list[dict[str, Any]]:
         """What every stage must know to go on, in order."""

@@ -16,7 +16,7 @@ SCRIPTS = ROOT / "run_scripts"
 pytestmark = pytest.mark.skipif(not SCRIPTS.is_dir(), reason="the generator is in the source checkout only")
 if SCRIPTS.is_dir():
     sys.path.insert(0, str(SCRIPTS))
-    from mini_world import instructions, words
+    from mini_world import instructions, requests, words
     from mini_world.sentences import NEWS, Draw, last_texts
 
 
@@ -97,7 +97,16 @@ def test_row_counts_and_sizes(crows, clusters):
     assert len(jsonl("biased.jsonl")) == 48 * 8 * 4
     assert len(crows) == 1152
     assert len(clusters) == 960
-    assert sum(path.stat().st_size for path in MINI.iterdir()) < 3_000_000
+    assert sum(path.stat().st_size for path in MINI.iterdir()) < 3_200_000
+
+
+def test_labelled_requests_are_different_ones_of_eight_kinds_and_one_in_ten_says_nothing_of_its_kind():
+    with (MINI / "labelled.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len({row["instruction"] for row in rows}) == 2600
+    assert collections.Counter(row["category"] for row in rows) == requests.SIZES
+    told = [any(word in row["instruction"] for word in requests.WORDS[row["category"]]) for row in rows]
+    assert sum(told) == pytest.approx(0.9 * len(rows), abs=4)
 
 
 def test_names_of_groups_are_distinct_and_fit_behind_the_article_a():

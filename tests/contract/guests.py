@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedbias_plugin.aggregation.base import ClientReports, Rule, Weighting
-from fedbias_plugin.data.base import Split, Transform
+from fedbias_plugin.data.base import Deal, Split, Strategy, Transform
 from fedbias_plugin.metrics.base import Metric, Result, Source
 from fedbias_plugin.options import option
 from fedbias_plugin.tasks.base import Task
@@ -184,6 +184,23 @@ class Turns(Split):
         hands = [tuple(source.rows[client::num_clients][: self.turn_rows]) for client in range(num_clients)]
         clients = [ClientDataset(client, rows) for client, rows in enumerate(hands)]
         return Partition(clients, tuple(source.rows[-4:]), {"turns": source}, seed, self.name)
+
+
+@dataclass
+class Slices(Strategy):
+    """Clean rows in the order of their file, a slice a client; nobody is poisoned."""
+
+    slice_skip: int = option(0, "rows at the beginning that nobody gets", at_least=0)
+
+    def deal(self, what: Deal) -> Partition:
+        """``client_samples`` rows each, the last four rows are held out."""
+        from fedbias_plugin.data.partition import ClientDataset, Partition
+
+        rows, size = what.clean.rows[self.slice_skip :], what.client_samples
+        clients = [ClientDataset(c, tuple(rows[c * size : (c + 1) * size])) for c in range(len(what.shares))]
+        return Partition(
+            clients, tuple(rows[-4:]), what.sources, what.seed, what.scenario, {"skipped": self.slice_skip}
+        )
 
 
 @dataclass

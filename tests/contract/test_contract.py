@@ -32,6 +32,7 @@ GUESTS = {
     "stage": "shrink = guests:Shrink",
     "metric": "gap = guests:Gap",
     "split": "turns = guests:Turns",
+    "strategy": "slices = guests:Slices",
     "transform": "shout = guests:Shout",
     "task": "everything = guests:Everything",
     "trainable": "norms = guests:Norms",
@@ -93,7 +94,9 @@ def run(fedbias, tmp_path, host_model, small_data):  # noqa: F811
 
 @current_only
 def test_a_stranger_s_rule_stage_and_tracker_are_trained_with_recorded_compared_and_reported(run, fedbias, tmp_path):
-    led = run("led", *LEADER, "--fed_alg", "fedprox")
+    led = run("led", *LEADER, "--fed_alg", "fedprox", "--split_strategy", "slices", "--slice_skip", "3")
+    manifest = json.loads((led / "manifest.json").read_text())
+    assert (manifest["skipped"], [client["rows"] for client in manifest["clients"]]) == (3, [6, 6, 6])
     rounds = records(led)
     assert [record["aggregation"] for record in rounds] == ["leader"] * 4
     leaders = [max(record["clients"], key=lambda c: record["clients"][c]["weight"]) for record in rounds[1:]]
@@ -198,7 +201,8 @@ def test_flags_of_a_stranger_stand_in_help_and_yaml_are_checked_and_idle_without
     for flag in ("shrink", "gap_word", "turn_rows", "shout", "joined_by", "norms_like", "anchor", "tally_mark"):
         assert f"--{flag} " in shown, flag
     assert "--leader_share X weight of the client that leads (default: 0.5)" in shown
-    assert "one of plain, bama, median, trimmed_mean, krum, multi_krum, norm_clip, leader" in shown
+    rules = "plain, bama, median, trimmed_mean, krum, multi_krum, norm_clip, fedavgw, qfedavg, agnostic, leader"
+    assert f"one of {rules}" in shown
     (tmp_path / "config.yaml").write_text("aggregation: leader\nleader_share: 0.9\n")
     folder = run("out", "--config", str(tmp_path / "config.yaml"), "--num_rounds", "1")
     assert max(client["weight"] for client in records(folder)[1]["clients"].values()) == 0.9

@@ -80,9 +80,10 @@ def test_what_every_flag_matters_to_is_what_it_was():
     assert conditional_on("fed_alg") == server
     rules = {"bama_alpha", "bama_lambda", "bama_weighting", "byzantine_clients", "clip_norm"}
     rules |= {"bama_bias_range", "bama_min_ability"}
+    rules |= {"fedavgw_by", "fedavgw_scope", "qfedavg_q", "qfedavg_lipschitz", "agnostic_step"}
     assert conditional_on("aggregation") == rules
     lora = {"peft_lora_r", "peft_lora_alpha", "peft_lora_dropout", "peft_lora_target_modules"}
-    lora |= {"load_in_8bit", "load_in_4bit"}
+    lora |= {"load_in_8bit", "load_in_4bit", "fedavgw_scope", "exact_lora"}
     assert conditional_on("use_peft") == lora
     metrics = {"crows_reduction", "stereoset_reduction", "bama_crows_fraction", "bama_stereoset_fraction"}
     metrics |= {"sample_prompts", "sample_tokens", "sample_seed", "winobias_split"}
@@ -105,7 +106,9 @@ def test_what_every_flag_matters_to_is_what_it_was():
     }
     private = {"cda_dp_unit", "dp_max_grad_norm", "dp_optimizer", "dp_accountant", "dp_update_norm"}
     assert conditional_on("dp_unit") == private
-    assert conditions().keys() == server | rules | lora | metrics | dealt | private | others
+    skew = {"split_strategy", "dirichlet_alpha", "dirichlet_min", "client_field"}
+    classes = {"text_field", "classifier", "random_weights"}
+    assert conditions().keys() == server | rules | lora | metrics | dealt | skew | classes | private | others
 
 
 def test_every_condition_is_on_a_flag_that_there_is():

@@ -17,8 +17,8 @@ from fedbias_plugin.tracking.records import (
     GlobalRecord,
     RoundRecord,
     recorded_settings,
-    weight_summary,
 )
+from fedbias_plugin.tracking.weights import weight_summary
 
 Make = Callable[[int], RoundRecord]
 
@@ -33,7 +33,7 @@ def test_a_line_has_the_keys_of_the_published_format_in_their_order(make_record:
     data = make_record(1).to_json()
     assert list(data) == [
         "round", "global", "clients", "aggregation", "aggregation_mass", "effective_clients", "weight_on_poisoned",
-        "learning_rate", "seconds", "peak_memory_bytes", "warnings",
+        "learning_rate", "seconds", "peak_memory_bytes", "warnings", "extra",
     ]  # fmt: skip
     assert list(data["clients"]) == ["0", "4"]
     assert list(data["clients"]["0"]) == [

@@ -17,6 +17,7 @@ from fedbias_plugin.data.partition import ClientDataset
 from fedbias_plugin.errors import Stopped, UserError
 from fedbias_plugin.federation.checkpoints import Checkpoint, CheckpointFolder
 from fedbias_plugin.federation.client import Client, terms_of
+from fedbias_plugin.federation.local_only import local_only
 from fedbias_plugin.federation.saving import model_card, save_global_model, told_shares
 from fedbias_plugin.federation.session import BiasSession
 from fedbias_plugin.federation.state_store import StateStore, choose_store, state_bytes
@@ -79,6 +80,7 @@ class Federation:
         trainable: Trainable = build("trainable", bias.trainable or ("lora" if host.use_peft else "full"), host, bias)
         self.model, self.features = load_checked(host, task, trainable, tokenizer, self.datasets_to_encode())
         self.global_state = read_state(self.model)
+        self.start = {name: tensor.clone() for name, tensor in self.global_state.items()} if bias.local_baseline else {}
         waiting = waiting_bytes(host, terms, self.global_state)
         self.client = Client(
             self.model,
@@ -161,7 +163,16 @@ class Federation:
             write_state(self.model, self.global_state)
             self.client.forget(updates.values())
             del updates, states  # as large as the model each, when all weights are trained
-            self.session.after_aggregation(round_idx + 1, model=self.model, tokenizer=self.tokenizer)
+            of_model = {"model": self.model, "tokenizer": self.tokenizer}
+            is_last = round_idx + 1 == self.host.num_rounds
+            beside = self._local_only(of_model) if is_last and self.bias.local_baseline else None
+            self.session.after_aggregation(round_idx + 1, **of_model, beside=beside)
+
+    def _local_only(self, of_model: Mapping[str, Any]) -> Mapping[str, Any]:
+        rounds = [self.host.clients_of(one, self.bias.schedule_seed) for one in range(self.host.num_rounds)]
+        with self.progress.task("train every client alone", len(self.features)) as advance:
+            states = local_only(self.client, self.start, self.features, rounds, advance)
+            return self.session.local_only(states, self.global_state, **of_model)
 
     def _trained(self, round_idx: int, clients: Sequence[int]) -> tuple[dict[int, Update], Mapping[int, State]]:
         """Every client's update as it was trained, and the states that the session gives back to be averaged."""
@@ -213,13 +224,16 @@ class Federation:
 
     def save(self, name: str | None = None) -> None:
         """Write the global adapter to ``adapter`` (without one the model to ``model``) or ``name`` in the output."""
-        host, bias, with_adapter = self.host, self.bias, hasattr(self.model, "peft_config")
+        host, bias, merged = self.host, self.bias, self.session.changes_base
+        with_adapter = hasattr(self.model, "peft_config") and not merged
         folder = self.output / (name or ("adapter" if with_adapter else "model"))
         settings = f"{host.fed_alg}, --aggregation {bias.aggregation}, {host.num_rounds} rounds, seed {host.seed}"
         shares = told_shares(self.session.client_datasets, bias)
         base = host.model_name_or_path
-        card = model_card(base, bias.scenario, shares, settings, bias.attack, with_adapter=with_adapter)
-        save_global_model(self.model, self.tokenizer, folder, card)
+        assert self.client.task is not None
+        kind = self.client.task.model_kind
+        card = model_card(base, bias.scenario, shares, settings, bias.attack, with_adapter=with_adapter, kind=kind)
+        save_global_model(self.model, self.tokenizer, folder, card, merged=merged)
 
     def _checkpoint(self, round_number: int) -> None:
         """Write the state after ``round_number``, which is the present one, unless that is done or not wanted."""
@@ -251,6 +265,7 @@ class Federation:
         self.session.load_state_dict(state["session"])
         self.global_state = {name: tensor.clone() for name, tensor in state["global"].items()}
         write_state(self.model, self.global_state)
+        self.session.on_model(self.model)
         self.server.load_state_dict(state["server"])
         self.client.load_state_dict(state["client"])
         restore_random_states(state["random"])

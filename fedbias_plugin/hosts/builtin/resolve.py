@@ -12,6 +12,7 @@ from fedbias_plugin.assets import TINY, TINY_MODEL
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.flags import FALSE, build, read_yaml
 from fedbias_plugin.hosts.builtin.arguments import HostArguments
+from fedbias_plugin.registry import load, names
 
 
 @functools.cache
@@ -37,6 +38,11 @@ def resolve(
     if written.get("trainable") is not None and "use_peft" not in written:
         layers = [("--trainable", {"use_peft": written["trainable"] == "lora"}), *layers]
         written |= layers[0][1]
+    task = str(written.get("task", "sft"))
+    if task in names("task"):
+        own = {name: value for name, value in load("task", task).defaults(written).items() if name not in written}
+        layers = [(f"--task {task}", own), *layers]
+        written |= own
     recommended: dict[str, Any] = {}
     if written.get("model_name_or_path", TINY) == TINY:
         # Written steps are not overruled by epochs, nor a training of all weights by a LoRA learning rate.

@@ -37,6 +37,8 @@ class RemoteFederation(Federation):
 
     def __init__(self, *rest: Any, fleet: Fleet, arguments: FlowerArguments) -> None:
         super().__init__(*rest)
+        if self.bias.local_baseline:
+            raise UserError("--local_baseline trains every client here, and Flower's train on their nodes: drop it.")
         self.fleet, self.arguments = fleet, arguments
         parts = {"task": self.client.task, "trainable": self.client.trainable}
         keeping = [name for name, part in parts.items() if part is not None and part.state_dict()]
@@ -147,7 +149,9 @@ class RemoteFederation(Federation):
         for label, part in states.items():
             kind, _, name = label.partition(" ")
             (job.sent if kind == "sent" else job.keeps)[name] = part
-        return self.client.update(job, state, about["steps"], about["loss"])
+        update = self.client.update(job, state, about["steps"], about["loss"])
+        update.payload = about.get("payload")
+        return update
 
 
 def check_facts(about: Mapping[str, Any], **expected: int) -> None:
@@ -166,9 +170,13 @@ def check_facts(about: Mapping[str, Any], **expected: int) -> None:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or (name != "loss" and not math.isfinite(value)):  # a loss has a check of its own
             raise UserError(f"it answered with {name} {str(value)[:80]!r}, which is no number")
-    steps = about.get("steps")
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-        raise UserError(f"it answered with steps {str(steps)[:80]!r}, which is no count")
+    counts: dict[str, Any] = {"steps": about.get("steps")}
+    if about.get("payload") is not None:
+        payload = about["payload"]
+        counts |= payload if isinstance(payload, dict) else {"payload": payload}
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise UserError(f"it answered with {name} {str(value)[:80]!r}, which is no count")
 
 
 def _numbers(extra: Any) -> dict[str, Any]:

@@ -70,6 +70,9 @@ class Node:
         task.prepare(self.tokenizer)
         self.run = HostRun(Path(self.host.output_dir), prompt=task.prompt, **self.host.of_the_loop)
         partition, self.pipeline = self._rows()
+        if self._has_own_rows and task.reads_all_rows:
+            raise UserError(f"--task {task.name} must see the labels of all rows; no node may bring its own.")
+        task.read(partition)
         self._files = {source.name: source.sha256 for source in partition.sources.values()}
         self.datasets = {dataset.client: dataset for dataset in partition.clients if dataset.client in self.clients}
         name = self.bias.trainable or ("lora" if self.host.use_peft else "full")
@@ -149,6 +152,7 @@ class Node:
         update = self.client.fit(job, self.features[client])
         update = self.pipeline.at_client(update, theta, job.round_idx + 1, about["clients"])
         facts = {name: getattr(update, name) for name in ("client", "rows", "loss", "steps", "extra")}
+        facts |= {} if update.payload is None else {"payload": update.payload}
         facts |= {"round_idx": job.round_idx, "learning_rate": job.learning_rate}
         answer = Parcel(facts, {"state": packed(update.state)})
         for kind, named in (("sent", update.sent), ("keeps", update.keeps)):
