@@ -30,3 +30,9 @@ def payload_numbers(found: Mapping[str, Any]) -> dict[str, float]:
     numbers |= {f"payload/{side}/{what}": size for side, own in sides.items() for what, size in own.items()}
     totals = {f"payload/{key}": found[key] for key in TOTALS if key in found}
     return numbers | totals | ({"payload/total": sum(totals.values())} if totals else {})
+
+
+def has_curve(found: Mapping[str, Any], name: str) -> bool:
+    """Whether a number of :func:`payload_numbers` is a curve of its own: not the sum of others, nor one kind alone."""
+    _, side, *what = name.split("/")
+    return side != "total" and (not what or len(found[side]) > 1)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from fedbias_plugin.metrics.base import metric_class
 from fedbias_plugin.tracking.numbers import best_round, finite, last_measured, measures, run_measures
+from fedbias_plugin.tracking.payload import has_curve, payload_numbers
 from fedbias_plugin.tracking.records import ClientRecord, RoundRecord
 
 SECTIONS = {
@@ -62,7 +63,8 @@ def highlights(rounds: Sequence[RoundRecord]) -> dict[str, float]:
 
 def _curves(record: RoundRecord, found: Iterable[str]) -> dict[str, str]:
     """Measure -> curve, of the global model and the round; ``found`` are the round's measures."""
-    curves = {name: curve(name) for name in found if name.split("/")[0] in SECTIONS}
+    known = {name for name in payload_numbers(record.payload) if not has_curve(record.payload, name)}
+    curves = {name: curve(name) for name in found if name.split("/")[0] in SECTIONS and name not in known}
     for name, block in record.global_.metrics.items():
         curves |= {measure: curve(measure, block.get("ideal")) for measure in metric_measures(name)}
     return curves

@@ -221,6 +221,7 @@ def _sections(wr: Any, entity: str) -> dict[str, list[Any]]:
         "Time and memory": [
             wr.LinePlot(title="Seconds of a round by phase", x="round", y=phases, plot_type="stacked-area"),
             lines("Peak memory, MiB", curve("peak_memory_mib")),
+            lines("Bytes of a round, by definition", curve("payload/sent"), curve("payload/received")),
             lines("Bytes since the beginning", curve("payload/sent_total"), curve("payload/received_total")),
             lines("Warnings", "run/warnings"),
         ],

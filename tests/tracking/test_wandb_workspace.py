@@ -21,6 +21,7 @@ from fedbias_plugin.tracking.wandb_workspace import HEAT_MAP_SPEC, build_workspa
 pytest.importorskip("wandb_workspaces", reason="the package wandb-workspaces is not installed")
 
 Make = Callable[[int], RoundRecord]
+OF_CLIENTS = ("client_loss", "client_accuracy")
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,10 @@ def logged(make_record: Make) -> set[str]:
     rounds = [make_record(number) for number in range(3)]
     for record in rounds:
         record.global_.metrics["rouge_l"] = {"value": 25.0, "ideal": None, "f1": 25.0, "n": 4, "max_new_tokens": 128}
+        for name in OF_CLIENTS:
+            record.global_.metrics[name] = {"value": 0.5, "clients": {"0": {"value": 0.4}, "4": {"value": 0.6}}}
+        sides = {"sent": {"adapter": 8}, "received": {"adapter": 8}}
+        record.payload = {**sides, "sent_total": 8, "received_total": 8} if record.clients else {}
     return {*series(rounds[-1]), *highlights(rounds)}
 
 
@@ -77,17 +82,17 @@ def test_every_curve_column_and_bar_is_a_key_that_runs_log(workspace: Any, logge
     columns = workspace.runset_settings.pinned_columns
     named |= {column.removeprefix("summary:") for column in columns if column.startswith("summary:")}
     assert len(named) > 20
-    gender = [metric_class(name) for name in names("metric") if metric_class(name).section]
-    assert len(gender) == 8
-    of_gender = {
-        f"bias/{metric.name}" + ("" if key == "value" else f"_{key}")
-        for metric in gender
+    sections = [metric_class(name) for name in names("metric") if metric_class(name).section]
+    assert len(sections) == 8 + len(OF_CLIENTS)
+    of_sections = {
+        f"{'bias' if metric.ideal is not None else 'eval'}/{metric.name}" + ("" if key == "value" else f"_{key}")
+        for metric in sections
         for _, keys in metric.panels
         for key in keys
     }
-    assert of_gender <= named
-    assert named <= logged | of_gender
-    assert len(patterns) == 4
+    assert of_sections <= named
+    assert named <= logged | of_sections
+    assert len(patterns) == 4 + len(OF_CLIENTS)
     for pattern in patterns:
         assert [key for key in logged if re.fullmatch(pattern, key)], pattern
 
