@@ -13,7 +13,9 @@ from fedbias_plugin.errors import UserError
 
 def dealt(*counts):
     clients = [
-        ClientDataset(client, tuple(Row(f"s:{client}-{n}", "Say", f"His sister is {n}.", False, "s") for n in range(count)))
+        ClientDataset(
+            client, tuple(Row(f"s:{client}-{n}", "Say", f"His sister is {n}.", False, "s") for n in range(count))
+        )
         for client, count in enumerate(counts)
     ]
     return Partition(clients, (), {}, 7)

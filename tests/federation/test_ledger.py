@@ -47,7 +47,9 @@ def test_a_ledger_adds_up_rounds_and_goes_on_after_a_resume():
     assert resumed.state_dict() == {"sent": 30, "received": 120}
 
 
-@pytest.mark.parametrize(("clients", "fed_alg", "counts"), [(3, "fedavg", True), (1, "fedavg", False), (3, "local1", False)])
+@pytest.mark.parametrize(
+    ("clients", "fed_alg", "counts"), [(3, "fedavg", True), (1, "fedavg", False), (3, "local1", False)]
+)
 def test_nothing_travels_where_one_trains_alone(clients, fed_alg, counts):
     assert is_federated(SimpleNamespace(num_clients=clients, fed_alg=fed_alg)) is counts
     assert state_name(SimpleNamespace()) == "model"
@@ -56,7 +58,10 @@ def test_nothing_travels_where_one_trains_alone(clients, fed_alg, counts):
 def test_records_keep_the_bytes_and_say_nothing_where_nothing_travelled():
     client = ClientRecord(0.0, 4, payload={"sent": {"prompt rows": 8, "bitmap": 1}, "received": {"adapter": 9}})
     own = Ledger().add({0: client})
-    records = [RoundRecord(0, GlobalRecord()), *(RoundRecord(n, GlobalRecord(), {0: client}, payload=own) for n in (1, 2))]
+    records = [
+        RoundRecord(0, GlobalRecord()),
+        *(RoundRecord(n, GlobalRecord(), {0: client}, payload=own) for n in (1, 2)),
+    ]
     assert [RoundRecord.from_json(one.to_json()) for one in records] == records
     assert "payload" not in records[0].to_json()
     numbers = {(row["client"], row["metric"]): row["value"] for row in record_numbers(records[1])}

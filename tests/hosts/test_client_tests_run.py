@@ -61,12 +61,12 @@ def test_the_global_model_is_measured_on_every_client_and_a_resumed_run_goes_on_
 
 
 def _check_bytes(records):
-    """SCAFFOLD sends and receives a control variate as large as the adapter."""
+    """SCAFFOLD sends and receives a control variate as large as the adapter; before the first round c is zero."""
     size = records[1].clients[0].payload["sent"]["adapter"]
     assert size > 0
     for row in records[1].clients.values():
-        assert row.payload["sent"] == {"adapter": size, "control_delta": size}
-        assert row.payload["received"] == {"adapter": size, "control_variate": size}
+        assert row.payload == {"sent": {"adapter": size, "control_delta": size}, "received": {"adapter": size}}
+    assert records[2].clients[1].payload["received"] == {"adapter": size, "control_variate": size}
     assert [record.payload.get("sent_total", 0) for record in records] == [0, 6 * size, 12 * size]
 
 

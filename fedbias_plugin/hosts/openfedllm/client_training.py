@@ -243,14 +243,15 @@ class ControlVariates:
         if hasattr(type(trainer), "get_auxiliary_param"):
             wrap_method(trainer, "get_auxiliary_param", get_auxiliary_param)
 
-    def count(self, update: Update, model: Any) -> None:
+    def count(self, update: Update, model: Any, round_idx: int) -> None:
         """Add to what the ledger knows of ``update`` the control variates, which the script moves itself.
 
-        c comes and the change of c_i goes, each of the shape of theta_i.
+        c comes and the change of c_i goes, each of the shape of theta_i; c is zero before the first round (from 0), and
+        need not come.
         """
         size = state_bytes(update.state)
         update.payload = {state_name(model): size, "control_delta": size}
-        update.received = {"control_variate": size}
+        update.received = {"control_variate": size} if round_idx else {}
 
     def take_back(self, client: int) -> None:
         """The client's update was refused: it keeps the c_i that it trained with."""
