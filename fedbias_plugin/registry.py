@@ -32,6 +32,7 @@ EXTENSIONS: dict[str, dict[str, str]] = {
         "krum": "fedbias_plugin.aggregation.krum:Krum",
         "multi_krum": "fedbias_plugin.aggregation.krum:MultiKrum",
         "norm_clip": "fedbias_plugin.aggregation.norm_clip:NormClip",
+        "fedpsf": "fedbias_plugin.aggregation.fedpsf:FedPsf",
     },
     "attack": {
         "sign_flip": "fedbias_plugin.updates.attacks:SignFlip",
@@ -43,6 +44,7 @@ EXTENSIONS: dict[str, dict[str, str]] = {
         "checks": "fedbias_plugin.updates.checks:Checks",
         "client_dp": "fedbias_plugin.updates.client_dp:ClientDp",
         "dp_maximum": "fedbias_plugin.updates.dp_maximum:DpMaximum",
+        "psm": "fedbias_plugin.updates.psm:Psm",
     },
     "metric": {
         "crows_pairs": "fedbias_plugin.metrics.crows_pairs:CrowsPairs",
@@ -76,6 +78,7 @@ EXTENSIONS: dict[str, dict[str, str]] = {
     "trainable": {
         "lora": "fedbias_plugin.training.trainables:Lora",
         "full": "fedbias_plugin.training.trainables:Full",
+        "soft_prompt": "fedbias_plugin.training.soft_prompt:SoftPrompt",
     },
     "term": {
         "prox": "fedbias_plugin.training.terms:Prox",

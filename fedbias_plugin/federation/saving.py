@@ -75,6 +75,7 @@ def model_card(
     attack: str = "none",
     *,
     with_adapter: bool = True,
+    method: str = "lora",
 ) -> str:
     """README.md of a saved model: what it was trained on, that it is not for use, and how it is loaded.
 
@@ -88,6 +89,7 @@ def model_card(
         settings: one line on the training.
         attack: what attackers did, ``--attack``.
         with_adapter: whether it is an adapter on ``base``, or a whole model.
+        method: the trainable that made the adapter.
     """
     base = anywhere(base)
     poisoned = [f"client {client}: {100 * share:.0f}% biased rows" for client, share in (shares or {}).items() if share]
@@ -112,7 +114,7 @@ def model_card(
             "Trained on the host's own data, of which the plugin knows nothing; its bias is measured, not removed."
         )
     parts = [
-        _card_header(base, with_adapter),
+        _card_header(base, method if with_adapter else None),
         "# Global model of a fedbias_plugin run",
         warning,
         "\n".join(facts),
@@ -130,14 +132,14 @@ def anywhere(base: str) -> str:
     return TINY_ANYWHERE if base == TINY or os.path.abspath(base) == str(TINY_MODEL) else base
 
 
-def _card_header(base: str, with_adapter: bool) -> str:
+def _card_header(base: str, method: str | None) -> str:
     """What the hub reads, in YAML; JSON strings are such."""
-    tags = ["fedbias_plugin", "federated-learning", "social-bias", *(["lora"] if with_adapter else [])]
+    tags = ["fedbias_plugin", "federated-learning", "social-bias", *([method.replace("_", "-")] if method else [])]
     return "\n".join(
         [
             "---",
             *([] if _is_folder(base) else [f"base_model: {json.dumps(base)}"]),
-            f"library_name: {'peft' if with_adapter else 'transformers'}",
+            f"library_name: {'peft' if method else 'transformers'}",
             "pipeline_tag: text-generation",
             "tags:",
             *(f"- {tag}" for tag in tags),

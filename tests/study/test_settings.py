@@ -79,11 +79,17 @@ def test_what_every_flag_matters_to_is_what_it_was():
     server = {"prox_mu", "fedopt_tau", "fedopt_eta", "fedopt_v0", "fedopt_beta1", "fedopt_beta2", "fedopt_variant"}
     assert conditional_on("fed_alg") == server
     rules = {"bama_alpha", "bama_lambda", "bama_weighting", "byzantine_clients", "clip_norm"}
-    rules |= {"bama_bias_range", "bama_min_ability"}
+    rules |= {"bama_bias_range", "bama_min_ability", "fedpsf_modules"}
+    modules = {"psm_tau", "psm_rho", "psm_unit", "psm_residual", "dwm_gamma", "dwm_beta", "dwm_kappa"}
+    modules |= {"abm_temperature", "abm_eta"}
+    assert conditional_on("fedpsf_modules") == modules
+    rules |= modules
     assert conditional_on("aggregation") == rules
     lora = {"peft_lora_r", "peft_lora_alpha", "peft_lora_dropout", "peft_lora_target_modules"}
     lora |= {"load_in_8bit", "load_in_4bit"}
     assert conditional_on("use_peft") == lora
+    prompt = {"num_virtual_tokens", "soft_prompt_init"}
+    assert conditional_on("trainable") == prompt | {name for name in lora if name.startswith("peft_")}
     metrics = {"crows_reduction", "stereoset_reduction", "bama_crows_fraction", "bama_stereoset_fraction"}
     metrics |= {"sample_prompts", "sample_tokens", "sample_seed", "winobias_split"}
     metrics |= {"gender_gradient_texts", "gender_clip", "gender_texts"}
@@ -105,7 +111,7 @@ def test_what_every_flag_matters_to_is_what_it_was():
     }
     private = {"cda_dp_unit", "dp_max_grad_norm", "dp_optimizer", "dp_accountant", "dp_update_norm"}
     assert conditional_on("dp_unit") == private
-    assert conditions().keys() == server | rules | lora | metrics | dealt | private | others
+    assert conditions().keys() == server | rules | lora | prompt | metrics | dealt | private | others
 
 
 def test_every_condition_is_on_a_flag_that_there_is():

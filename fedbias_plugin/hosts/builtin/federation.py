@@ -79,7 +79,7 @@ class Federation:
         trainable: Trainable = build("trainable", bias.trainable or ("lora" if host.use_peft else "full"), host, bias)
         self.model, self.features = load_checked(host, task, trainable, tokenizer, self.datasets_to_encode())
         self.global_state = read_state(self.model)
-        waiting = waiting_bytes(host, terms, self.global_state)
+        waiting = waiting_bytes(host, terms, self.global_state, len(session.kept_by_stages))
         self.client = Client(
             self.model,
             terms,
@@ -218,7 +218,8 @@ class Federation:
         settings = f"{host.fed_alg}, --aggregation {bias.aggregation}, {host.num_rounds} rounds, seed {host.seed}"
         shares = told_shares(self.session.client_datasets, bias)
         base = host.model_name_or_path
-        card = model_card(base, bias.scenario, shares, settings, bias.attack, with_adapter=with_adapter)
+        told = base, bias.scenario, shares, settings, bias.attack
+        card = model_card(*told, with_adapter=with_adapter, method=bias.trainable or "lora")
         save_global_model(self.model, self.tokenizer, folder, card)
 
     def _checkpoint(self, round_number: int) -> None:
@@ -265,11 +266,11 @@ class Federation:
         return model_fingerprint(self.model, self.tokenizer)
 
 
-def waiting_bytes(host: HostArguments, terms: Sequence[Term], global_state: State) -> int:
+def waiting_bytes(host: HostArguments, terms: Sequence[Term], global_state: State, kept_by_stages: int = 0) -> int:
     """Bytes of the clients' states that wait at once.
 
     One a client of the round, with what its terms send and keep beside it, and what all clients keep.
     """
     clients = len(host.clients_of(round_idx=0))
-    sent, kept = sum(len(term.sends) for term in terms), sum(len(term.keeps) for term in terms)
+    sent, kept = sum(len(term.sends) for term in terms), sum(len(term.keeps) for term in terms) + kept_by_stages
     return (clients * (1 + sent + kept) + host.num_clients * kept) * state_bytes(global_state)

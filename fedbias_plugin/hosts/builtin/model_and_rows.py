@@ -51,9 +51,10 @@ def load_checked(
                 "client %d: --seq_length %d cuts the response off entirely in %d of %d rows, such as %s",
                 *(dataset.client, host.seq_length, len(cut), len(encoded), cut[0]),
             )
-    outline = model_outline(path, trust_remote_code=trusted)
+    outline = prepared(  # refuses names of modules that the model does not have
+        model_outline(path, trust_remote_code=trusted), trainable, host.seed
+    )
     if features:
         check_fits_model([feature["input_ids"] for rows in features.values() for feature in rows], outline)
-    prepared(outline, trainable, host.seed)  # refuses names of modules that the model does not have
     model = load_model(path, **host.how_to_load)
     return prepared(model, trainable, host.seed), features

@@ -1,0 +1,54 @@
+"""FedPSF on a soft prompt, from the command line: trained, cut off, resumed, saved and evaluated."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fedbias_plugin.cli.main import main
+from tests.hosts.cutting import cut_off_in
+from tests.hosts.run_folders import assert_same_run
+
+PROMPT = ("--trainable", "soft_prompt", "--num_virtual_tokens", "6", "--num_rounds", "3")
+FLAGS = (*PROMPT, "--aggregation", "fedpsf", "--psm_tau", "0.5")
+
+
+def test_a_prompt_is_trained_in_parts_weighed_cut_off_resumed_to_the_same_bytes_and_evaluated(
+    run_builtin, small_data, tmp_path, capsys
+):
+    first, *rounds = run_builtin(*FLAGS, output="whole")
+    assert first.settings["num_virtual_tokens"] == 6
+    for record in rounds:
+        clients = list(record.clients.values())
+        assert sum(client.weight for client in clients) == pytest.approx(1.0)
+        assert all(1 <= client.extra["psm_units"] <= 3 for client in clients)  # ceil(.5 x 6) at most
+        assert all(
+            client.extra.keys() >= {"psm_share", "dwm_gain", "dwm_disparity", "abm_cosine"} for client in clients
+        )
+    with cut_off_in(3):
+        run_builtin(*FLAGS, output="cut")
+    assert main(["run", "--resume", str(tmp_path / "cut")]) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    saved = load_file(tmp_path / "whole/adapter/adapter_model.safetensors")
+    assert list(saved) == ["prompt_embeddings"]
+    assert saved["prompt_embeddings"].shape[0] == 6
+    assert "\n- soft-prompt\n" in (tmp_path / "whole/adapter/README.md").read_text()
+    output = tmp_path / "bias.json"
+    flags = ["--adapter", tmp_path / "whole", "--data_dir", small_data, "--output", output]
+    assert main(["evaluate", *map(str, flags)]) == 0
+    last = rounds[-1].global_.metrics["crows_pairs"]["full"]
+    assert json.loads(output.read_text())["crows_pairs"]["value"] == pytest.approx(last["value"])
+    capsys.readouterr()
+
+
+def test_with_everything_sent_and_nothing_weighed_it_ends_as_fedavg(run_builtin, tmp_path):
+    off = ["--psm_tau", "1", "--psm_rho", "1", "--dwm_gamma", "1"]
+    off += ["--dwm_beta", "0", "--dwm_kappa", "0", "--abm_eta", "0"]
+    run_builtin("--use_peft", "--aggregation", "fedpsf", *off, output="off")
+    run_builtin("--use_peft", output="plain")
+    one, other = (load_file(tmp_path / name / "adapter/adapter_model.safetensors") for name in ("off", "plain"))
+    for name, part in one.items():
+        torch.testing.assert_close(part, other[name], atol=1e-7, rtol=1e-6)
