@@ -154,6 +154,11 @@ class CoreArguments:
             )
         for metric in metrics:
             metric.check_flags(vars(self))
+        if build("rule", self.aggregation, self).reads_own and not vars(self).get("client_test_fraction"):
+            raise UserError(
+                f"--aggregation {self.aggregation} reads how the global model does on each client's own test rows, and "
+                "no client keeps any: give --client_test_fraction 0.2."
+            )
         if self.attack != "none":
             build("attack", self.attack, self).check(self)
         elif self.attackers:

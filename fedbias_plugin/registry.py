@@ -50,6 +50,8 @@ EXTENSIONS: dict[str, dict[str, str]] = {
         "crows_pairs": "fedbias_plugin.metrics.crows_pairs:CrowsPairs",
         "stereoset": "fedbias_plugin.metrics.stereoset:StereoSet",
         "heldout_loss": "fedbias_plugin.metrics.heldout_loss:HeldoutLoss",
+        "client_loss": "fedbias_plugin.metrics.client_loss:ClientLoss",
+        "client_accuracy": "fedbias_plugin.metrics.client_loss:ClientAccuracy",
         "rouge_l": "fedbias_plugin.metrics.rouge_l:RougeL",
         "occupation_bias": "fedbias_plugin.metrics.occupation_bias:OccupationBias",
         "gender_count": "fedbias_plugin.metrics.gender_count:GenderCount",

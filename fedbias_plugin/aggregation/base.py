@@ -37,6 +37,8 @@ class ClientReports:
         metrics: client id -> metric -> block (``Metric.block``) on the probe items; empty when nobody measured.
         item_scores: client id -> metric -> per-item scores on the probe items, the same items for every client.
         of_global: metric -> block of theta, of what the rule compares clients with (:attr:`Rule.compares`).
+        own_scores: ``client_loss``, ``client_accuracy`` -> client id -> value of theta on that client's own test rows,
+            of every client of the run; empty without ``--client_test_fraction`` (:attr:`Rule.reads_own`).
     """
 
     fed_alg: str
@@ -48,6 +50,7 @@ class ClientReports:
     metrics: Mapping[int, Mapping[str, Block]] = field(default_factory=dict)
     item_scores: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     of_global: Mapping[str, Block] = field(default_factory=dict)
+    own_scores: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -56,6 +59,7 @@ class ClientReports:
         global_state: State,
         fed_alg: str,
         of_global: Mapping[str, Block] | None = None,
+        own_scores: Mapping[str, Mapping[int, float]] | None = None,
     ) -> ClientReports:
         """The reports that ``updates``, by client id, make."""
         measured = {client: update.measured for client, update in updates.items() if update.measured}
@@ -70,6 +74,7 @@ class ClientReports:
             metrics={client: one.metrics for client, one in measured.items()},
             item_scores={client: one.item_scores for client, one in measured.items()},
             of_global=of_global or {},
+            own_scores=own_scores or {},
         )
 
 
@@ -106,9 +111,12 @@ class Rule(Extension):
     Attributes:
         needs: what must be measured of every client before it can weigh: ``"bias"`` for bias scores, or the names of
             metrics.
+        reads_own: what it reads of theta on the clients' own test rows (``client_loss``, ``client_accuracy``), in
+            ``ClientReports.own_scores``; a property where its flags decide. A run that does not measure it is refused.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    reads_own: ClassVar[frozenset[str]] = frozenset()
 
     @property
     def compares(self) -> tuple[str, ...]:

@@ -17,13 +17,15 @@ class ClientDataset:
     """The rows of one client, in training order.
 
     ``biased_share`` is the share of biased rows that was asked for, in [0, 1]; None where the split knows of none.
-    ``notes`` are what transforms say of the rows, for the manifest: name -> number.
+    ``notes`` are what transforms say of the rows, for the manifest: name -> number. ``test`` are rows of its own that
+    it does not train on (``--client_test_fraction``).
     """
 
     client: int
     rows: tuple[Row, ...]
     biased_share: float | None = None
     notes: Mapping[str, int] = field(default_factory=dict, hash=False)
+    test: tuple[Row, ...] = ()
 
     @property
     def biased_rows(self) -> int:
@@ -80,7 +82,8 @@ def manifest(partition: Partition) -> dict[str, Any]:
     """What every client holds, as plain JSON without any text of a row.
 
     Per client: ``client``, ``rows``, ``biased_rows``, ``biased_share`` (asked for), ``biased_share_exact``,
-    ``sources`` (rows by source), ``row_ids_sha256`` and what transforms noted; ``heldout`` likewise; the ``sources``
+    ``sources`` (rows by source), ``row_ids_sha256``, what transforms noted, and of rows kept for a test the same under
+    ``test``; ``heldout`` likewise; the ``sources``
     with file names, sha256, origin and row counts; ``seed`` and ``scenario``. ``row_ids_sha256`` is the SHA-256 of the
     row ids in training order, each followed by a line feed.
     """
@@ -96,6 +99,7 @@ def manifest(partition: Partition) -> dict[str, Any]:
                 "biased_rows": dataset.biased_rows,
                 **_summary(dataset.rows),
                 **dataset.notes,
+                **({"test": _summary(dataset.test)} if dataset.test else {}),
             }
             for dataset in partition.clients
         ],

@@ -12,10 +12,13 @@ from typing import Any
 from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.assets import MINI_DATA
 from fedbias_plugin.data.catalog import locate, mini_notice
+from fedbias_plugin.data.client_tests import with_client_tests
 from fedbias_plugin.data.partition import ClientDataset, Partition, partition_hash
 from fedbias_plugin.data.rows import RowSource
-from fedbias_plugin.federation.run_description import HostRun, heldout_pairs
+from fedbias_plugin.errors import UserError
+from fedbias_plugin.federation.run_description import HostRun, client_tests, heldout_pairs
 from fedbias_plugin.metrics.base import Metric, Source
+from fedbias_plugin.metrics.client_tests import ClientTests
 from fedbias_plugin.metrics.overlap import overlap_warnings
 from fedbias_plugin.metrics.suite import Suite
 from fedbias_plugin.registry import active
@@ -58,15 +61,15 @@ class Inputs:
 
 
 def dealt_rows(arguments: BiasArguments, num_clients: int, seed: int) -> Partition:
-    """Every client's rows as the flags deal them, before any transform.
+    """Every client's rows as the flags deal them, test rows apart, before any transform.
 
     Raises:
-        UserError: a data set is missing, damaged or too small.
+        UserError: a data set is missing, damaged or too small, or a client has too few rows to test on some.
     """
     assert arguments.split is not None, "a host without rows of its own needs a split"
     partition = arguments.split.deal(arguments, num_clients, seed)
     partition.check(num_clients)
-    return partition
+    return with_client_tests(partition, arguments.client_test_fraction, seed)
 
 
 def load_inputs(
@@ -86,12 +89,15 @@ def load_inputs(
     Raises:
         UserError: a data set is missing, damaged or too small, or a flag does not fit the run.
     """
+    if arguments.client_test_fraction:
+        _check_tests(partition, elsewhere)
     if partition is None and arguments.split is not None:
         partition = dealt_rows(arguments, run.num_clients, run.seed)
     shares = partition.known_shares if partition else {}
     pipeline = Pipeline(arguments, run, shares)
     metrics = active("metric", arguments)
-    source = metric_source(arguments.data_dir, heldout_pairs(run, partition), run.seq_length)
+    tests = client_tests(run, partition)
+    source = metric_source(arguments.data_dir, heldout_pairs(run, partition), run.seq_length, tests)
     for metric in metrics:
         metric.prepare(source)
     of_files = {metric.name: metric for metric in metrics if metric.of_clients}
@@ -105,9 +111,25 @@ def load_inputs(
     return Inputs(partition, shares, suite, pipeline, said, [*said, *overlaps, *warnings])
 
 
-def metric_source(data_dir: str | None, heldout: Any = (), seq_length: int = 512) -> Source:
+def _check_tests(preferences: Partition | None, elsewhere: Mapping[int, ClientDataset] | None) -> None:
+    """Refuse test rows of clients (``--client_test_fraction``) whose rows are not dealt here, or are preferences."""
+    if preferences is not None:
+        raise UserError(
+            "--client_test_fraction measures the loss on instruction rows, and main_dpo.py trains on preferences; use "
+            "main_sft.py, or drop it."
+        )
+    if elsewhere:
+        raise UserError(
+            f"--client_test_fraction: client {min(elsewhere)} is on a node with rows of its own, whose text the server "
+            "does not have, so that it cannot measure on them. Drop it, or let the server's flags deal all rows."
+        )
+
+
+def metric_source(
+    data_dir: str | None, heldout: Any = (), seq_length: int = 512, clients: ClientTests | None = None
+) -> Source:
     """Data sets from where this machine has them, else the bundled mini sets of the same format."""
-    return Source(lambda kind: locate(kind, data_dir, kind=kind).paths[0], heldout, seq_length)
+    return Source(lambda kind: locate(kind, data_dir, kind=kind).paths[0], heldout, seq_length, clients)
 
 
 def announce_mini_data(metrics: Collection[Metric], sources: Mapping[str, RowSource]) -> list[str]:

@@ -77,18 +77,24 @@ class LiveModel:
             write_state(model, global_state)
         return measurements, broken
 
-    def evaluate(self, number: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Measurement:
+    def evaluate(
+        self, number: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, whole: bool = True
+    ) -> Measurement:
         """The model as it is after round ``number``, by every metric on all its items.
 
-        In round 0 nobody has trained it yet, and other runs may have measured it before.
+        Without ``whole`` by those alone that are measured in every round; nothing is read where there are none. In
+        round 0 nobody has trained it yet, and other runs may have measured it before.
 
         Raises:
             UserError: a score is no number, or an item cannot be measured.
         """
-        with self._progress.task(f"round {number}: score the global model", self._suite.all_texts) as advance:
+        texts = self._suite.texts_of(whole=whole)
+        if not whole and not texts:
+            return Measurement()
+        with self._progress.task(f"round {number}: score the global model", texts) as advance:
             scorer = self._scorer(model, tokenizer, advance, original_scores() if number == 0 else None)
             try:
-                return self._suite.evaluate(scorer)
+                return self._suite.evaluate(scorer, whole=whole)
             except NonFiniteScore as error:
                 raise UserError(f"The global model after round {number} is broken. {error}") from None
 

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.data.partition import Partition, manifest
+from fedbias_plugin.errors import UserError
+from fedbias_plugin.metrics.client_tests import ClientTests
 from fedbias_plugin.metrics.results import package_versions
 from fedbias_plugin.tasks.templates import TEMPLATES
 from fedbias_plugin.tracking.records import RunInfo
 from fedbias_plugin.tracking.wandb_names import EXPERIMENTS_VARIABLE, run_names
 
 if TYPE_CHECKING:
+    from fedbias_plugin.data.rows import Row
     from fedbias_plugin.federation.inputs import Inputs
+    from fedbias_plugin.scoring.scorer import SentenceScorer
+    from fedbias_plugin.tasks.base import RowScores, Task
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class HostRun:
         seq_length: tokens of a training row.
         config: every resolved argument, JSON-ready, to be stored with the run.
         prompt: instruction -> the text up to where the response begins; None: as the plugin's template of that name.
+        task: what rows become, where it is one of the plugin's; it says how rows are scored.
     """
 
     output_dir: Path
@@ -47,6 +53,12 @@ class HostRun:
     seq_length: int = 512
     config: Mapping[str, Any] = field(default_factory=dict)
     prompt: Callable[[str], str] | None = None
+    task: Task | None = None
+
+    @property
+    def known_prompt(self) -> Callable[[str], str] | None:
+        """``prompt``, or that of the template; None where nobody knows it."""
+        return self.prompt or (TEMPLATES[self.template].prompt if self.template in TEMPLATES else None)
 
 
 def run_info(arguments: BiasArguments, run: HostRun, shares: Mapping[int, float]) -> RunInfo:
@@ -78,12 +90,42 @@ def run_info(arguments: BiasArguments, run: HostRun, shares: Mapping[int, float]
 
 def heldout_pairs(run: HostRun, partition: Partition | None) -> list[tuple[str, str]]:
     """(prompt, response) of the held-out rows; none where there are no such rows or the host's prompt is unknown."""
-    prompt = run.prompt
-    if prompt is None and run.template in TEMPLATES:
-        prompt = TEMPLATES[run.template].prompt
+    prompt = run.known_prompt
     if partition is None or prompt is None:
         return []
     return [(prompt(row.instruction), row.response) for row in partition.heldout]
+
+
+def client_tests(run: HostRun, partition: Partition | None) -> ClientTests | None:
+    """Every client's own test rows, and how they are scored; None where clients keep none.
+
+    Raises:
+        UserError: nobody knows the host's prompt.
+    """
+    if partition is None or not any(dataset.test for dataset in partition.clients):
+        return None
+    task, prompt = run.task, run.known_prompt
+    if task is None and prompt is None:
+        raise UserError(
+            f"--client_test_fraction: the prompts of --template {run.template} are the host's own and not known here, "
+            "so that no test row can be scored; give another --template, or 0."
+        )
+
+    def score(rows: Sequence[Row], scorer: SentenceScorer) -> RowScores:
+        if task is not None:
+            return task.score_rows(rows, scorer, run.seq_length)
+        from fedbias_plugin.tasks.response_scores import response_scores
+
+        assert prompt is not None, "refused above"
+        pairs = [(prompt(row.instruction), row.response) for row in rows]
+        return response_scores(pairs, scorer, run.seq_length, lambda index: f"row {rows[index].id}")
+
+    return ClientTests(
+        {dataset.client: dataset.test for dataset in partition.clients},
+        {dataset.client: len(dataset.rows) for dataset in partition.clients},
+        score,
+        tells_right=task is not None and task.tells_right,
+    )
 
 
 def first_files(

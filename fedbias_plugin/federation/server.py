@@ -81,6 +81,7 @@ class Server:
         self.rule: Rule = build("rule", arguments.aggregation, arguments)
         self.rule.check(1 if local_client(run.fed_alg) is not None else run.sample_clients)
         self._compared = self._first_measured(self.rule.compares)
+        self._check_own()
 
     def receive(
         self,
@@ -93,6 +94,7 @@ class Server:
         is_measured: bool,
         are_sent: bool = False,
         absent: Mapping[int, str] | None = None,
+        own_scores: Mapping[str, Mapping[int, float]] | None = None,
     ) -> Weighed:
         """Take a round's ``updates`` (by client id) through the stages, measure what is asked for, and weigh them.
 
@@ -105,6 +107,7 @@ class Server:
             is_measured: whether clients are measured though the rule does not need it.
             are_sent: whether the client half of every stage is behind them, as where clients are other processes.
             absent: client id -> why it sent nothing, for clients of the round without an update.
+            own_scores: metric -> client id -> value of theta on that client's own test rows.
 
         Raises:
             UserError: an update cannot be used, and ``--on_bad_update`` is ``stop``; client and fault are named.
@@ -126,7 +129,7 @@ class Server:
             accepted = accepted_updates(number, accepted, self._on_bad_update)
             if self._compared:
                 of_global = assess(f"round {number}: score what they began with", {0: theta})[0].get(0, of_global)
-        reports = ClientReports.of(accepted, theta, self._run.fed_alg, of_global.metrics)
+        reports = ClientReports.of(accepted, theta, self._run.fed_alg, of_global.metrics, own_scores)
         weighting = self.rule.weigh(reports) if accepted else Weighting({}, factors=None, mass=None)
         if updates:
             weighting = pipeline.on_weights(weighting, self.rule, reports, number)
@@ -164,6 +167,17 @@ class Server:
                 f"measured here{': give ' if ways else ''}{', or '.join(ways)}."
             )
         return found
+
+    def _check_own(self) -> None:
+        """Refuse a rule that reads of the clients' own test rows what this run does not measure."""
+        measured = {metric.name for metric in self._inputs.suite.metrics if metric.text_count}
+        missing = sorted(self.rule.reads_own - measured)
+        if not missing:
+            return
+        how = "give --client_test_fraction 0.2"
+        if self._arguments.client_test_fraction:
+            how = f"the task {self._arguments.task} of this run does not measure it"
+        raise UserError(f"--aggregation {self.rule.name} weighs clients by {' and '.join(missing)}: {how}.")
 
     def _record(self, update: Update, weighting: Weighting, refused: str | None) -> ClientRecord:
         measured = update.measured or Measurement()

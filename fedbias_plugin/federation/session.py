@@ -19,8 +19,8 @@ from fedbias_plugin.federation.live_model import LiveModel
 from fedbias_plugin.federation.run_description import HostRun, first_files, run_info
 from fedbias_plugin.federation.server import Server, Weighed
 from fedbias_plugin.memory import peak_memory_bytes
+from fedbias_plugin.metrics.client_tests import own_scores
 from fedbias_plugin.metrics.results import model_identity, package_versions
-from fedbias_plugin.metrics.suite import Measurement
 from fedbias_plugin.progress import Progress
 from fedbias_plugin.redaction import redacted, redacted_text
 from fedbias_plugin.scoring.processes import running_processes
@@ -75,6 +75,7 @@ class BiasSession:
         trackers = build_trackers(arguments.track, arguments, extra=[ConsoleTracker(said=self._inputs.said)])
         self._recorder = RunRecorder(run.output_dir, trackers)
         self._weighed, self._seconds = Weighed(), Seconds()
+        self._own_scores: dict[str, dict[int, float]] = {}
         self._mark = time.perf_counter()
 
     @property
@@ -120,7 +121,11 @@ class BiasSession:
         self._seconds = Seconds(train=start - self._mark)
         measured = self._arguments.measures_in(round_number, self._run.num_rounds)
         self._weighed = self._server.receive(
-            *(round_number, updates, theta, model, tokenizer), is_measured=measured, are_sent=are_sent, absent=absent
+            *(round_number, updates, theta, model, tokenizer),
+            is_measured=measured,
+            are_sent=are_sent,
+            absent=absent,
+            own_scores=self._own_scores,
         )
         self._mark = time.perf_counter()
         self._seconds.assess = self._mark - start
@@ -164,7 +169,8 @@ class BiasSession:
         """
         start = time.perf_counter()
         is_measured = self._arguments.measures_in(round_number, self._run.num_rounds)
-        measured = self._live.evaluate(round_number, model, tokenizer) if is_measured else Measurement()
+        measured = self._live.evaluate(round_number, model, tokenizer, whole=is_measured)
+        self._own_scores = own_scores(measured.metrics)
         if not self._recorder.is_open:
             prefix_token = self._live.prefix_token(model, tokenizer)
             identities = model_identity(model), tokenizer_fingerprints(tokenizer)
@@ -198,6 +204,8 @@ class BiasSession:
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know: rule, stages, hashes of its data, where its records end. JSON-ready."""
         parts = {"data": self._inputs.hashes, "records": self._recorder.state_dict()}
+        if self._own_scores:
+            parts["own_scores"] = self._own_scores
         return {"version": STATE_VERSION, **self._server.state_dict(), **parts}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -215,6 +223,8 @@ class BiasSession:
                 f"The run to resume had other {' and '.join(changed)}: give it the data and the seed it began with."
             )
         self._server.load_state_dict(state)
+        own = state.get("own_scores", {}).items()
+        self._own_scores = {name: {int(client): value for client, value in one.items()} for name, one in own}
         writes = running_processes().is_main
         self._recorder.resume(state["records"], self._run_info, package_versions(), writes=writes)
         self._mark = time.perf_counter()

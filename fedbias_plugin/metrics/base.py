@@ -24,6 +24,7 @@ from fedbias_plugin.registry import load
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from fedbias_plugin.metrics.client_tests import ClientTests
     from fedbias_plugin.scoring.scorer import SentenceScorer
 
 Block = dict[str, Any]
@@ -38,11 +39,13 @@ class Source:
         locate: name of a known kind of data -> its file on this machine, else the bundled one.
         heldout: (prompt, response) of clean rows that no client holds.
         seq_length: tokens of a training row.
+        clients: every client's own test rows; None where there are none.
     """
 
     locate: Callable[[str], Path]
     heldout: Sequence[tuple[str, str]] = ()
     seq_length: int = 512
+    clients: ClientTests | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,9 @@ class Metric(Extension):
         panels: (title, keys of a block, or ``delta``) of a dashboard's panels; each key is a curve. Without them the
             value has one panel.
         section: of a dashboard that its panels stand in, with others of that section; without one among the scores.
+        beside: keys of a block that reports and ``compare`` show beside the value.
+        every_round: whether it is measured in every round, whatever ``--bias_eval_every`` says.
+        shows_absence: whether a record has null under its name where it was not measured.
     """
 
     title: ClassVar[str] = ""
@@ -113,6 +119,9 @@ class Metric(Extension):
     of_runs: ClassVar[tuple[str, ...]] = ()
     panels: ClassVar[tuple[tuple[str, tuple[str, ...]], ...]] = ()
     section: ClassVar[str] = ""
+    beside: ClassVar[tuple[str, ...]] = ()
+    every_round: ClassVar[bool] = False
+    shows_absence: ClassVar[bool] = True
 
     path: ClassVar[Path | None] = None
     sha256: ClassVar[str] = ""
@@ -235,6 +244,16 @@ class Metric(Extension):
     def categories(cls, block: Block) -> Mapping[str, Block]:
         """Category -> its numbers: the value (under ``main``), ``n`` and ``ci95``."""
         return {}
+
+    @classmethod
+    def by_client(cls, block: Block) -> Mapping[int, Block]:
+        """Client id -> numbers of the global model for that client alone: ``value``, ``n`` and ``ci95``."""
+        return {}
+
+    @classmethod
+    def possible(cls, part: str) -> tuple[float, float] | None:
+        """Between which bounds a number of a block lies, the value for ''; None where nothing is known."""
+        return None
 
     @classmethod
     def table(cls, block: Block) -> Iterator[str]:

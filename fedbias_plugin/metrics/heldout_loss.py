@@ -12,9 +12,7 @@ from fedbias_plugin.metrics.formatting import MISSING, interval, number
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from transformers import PreTrainedTokenizerBase
 
-    from fedbias_plugin.scoring.items import ScoreRequest
     from fedbias_plugin.scoring.scorer import SentenceScorer
 
 
@@ -80,19 +78,13 @@ class HeldoutLoss(Metric):
         """
         import numpy as np
 
-        tokenizer, longest = scorer.tokenizer, min(self.seq_length, scorer.longest or self.seq_length)
-        requests, skipped = [], []
-        for prompt, response in self.pairs:
-            request, of_prompt = _request(prompt, response, tokenizer)
-            if _length(request.context + request.text, tokenizer) < longest:
-                requests.append(request)
-                skipped.append(of_prompt)
-        if not requests:
+        from fedbias_plugin.tasks.response_scores import response_scores
+
+        found = response_scores(self.pairs, scorer, self.seq_length, lambda index: f"held-out row {index}")
+        fits = ~np.isnan(found.tokens)
+        if not fits.any():
             return None
-        scores = scorer.score(requests, lambda index: f"held-out row {index}")
-        kept = [score.log_probs[start:] for score, start in zip(scores, skipped, strict=True)]
-        nll = np.asarray([-float(log_probs.sum()) for log_probs in kept])
-        return HeldoutScores(nll, np.asarray([len(log_probs) for log_probs in kept]), math.log(scorer.vocabulary))
+        return HeldoutScores(found.nll[fits], found.tokens[fits].astype(np.int64), math.log(scorer.vocabulary))
 
     def result(self, scores: HeldoutScores, *, seed: int) -> HeldoutResult:
         """The mean over all tokens; its interval is the jackknife's over rows."""
@@ -132,24 +124,6 @@ class HeldoutLoss(Metric):
                 f"{guessing:.2f} is that of a model to which all tokens are equally likely. Its scores say nothing "
                 "about bias. If the loss was lower in round 0, the training diverged: lower --learning_rate."
             )
-
-
-def _request(prompt: str, response: str, tokenizer: PreTrainedTokenizerBase) -> tuple[ScoreRequest, int]:
-    """What is scored of a row, and how many tokens at its beginning are the prompt's: white space that ends a prompt.
-
-    The scorer puts BOS in front itself.
-    """
-    from fedbias_plugin.scoring.items import ScoreRequest
-    from fedbias_plugin.tasks.encoding import Rendered
-
-    context = prompt.removeprefix(tokenizer.bos_token or "")
-    if not isinstance(prompt, Rendered):
-        return ScoreRequest(response, context), 0
-    return ScoreRequest(response.strip(), context), _length(context, tokenizer) - _length(context.rstrip(), tokenizer)
-
-
-def _length(text: str, tokenizer: PreTrainedTokenizerBase) -> int:
-    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def perplexity(loss: float) -> float | None:

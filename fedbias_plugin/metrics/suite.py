@@ -63,10 +63,9 @@ class Suite:
         counts = ((len(self.splits[name][0]), metric) for name, metric in self.of_clients.items())
         return sum(metric.text_count // max(1, len(metric.ids)) * items for items, metric in counts)
 
-    @property
-    def all_texts(self) -> int:
+    def texts_of(self, *, whole: bool = True) -> int:
         """Texts that :meth:`evaluate` reads."""
-        return sum(metric.text_count for metric in self.metrics)
+        return sum(metric.text_count for metric in self.metrics if whole or metric.every_round)
 
     def assess(self, scorer: SentenceScorer, also: Sequence[str] = ()) -> Measurement:
         """A client's model on the probe items, what it is weighed by (eq. 1); and by the metrics ``also`` on all."""
@@ -81,14 +80,16 @@ class Suite:
                 measurement.metrics[metric.name] = self._block(metric, found)
         return self._with_bias_score(measurement)
 
-    def evaluate(self, scorer: SentenceScorer) -> Measurement:
+    def evaluate(self, scorer: SentenceScorer, *, whole: bool = True) -> Measurement:
         """A model on all items; the headline is the report half, ``full`` and ``probe`` stand beside it.
+
+        Without ``whole`` by those metrics alone that are measured in every round.
 
         ``shared_sentences`` says how many sentences of the report half stand in the probe half too.
         """
         measurement = Measurement()
         for metric in self.metrics:
-            scores = metric.measure(scorer) if metric.text_count else None
+            scores = metric.measure(scorer) if metric.text_count and (whole or metric.every_round) else None
             if scores is None:
                 continue
             if hasattr(scores, "ids"):

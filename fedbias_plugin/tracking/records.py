@@ -291,8 +291,12 @@ def _clients(data: Mapping[str, Any]) -> dict[int, ClientRecord]:
 def _flat(record: GlobalRecord | ClientRecord) -> dict[str, Any]:
     """The attributes by name, and in the place of ``metrics`` each under its own name; null where not measured."""
     of_clients = isinstance(record, ClientRecord)
-    known = [name for name in names("metric") if not of_clients or load("metric", name).of_clients]
+    known = [name for name in names("metric") if _is_expected(load("metric", name), of_clients=of_clients)]
     flat: dict[str, Any] = {}
     for name, part in vars(record).items():
         flat.update(dict.fromkeys(known) | part if name == "metrics" else {name: part})
     return flat
+
+
+def _is_expected(metric: Any, *, of_clients: bool) -> bool:
+    return metric.of_clients or (not of_clients and metric.shows_absence)

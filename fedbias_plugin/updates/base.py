@@ -38,6 +38,9 @@ class Update:
         sent: name -> state that it sends beside theta_i (SCAFFOLD's ``control_delta``).
         keeps: name -> state that it goes on with, once the update is accepted.
         kept: name -> state that it kept from its last accepted round, also what a stage had it keep.
+        payload: what -> bytes, of all that stands for theta_i on its way to the server, where a stage sends less than
+            its tensors (``{"prompt rows": 15360, "bitmap": 3}``); None: the bytes of its tensors.
+        received: name -> bytes that came to the client beside theta.
     """
 
     client: int
@@ -53,6 +56,8 @@ class Update:
     sent: dict[str, State] = field(default_factory=dict)
     keeps: dict[str, State] = field(default_factory=dict)
     kept: dict[str, State] = field(default_factory=dict)
+    payload: dict[str, int] | None = None
+    received: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass

@@ -53,7 +53,7 @@ def run(
     tokenizer = load_tokenizer(model_path(host.model_name_or_path), trust_remote_code=host.trust_remote_code)
     task.prepare(tokenizer)
     config = dataclasses.asdict(host) | dataclasses.asdict(bias)
-    about = HostRun(output, config=config, prompt=task.prompt, **host.of_the_loop)
+    about = HostRun(output, config=config, prompt=task.prompt, task=task, **host.of_the_loop)
     with build_progress() as bars, StopSignals() as stop:
         progress = StoppableProgress(bars, stop)
         session = BiasSession(bias, about, progress, elsewhere=elsewhere)
