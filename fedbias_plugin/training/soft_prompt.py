@@ -35,13 +35,15 @@ class SoftPrompt(Trainable):
         """``model`` behind a prompt that is drawn from ``seed``; the global random state is left as it was.
 
         Raises:
-            UserError: the prompt leaves no position for a text.
+            UserError: the prompt leaves no position for a text, or the model is no causal LM.
         """
         import torch
         from peft import PromptTuningConfig, get_peft_model
 
         from fedbias_plugin.training.models import without_peft_notices
 
+        if model.get_output_embeddings() is None:
+            raise UserError(f"--trainable soft_prompt is for causal language models, not for a {type(model).__name__}.")
         positions = getattr(model.config, "max_position_embeddings", None)
         if isinstance(positions, int) and self.num_virtual_tokens >= positions:
             raise UserError(

@@ -127,7 +127,7 @@ def unit_scores(delta: State, units: Mapping[str, Sequence[int]]) -> list[float]
 
 
 def selected(scores: Sequence[float], tau: float, rho: float) -> list[int]:
-    """The fewest units, the largest first, whose scores have a share ``tau`` of the total; at most ``ceil(rho m)`` of m.
+    """The fewest units, the largest first, whose scores have a share ``tau`` of all; at most ``ceil(rho m)`` of m.
 
     A sum that misses the share by rounding reaches it. Equal scores go to the lower number.
 
