@@ -93,7 +93,7 @@ class Psm(FedPsfFlags, Stage):
 def delta_of(state: State, theta: State, residual: State | None) -> State:
     """``theta_i - theta``, and the ``residual`` where there is one."""
     delta = {name: state[name] - part for name, part in theta.items()}
-    return {name: part + residual[name] for name, part in delta.items()} if residual is not None else delta
+    return delta if residual is None else {name: part + residual[name].to(part) for name, part in delta.items()}
 
 
 def units_of(theta: State, kind: str) -> dict[str, list[int]]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fedbias_plugin.metrics.generation import written_responses
+from fedbias_plugin.metrics.gradient_norms import gradient_norms
 from fedbias_plugin.metrics.swapped_prompts import divergences
 from fedbias_plugin.scoring import scorer as scorer_module
 from fedbias_plugin.scoring.items import ScoreRequest
@@ -85,3 +86,15 @@ def test_next_token_distributions_are_taken_behind_the_prompt_and_its_positions_
     )
     expected = (1 - (p * q).sqrt().sum()).sqrt().item()
     assert divergences(scorer, texts[:1], texts[1:])[2][0] == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_gradient_of_a_text_is_that_of_the_prompt_also_of_one_that_was_loaded(prompted, bos_tokenizer):
+    model, text = prompted("gpt2"), "Rain."
+    ids = torch.tensor([[0, *bos_tokenizer.encode(text, add_special_tokens=False)]])
+    model(input_ids=ids, labels=ids).loss.backward()
+    expected = model.prompt_encoder["default"].embedding.weight.grad.clone()
+    model.zero_grad()
+    model.prompt_encoder.requires_grad_(False)
+    model.active_peft_config.inference_mode = True
+    l1, l2 = gradient_norms(SentenceScorer(model, bos_tokenizer), [text])
+    assert (l1[0], l2[0]) == (pytest.approx(expected.abs().sum(), rel=1e-4), pytest.approx(expected.norm(), rel=1e-4))
