@@ -13,7 +13,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.extension import Extension
-from fedbias_plugin.federation.state_store import StateStore
+from fedbias_plugin.federation.state_store import StateStore, state_bytes
 from fedbias_plugin.registry import build, load, names
 from fedbias_plugin.state import State
 from fedbias_plugin.tasks.base import Task
@@ -209,6 +209,7 @@ class Client:
             sent={name: stored(job.client, name, part) for name, part in job.sent.items()},
             keeps={name: stored(job.client, name, part) for name, part in job.keeps.items()},
             kept=dict(job.kept),
+            received={name: state_bytes(part) for name, part in job.broadcast.items()},
         )
 
     def keep(self, client: int, keeps: Mapping[str, State]) -> None:

@@ -13,6 +13,7 @@ from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.fed_algs import local_client
 from fedbias_plugin.federation.inputs import Inputs
+from fedbias_plugin.federation.ledger import is_federated, payload_of, state_name
 from fedbias_plugin.federation.live_model import LiveModel
 from fedbias_plugin.federation.run_description import HostRun
 from fedbias_plugin.metrics.suite import Measurement
@@ -115,6 +116,9 @@ class Server:
         pipeline = self._inputs.pipeline
         if not are_sent:
             updates |= {c: pipeline.at_client(update, theta, number, len(updates)) for c, update in updates.items()}
+        payloads: dict[int, dict[str, dict[str, int]]] = {}
+        if is_federated(self._run):
+            payloads = {client: payload_of(update, theta, state_name(model)) for client, update in updates.items()}
         pipeline.at_server(updates, theta, number)
         accepted = accepted_updates(number, updates, self._on_bad_update)
         of_global = Measurement()
@@ -139,6 +143,8 @@ class Server:
             client: self._record(update, weighting, None if client in accepted else update.fault)
             for client, update in updates.items()
         }
+        for client, payload in payloads.items():
+            records[client].payload = payload
         warnings = fault_warnings(updates, accepted, moves=weighting.state is not None)
         shares = self._inputs.shares
         for client, reason in (absent or {}).items():

@@ -15,6 +15,7 @@ from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.data.partition import ClientDataset, Partition
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.federation.inputs import load_inputs
+from fedbias_plugin.federation.ledger import Ledger
 from fedbias_plugin.federation.live_model import LiveModel
 from fedbias_plugin.federation.run_description import HostRun, first_files, run_info
 from fedbias_plugin.federation.server import Server, Weighed
@@ -27,9 +28,10 @@ from fedbias_plugin.scoring.processes import running_processes
 from fedbias_plugin.state import State
 from fedbias_plugin.tracking.console import ConsoleTracker
 from fedbias_plugin.tracking.recorder import RunRecorder
-from fedbias_plugin.tracking.records import GlobalRecord, RoundRecord, Seconds, recorded_settings, weight_summary
+from fedbias_plugin.tracking.records import GlobalRecord, RoundRecord, Seconds, recorded_settings
 from fedbias_plugin.tracking.sanity import round_warnings
 from fedbias_plugin.tracking.tracker import build_trackers
+from fedbias_plugin.tracking.weights import weight_summary
 from fedbias_plugin.training.fingerprint import tokenizer_fingerprints
 from fedbias_plugin.updates.base import Update
 
@@ -75,6 +77,7 @@ class BiasSession:
         trackers = build_trackers(arguments.track, arguments, extra=[ConsoleTracker(said=self._inputs.said)])
         self._recorder = RunRecorder(run.output_dir, trackers)
         self._weighed, self._seconds = Weighed(), Seconds()
+        self._ledger = Ledger()
         self._own_scores: dict[str, dict[int, float]] = {}
         self._mark = time.perf_counter()
 
@@ -190,6 +193,7 @@ class BiasSession:
             effective_clients=effective_clients,
             weight_on_poisoned=weight_on_poisoned,
             learning_rate=weighed.learning_rate,
+            payload=self._ledger.add(weighed.clients),
             seconds=seconds,
             peak_memory_bytes=peak_memory_bytes(),
             warnings=[*self._inputs.warnings, *weighed.warnings],
@@ -204,8 +208,7 @@ class BiasSession:
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know: rule, stages, hashes of its data, where its records end. JSON-ready."""
         parts = {"data": self._inputs.hashes, "records": self._recorder.state_dict()}
-        if self._own_scores:
-            parts["own_scores"] = self._own_scores
+        parts |= {"payload": self._ledger.state_dict(), "own_scores": self._own_scores}
         return {"version": STATE_VERSION, **self._server.state_dict(), **parts}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -223,6 +226,7 @@ class BiasSession:
                 f"The run to resume had other {' and '.join(changed)}: give it the data and the seed it began with."
             )
         self._server.load_state_dict(state)
+        self._ledger.load_state_dict(state.get("payload", {}))
         own = state.get("own_scores", {}).items()
         self._own_scores = {name: {int(client): value for client, value in one.items()} for name, one in own}
         writes = running_processes().is_main

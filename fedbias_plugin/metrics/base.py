@@ -102,7 +102,8 @@ class Metric(Extension):
         panels: (title, keys of a block, or ``delta``) of a dashboard's panels; each key is a curve. Without them the
             value has one panel.
         section: of a dashboard that its panels stand in, with others of that section; without one among the scores.
-        beside: keys of a block that reports and ``compare`` show beside the value.
+        beside: keys of a block that a report's tables show beside the value.
+        by_round: keys of a block that ``compare`` and a report's figures show by round, beside the value.
         every_round: whether it is measured in every round, whatever ``--bias_eval_every`` says.
         shows_absence: whether a record has null under its name where it was not measured.
     """
@@ -120,6 +121,7 @@ class Metric(Extension):
     panels: ClassVar[tuple[tuple[str, tuple[str, ...]], ...]] = ()
     section: ClassVar[str] = ""
     beside: ClassVar[tuple[str, ...]] = ()
+    by_round: ClassVar[tuple[str, ...]] = ()
     every_round: ClassVar[bool] = False
     shows_absence: ClassVar[bool] = True
 

@@ -57,6 +57,7 @@ class OverClients(Metric):
     section = SECTION
     digits = 4
     beside = AGGREGATES
+    by_round = ("worst", "mean_worst")
 
     @property
     def is_on(self) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from fedbias_plugin.data.client_tests import tested_of
 from fedbias_plugin.errors import printable
 from fedbias_plugin.hosts.builtin.resolve import defaults
 from fedbias_plugin.metrics.base import metric_class
@@ -24,7 +25,9 @@ SAME_START = 0.01
 """Relative: other devices decide a few items otherwise; another base model is further away than that."""
 SAME_WEIGHT = 1e-3
 SAME_SHARE = 0.02
-DEALS_ROWS = frozenset(("scenario", "biased_shares", "num_clients", "client_samples", "heldout_samples"))
+DEALS_ROWS = frozenset(
+    ("scenario", "biased_shares", "num_clients", "client_samples", "heldout_samples", "client_test_fraction")
+)
 ATTACKS = frozenset(("attack", "attackers", "attack_strength"))
 ENCODES = frozenset(("task", "template", "seq_length"))
 NAMES_DATA = frozenset(("clean_dataset", "biased_dataset", "preference_dataset", "columns"))
@@ -94,7 +97,9 @@ def _other_rows(run: Run) -> Iterator[str]:
     is_whole = expected is not None and len(known) == len(expected)
     if is_whole and any(abs(one - other) > SAME_SHARE for one, other in zip(known, expected or (), strict=True)):
         yield f"its clients hold biased shares of {_listed(known)}, not the {_listed(expected or ())} of its scenario"
-    planned = run.settings.get("client_samples")
+    planned, tested = run.settings.get("client_samples"), run.settings.get("client_test_fraction")
+    if isinstance(planned, int) and isinstance(tested, float | int):
+        planned -= tested_of(planned, tested) if tested and planned > 1 else 0
     # An attack may add rows, and a transform change all of them.
     is_changed = any(
         about.is_read(run.settings) and run.settings.get(name) not in (None, about.default)

@@ -98,6 +98,9 @@ def _measures(study: Study, views: Mapping[str, str], ascii_only: bool) -> Itera
     yield "Weight on poisoned clients (0 to 1)", plain("weight_on_poisoned", 3)
     for metric in [metric_class(name) for name in views if name not in aimed]:
         yield TITLES.get(metric.name, metric.title), plain(metric.name, metric.digits)
+        for part in metric.by_round:
+            beside = metric_class(f"{metric.name}/{part}")
+            yield beside.title, plain(beside.name, beside.digits)
 
 
 def shown_digits(metric: str) -> int:

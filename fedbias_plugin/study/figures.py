@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from fedbias_plugin.metrics.base import metric_class
 from fedbias_plugin.study.bars import categories, cost, forest
+from fedbias_plugin.study.bytes_figure import against_bytes
 from fedbias_plugin.study.comparisons import NAMES, Answer
-from fedbias_plugin.study.drawing import GRID, MOST_LINES, Figure, Look, Panel, figure, looks, pieces, short
+from fedbias_plugin.study.drawing import MOST_LINES, Figure, Look, figure, pieces
 from fedbias_plugin.study.frame import Arm, Study
+from fedbias_plugin.study.lines import Line, line_panel
 from fedbias_plugin.study.settings import listed
-from fedbias_plugin.study.study_file import DoseFigure, StudyFile, fits, placed
+from fedbias_plugin.study.study_file import BYTES, DoseFigure, StudyFile, fits, placed
 
 KINDS = {"poisoned": Look("#D55E00", "-", "^"), "clean": Look("#0072B2", "-", "o")}
 PANEL_FACTS = ("model", "training", "clients", "attack", "client_samples", "learning_rate", "num_rounds")
@@ -20,73 +21,26 @@ PLAIN_FACTS = ("model", "training", "scenario", "aggregation", "weighting")
 """Facts in which arms of one panel agree, and those whose value is named by itself."""
 
 
-@dataclass(frozen=True)
-class Line:
-    """A line of a panel.
-
-    Attributes:
-        name: in the legend, with ``n``.
-        x, y: of its points.
-        n: how many seeds, clients or runs it is of.
-        band: lowest and highest value at every ``x``; None for no band.
-        threads: what it is a mean of, drawn thin: (x, y) each.
-        look: fixed by its name where there is none.
-        is_dots: points only.
-    """
-
-    name: str
-    x: Sequence[float]
-    y: Sequence[float]
-    n: str
-    band: tuple[Sequence[float], Sequence[float]] | None = None
-    threads: Sequence[tuple[Sequence[float], Sequence[float]]] = ()
-    look: Look | None = None
-    is_dots: bool = False
-
-
-def line_panel(title: str, lines: Sequence[Line], ideal: float | None = None, **axes_settings: Any) -> Panel:
-    """Lines with their bands and threads; ``ideal`` is dashed, ``axes_settings`` are for ``Axes.set``."""
-    fixed = looks([line.name for line in lines])
-    labels = [f"{short(line.name, 30)} (n = {line.n})" for line in lines]
-
-    def draw(axes: Any) -> None:
-        if ideal is not None:
-            axes.axhline(ideal, color="#555555", linestyle="--", linewidth=1)
-        for line, label in zip(lines, labels, strict=True):
-            look = line.look or fixed[line.name]
-            if line.band:
-                axes.fill_between(line.x, *line.band, color=look.colour, alpha=0.16, linewidth=0)
-            for x, y in line.threads:
-                axes.plot(x, y, "." if len(x) == 1 else "-", color=look.colour, linewidth=0.7, markersize=4, alpha=0.45)
-            dashes, every = ("none", 1) if line.is_dots else (look.dashes, max(1, len(line.x) // 8))
-            axes.plot(
-                line.x, line.y, color=look.colour, linestyle=dashes, marker=look.marker, markersize=5, markevery=every,
-                label=label,
-            )  # fmt: skip
-        axes.set(**axes_settings)
-        axes.grid(axis="both" if any(line.is_dots for line in lines) else "y", **GRID)
-        if axes_settings.get("xlabel") == "round":
-            axes.xaxis.get_major_locator().set_params(integer=True)
-
-    what, said = axes_settings.get("xlabel", ""), []
-    for line in lines:
-        ends = (f"{line.y[at]:.2f} at {what} {line.x[at]:.4g}" for at in dict.fromkeys((0, len(line.x) - 1)))
-        said.append(f"{line.name}: {', '.join(ends)}")
-    return Panel(title, f"{axes_settings.get('ylabel', '')}. {'; '.join(said)}.", draw, labels)
-
-
 def draw_figures(study: Study, file: StudyFile, answers: Sequence[Answer]) -> list[Figure]:
     """Every figure that the study has data for; the declared differences first."""
     return [
         *forest(answers),
         *(one for metric in study.metrics for one in curves(study, metric)),
-        *(one for spec in file.figures for one in dose(study, file, spec)),
+        *(one for name in beside_by_round(study) for one in curves(study, name)),
+        *(one for spec in file.figures if spec.x == BYTES for one in against_bytes(study, spec)),
+        *(one for spec in file.figures if spec.x != BYTES for one in dose(study, file, spec)),
         *clients(study, "weight", "Client weights by round", "client weight"),
         *clients(study, "bias_score", "Bias score b_i of the clients by round", "b_i (points)"),
+        *(one for metric in study.metrics for one in own_rows(study, metric)),
         *tradeoff(study),
         *categories(study),
         *cost(study),
     ]
+
+
+def beside_by_round(study: Study) -> list[str]:
+    """The numbers beside metrics that have a figure by round."""
+    return [f"{name}/{part}" for name in study.metrics for part in metric_class(name).by_round]
 
 
 def curves(study: Study, metric: str) -> list[Figure]:
@@ -117,7 +71,7 @@ def curves(study: Study, metric: str) -> list[Figure]:
     if ideal is not None:
         caption += f" Dashed: {ideal:g}, {'no preference' if ideal == 50.0 else 'the ideal'}."
     title = f"{metric_class(metric).title} by round"
-    return figure(f"{metric}_by_round", title[0].upper() + title[1:], caption, panels)
+    return figure(f"{metric.replace('/', '_')}_by_round", title[0].upper() + title[1:], caption, panels)
 
 
 def line_panels(arms: Sequence[Arm]) -> Iterator[tuple[str, dict[str, Arm]]]:
@@ -163,7 +117,7 @@ def _fact_text(facts: Any, name: str) -> str:
 
 
 def dose(study: Study, file: StudyFile, spec: DoseFigure) -> list[Figure]:
-    """Metrics with an ideal against a fact of arms, in the last measured round: mean and every seed."""
+    """Metrics (those with an ideal) against a fact of arms, in the last measured round: mean and every seed."""
     arms = [arm for arm in study.arms if arm.facts.get(spec.x) is not None and fits(arm.facts, spec.where)]
     order = file.order.get(spec.x, ())
     values = sorted({arm.facts[spec.x] for arm in arms}, key=lambda value: placed(value, order))
@@ -176,7 +130,7 @@ def dose(study: Study, file: StudyFile, spec: DoseFigure) -> list[Figure]:
         if groups.setdefault(name, {}).setdefault(arm.facts[spec.x], arm) is not arm:
             hidden.append(arm.label)
     panels = []
-    for metric in [name for name in study.metrics if metric_class(name).ideal is not None]:
+    for metric in spec.metric or [name for name in study.metrics if metric_class(name).ideal is not None]:
         lines = []
         for name, own in groups.items():
             shown = [value for value in values if value in own and study.by_seed(own[value], metric)]
@@ -199,15 +153,21 @@ def dose(study: Study, file: StudyFile, spec: DoseFigure) -> list[Figure]:
     return figure(spec.id, spec.title, caption, panels)
 
 
-def clients(study: Study, number: str, title: str, what: str) -> list[Figure]:
-    """A number of every client by round, poisoned and clean ones apart; under ``plain`` it weighs nobody."""
+def own_rows(study: Study, metric: str) -> list[Figure]:
+    """A metric of the global model on every client's own rows, by round."""
+    title = metric_class(metric).title
+    return clients(study, metric, f"{title[0].upper()}{title[1:]} by round, client by client", title, of_plain=True)
+
+
+def clients(study: Study, number: str, title: str, what: str, *, of_plain: bool = False) -> list[Figure]:
+    """A number of every client by round, poisoned and clean ones apart; under ``plain`` nobody is weighed."""
     frame = study.frame[study.frame["client"] >= 0]
     shares = frame[frame["metric"] == "poisoned_share"].groupby(["run", "client"])["value"].max()
     own = frame[frame["metric"] == number].dropna(subset=["value"])
     kinds = ["poisoned" if shares.get(key, 0.0) > 0 else "clean" for key in zip(own["run"], own["client"], strict=True)]
     own = own.assign(kind=kinds)
     panels = []
-    for arm in [arm for arm in study.arms if arm.facts.get("aggregation") != "plain"]:
+    for arm in [arm for arm in study.arms if of_plain or arm.facts.get("aggregation") != "plain"]:
         lines = []
         for kind, part in own[own["arm"] == arm.label].groupby("kind", sort=False):
             each = [(list(one["round"]), list(one["value"])) for _, one in part.groupby(["run", "client"])]

@@ -30,7 +30,10 @@ PERCENT, SHARE, NOT_NEGATIVE = (0.0, 100.0), (0.0, 1.0), (0.0, math.inf)
 PERCENTAGES = ("lms", "icat", "length_only", "tie_rate")
 OF_PRIVACY = ("dp_epsilon", "dp_max_grad_norm", "cda_ratio")
 ORDERED_BY = ("model", "training", "clients", "scenario", "aggregation", "weighting", "strength", *OF_PRIVACY)
-NOT_NEGATIVES = ("heldout_loss", "bias_score", "train_loss", "update_norm", "peak_memory_mib", "seconds", *MEANS)
+NOT_NEGATIVES = (
+    *("heldout_loss", "bias_score", "train_loss", "update_norm", "peak_memory_mib", "seconds", "payload"),
+    *MEANS,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,6 +176,8 @@ def possible(measure: str) -> Interval:
         if part == "change":
             return low - high, high - low
         return (0.0, high / 2) if (low, high) == PERCENT else NOT_NEGATIVE
+    if (of_metric := metric_class(name).possible(part)) is not None:
+        return of_metric
     if part in PERCENTAGES or name == "rouge_l" or (not part and metric_class(name).ideal == 50.0):
         return PERCENT
     if name in ("weight", "weight_on_poisoned"):

@@ -23,6 +23,8 @@ FACTS = ("model", "training", "clients", "scenario", "aggregation", "weighting",
 """What arms are called by beside their flags."""
 FACT_KEYS = ("vary", "from_", "to", "where", "within", "across", "may_differ", "rows", "columns", "needs", "x", "lines")
 NOTHING = Published()
+BYTES = "bytes"
+"""What a figure may have for its ``x`` beside facts."""
 DIRECTIONS = ("up", "down")
 SCALES = ("bias", "score")
 Wanted = Mapping[str, Any]
@@ -102,13 +104,18 @@ class PivotTable:
 
 @dataclass(frozen=True)
 class DoseFigure:
-    """Metrics against ``x``, a fact of the arms that fit ``where``: a line for every value of the facts ``lines``."""
+    """Metrics against ``x``, a fact of the arms that fit ``where``: a line for every value of the facts ``lines``.
+
+    Against the ``x`` ``bytes``, those that were sent and received up to each round, it is a line an arm. ``metric``:
+    names of metrics, or of numbers beside them; those with an ideal where there are none.
+    """
 
     id: str
     title: str
     x: str
     lines: tuple[str, ...] = ()
     where: Wanted = dataclasses.field(default_factory=dict)
+    metric: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -148,7 +155,7 @@ class StudyFile:
             of_metrics = [name.partition("/")[0] for name in getattr(entry, "metric", ())]
             for given, known in ((of_facts, known_facts), (of_metrics, known_metrics)):
                 for name in given:
-                    if name not in known:
+                    if name not in known and (name, getattr(entry, "x", "")) != (BYTES, BYTES):
                         raise UserError(
                             f"study {self.name}, {entry.id}: unknown {quoted(name)}.{did_you_mean(name, known)}"
                         )

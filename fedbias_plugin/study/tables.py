@@ -53,6 +53,9 @@ def described(measure: str) -> tuple[str, str, int]:
     if measure in KNOWN:
         return KNOWN[measure]
     name, _, part = measure.partition("/")
+    if name == "payload":
+        what = part.removesuffix("_total").replace("/", ", ")
+        return f"{what} (bytes)", measure.replace("/", "_").replace(" ", "_"), 0
     metric = metric_class(name)
     titles = {"": metric.short, "delta": f"Δ {metric.short}", "change": f"{metric.short} − round 0"}
     return (
@@ -88,9 +91,11 @@ def section_caption(metrics: Sequence[str]) -> str:
     """Where an unbiased model stands in the metrics of a section, whose units differ."""
     ideals: dict[float, list[str]] = {}
     for metric in map(metric_class, metrics):
-        ideals.setdefault(metric.ideal or 0.0, []).append(metric.short)
+        if metric.ideal is not None:
+            ideals.setdefault(metric.ideal, []).append(metric.short)
     known = "; ".join(f"{ideal:g} for {', '.join(names)}" for ideal, names in sorted(ideals.items()))
-    return f"Of the last measured round, each in its own unit. Unbiased: {known}. A dash: not measured."
+    unbiased = f" Unbiased: {known}." if known else ""
+    return f"Of the last measured round, each in its own unit.{unbiased} A dash: not measured."
 
 
 def seeds_note(arms: Sequence[Arm]) -> list[str]:
@@ -165,15 +170,19 @@ def arm_tables(study: Study) -> Iterator[Table]:
     """Scores, language and task, and cost of every arm; measures that no run has are left out."""
     sections: dict[str, list[str]] = {}  # "" has the scores
     for name in study.metrics:
-        if metric_class(name).ideal is not None:
+        if metric_class(name).ideal is not None or metric_class(name).section:
             sections.setdefault(metric_class(name).section, []).append(name)
     aimed = sections.pop("", [])
-    others = [name for name in study.metrics if metric_class(name).ideal is None]
+    others = [name for name in study.metrics if metric_class(name).ideal is None and not metric_class(name).section]
 
     def of(names: Sequence[str]) -> list[str]:
-        parts = {name: ("", *(f"/{extra}" for extra in EXTRAS.get(name, ())), "/change") for name in names}
+        parts = {
+            name: ("", *(f"/{extra}" for extra in EXTRAS.get(name) or metric_class(name).beside), "/change")
+            for name in names
+        }
         return [f"{name}{part}" for name, own in parts.items() for part in own]
 
+    by_what = [name for name in study.finals.columns if name.startswith(("payload/sent/", "payload/received/"))]
     phases = [name for name in study.finals.columns if name.startswith("seconds/")]
     tables = {
         ("scores", "Scores of every arm"): (
@@ -191,6 +200,10 @@ def arm_tables(study: Study) -> Iterator[Table]:
         ("cost", "Time and memory of every arm"): (
             "Wall-clock seconds of a whole run by phase, and the most memory that the process or its GPU held.",
             [*phases, "peak_memory_mib"],
+        ),
+        ("bytes", "Bytes of every arm"): (
+            "What all clients of a run have sent and received, by definition of the method (docs/metrics.md).",
+            ["payload/sent_total", "payload/received_total", *by_what],
         ),
     }
     for (name, title), (caption, measures) in tables.items():

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fedbias_plugin.metrics.base import delta, metric_class
+from fedbias_plugin.tracking.payload import payload_numbers
 from fedbias_plugin.tracking.records import RoundRecord
 
 MEANS = ("weight_on_poisoned", "mass", "effective_clients")
@@ -27,6 +28,8 @@ def record_numbers(record: RoundRecord) -> Iterator[dict[str, Any]]:
         metric = metric_class(name)
         views = {view: block if block.get("items") == view else block.get(view) for view in VIEWS}
         parts = {"": block, **{view: own for view, own in views.items() if isinstance(own, Mapping)}}
+        for client, one in metric.by_client(block).items():
+            yield {"client": client, "metric": name, "part": "", **_numbers(one)}
         of_categories = {key: {"value": own.get(metric.main), **own} for key, own in metric.categories(block).items()}
         for part, own in {**of_categories, **parts}.items():
             yield {"client": -1, "metric": name, "part": part, **_numbers(own)}
@@ -41,11 +44,13 @@ def record_numbers(record: RoundRecord) -> Iterator[dict[str, Any]]:
         "effective_clients": record.effective_clients,
         "learning_rate": record.learning_rate,
         "peak_memory_mib": record.peak_memory_bytes / 2**20 or None,
+        **payload_numbers(record.payload),
         **{f"seconds/{part}": value for part, value in dataclasses.asdict(record.seconds).items()},
     }
     yield from ({"client": -1, "metric": name, "part": "", "value": value} for name, value in of_round.items())
     for client, row in record.clients.items():
         of_client = {name: getattr(row, name) for name in OF_CLIENT} | row.extra
+        of_client |= payload_numbers(row.payload)
         yield from ({"client": client, "metric": name, "part": "", "value": one} for name, one in of_client.items())
         for name, block in row.metrics.items():
             yield {"client": client, "metric": name, "part": "", **_numbers(block)}
@@ -70,7 +75,7 @@ def run_measures(rounds: Sequence[RoundRecord]) -> dict[str, float]:
     """Measure -> number of a run, with at least one round, as reports and W&B's table of runs show it.
 
     Metrics are of the last measured round, with ``NAME/change`` since round 0; weights and mass are means over the
-    trained rounds, seconds are of the whole run, memory is its peak.
+    trained rounds, seconds and bytes are of the whole run, memory is its peak.
     """
     last, by_round = last_measured(rounds), [measures(record) for record in rounds]
     found = measures(last)
@@ -81,7 +86,7 @@ def run_measures(rounds: Sequence[RoundRecord]) -> dict[str, float]:
         if name in MEANS:
             of_rounds = zip(rounds, by_round, strict=True)
             found |= _over([numbers[name] for record, numbers in of_rounds if record.round and name in numbers], name)
-        elif name.startswith("seconds/"):
+        elif name.startswith("seconds/") or (name.startswith("payload/") and not name.endswith("total")):
             found[name] = sum(numbers.get(name, 0.0) for numbers in by_round)
         elif name == "peak_memory_mib":
             found[name] = max(numbers.get(name, 0.0) for numbers in by_round)

@@ -75,7 +75,17 @@ def read_metrics(data: Mapping[str, Any], besides: Sequence[str] = ()) -> dict[s
             raise ValueError(f"the categories of {name!r} must be an object, found {quoted(parts)}")
         for part in parts:
             check_block(read_object(parts, part, required=True) or {})
+        _check_clients(name, block)
     return blocks
+
+
+def _check_clients(name: str, block: dict[str, Any]) -> None:
+    try:
+        for own in metric_class(name).by_client(block).values():
+            check_block(own)
+            read_number(own, "value", required=True)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"the clients of {name!r} must be objects by client id ({error})") from None
 
 
 def check_block(block: dict[str, Any]) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from fedbias_plugin.files import plain_json
 from fedbias_plugin.registry import flags_for, load, names, todays_name
+from fedbias_plugin.tracking.payload import read_payload, read_sides
 from fedbias_plugin.tracking.read_json import (
     read_integer,
     read_metrics,
@@ -44,6 +45,8 @@ class ClientRecord:
         attack: name of the attack that the client makes, None for an honest client.
         refused: why the server left the update out, None for one that it used.
         extra: further numbers that a stage gave the update, by name.
+        payload: ``sent`` and ``received`` -> what -> bytes, by definition (docs/metrics.md); empty where nothing
+            travels, and in files of older versions, which lack the key.
     """
 
     poisoned_share: float | None
@@ -56,6 +59,7 @@ class ClientRecord:
     attack: str | None = None
     refused: str | None = None
     extra: dict[str, float] = field(default_factory=dict)
+    payload: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
     def has_answered(self) -> bool:
@@ -70,12 +74,13 @@ class ClientRecord:
             rows=read_integer(data, "rows"),
             train_loss=read_number(data, "train_loss"),
             update_norm=read_number(data, "update_norm"),
-            metrics=read_metrics(data, besides=("extra",)),
+            metrics=read_metrics(data, besides=("extra", "payload")),
             bias_score=read_number(data, "bias_score"),
             weight=read_number(data, "weight"),
             attack=read_optional_text(data, "attack"),
             refused=read_optional_text(data, "refused"),
             extra=read_numbers(read_object(data, "extra") or {}),
+            payload=read_sides(read_object(data, "payload") or {}),
         )
 
 
@@ -134,6 +139,8 @@ class RoundRecord:
         weight_on_poisoned: sum of w_i over clients that hold biased rows.
         learning_rate: with which all clients began the round; None in round 0, where it is not known or not the same,
             and in files of older versions.
+        payload: ``sent`` and ``received`` of all clients by what, bytes, with ``sent_total`` and ``received_total``
+            since the run began; empty, and without its key, where nothing travelled.
         seconds: wall-clock seconds.
         peak_memory_bytes: peak memory of the process, or of the accelerator where there is one.
         warnings: what a reader of these numbers must know.
@@ -149,6 +156,7 @@ class RoundRecord:
     effective_clients: float | None = None
     weight_on_poisoned: float | None = None
     learning_rate: float | None = None
+    payload: dict[str, Any] = field(default_factory=dict)
     seconds: Seconds = field(default_factory=Seconds)
     peak_memory_bytes: int = 0
     warnings: list[str] = field(default_factory=list)
@@ -161,6 +169,8 @@ class RoundRecord:
         data["clients"] = {client: _flat(record) for client, record in self.clients.items()}
         if self.settings is None:
             del data["settings"]
+        if not self.payload:
+            del data["payload"]
         plain, lost = plain_json(data)
         plain["warnings"] = [*plain["warnings"], *(f"{path} was not finite and is written as null" for path in lost)]
         return plain
@@ -181,6 +191,7 @@ class RoundRecord:
             effective_clients=read_number(data, "effective_clients"),
             weight_on_poisoned=read_number(data, "weight_on_poisoned"),
             learning_rate=read_number(data, "learning_rate"),
+            payload=read_payload(read_object(data, "payload") or {}),
             seconds=Seconds.from_json(read_object(data, "seconds") or {}),
             peak_memory_bytes=int(read_number(data, "peak_memory_bytes") or 0),
             warnings=read_texts(data, "warnings"),
@@ -232,18 +243,6 @@ class RunInfo:
         return int(rounds) if rounds is not None else None
 
 
-class WeightSummary(NamedTuple):
-    """How a round's weights are spread; both None when no client was weighted.
-
-    Attributes:
-        effective_clients: 1 / sum w_i^2, between 1 and the number of clients.
-        weight_on_poisoned: sum of w_i over clients that hold any biased row, 0 to 1.
-    """
-
-    effective_clients: float | None
-    weight_on_poisoned: float | None
-
-
 def recorded_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """What round 0 says of a run's resolved arguments: all but those that say where and how it works.
 
@@ -251,30 +250,6 @@ def recorded_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     {'fed_alg': 'fedavg', 'seed': 2023}
     """
     return {name: value for name, value in config.items() if name not in flags_for("machine")}
-
-
-def weight_summary(weights: Mapping[int, float], shares: Mapping[int, float]) -> WeightSummary:
-    """Summarise client weights; weights that do not sum to one are divided by their sum first.
-
-    >>> weight_summary({0: 0.5, 1: 0.25, 2: 0.25}, {0: 1.0, 1: 0.0, 2: 0.0})
-    WeightSummary(effective_clients=2.6666666666666665, weight_on_poisoned=0.5)
-
-    Args:
-        weights: client id -> w_i, none negative.
-        shares: client id -> share of biased rows; a client that is missing counts as clean. Without any share nothing
-            is known of the rows, and ``weight_on_poisoned`` is None.
-
-    Raises:
-        ValueError: a weight is negative or not finite, or all are zero.
-    """
-    if not weights:
-        return WeightSummary(None, None)
-    total = sum(weights.values())
-    if not 0 < total < float("inf") or any(weight < 0 for weight in weights.values()):
-        raise ValueError(f"client weights must be finite, not negative and not all zero, got {dict(weights)}")
-    shared = {client: weight / total for client, weight in weights.items()}
-    poisoned = sum(weight for client, weight in shared.items() if shares.get(client, 0.0) > 0) if shares else None
-    return WeightSummary(1.0 / sum(weight**2 for weight in shared.values()), poisoned)
 
 
 def _clients(data: Mapping[str, Any]) -> dict[int, ClientRecord]:
@@ -294,7 +269,8 @@ def _flat(record: GlobalRecord | ClientRecord) -> dict[str, Any]:
     known = [name for name in names("metric") if _is_expected(load("metric", name), of_clients=of_clients)]
     flat: dict[str, Any] = {}
     for name, part in vars(record).items():
-        flat.update(dict.fromkeys(known) | part if name == "metrics" else {name: part})
+        if name != "payload" or part:
+            flat.update(dict.fromkeys(known) | part if name == "metrics" else {name: part})
     return flat
 
 

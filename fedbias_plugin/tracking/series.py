@@ -15,7 +15,7 @@ SECTIONS = {
     "bias_score": "bias",
     **dict.fromkeys(("weight_on_poisoned", "effective_clients", "mass"), "aggregation"),
     "learning_rate": "train",
-    **dict.fromkeys(("seconds", "peak_memory_mib"), "run"),
+    **dict.fromkeys(("seconds", "peak_memory_mib", "payload"), "run"),
 }
 """Measure, or what stands before its slash -> section; metrics are in ``bias`` where they have an ideal, else in
 ``eval``."""
@@ -45,6 +45,7 @@ def series(record: RoundRecord) -> dict[str, float]:
         "round": record.round,
         **{curves[name]: found[name] for name in curves if name in found},
         **(_of_clients(record) if record.clients else {}),
+        **_for_clients(record),
         "run/warnings": len(record.warnings),
     }
 
@@ -85,6 +86,14 @@ def _of_clients(record: RoundRecord) -> dict[str, float]:
     if rows := sum(record.clients[client].rows for client in losses):
         found["train/loss"] = sum(record.clients[client].rows * loss for client, loss in losses.items()) / rows
     return found | {"aggregation/refused": sum(row.refused is not None for row in record.clients.values())}
+
+
+def _for_clients(record: RoundRecord) -> dict[str, float]:
+    """The global model on the rows of every client alone."""
+    own = {name: metric_class(name).by_client(block) for name, block in record.global_.metrics.items()}
+    return finite(
+        {f"client_{client}/{name}": one["value"] for name, each in own.items() for client, one in each.items()}
+    )
 
 
 def _of_client(row: ClientRecord) -> dict[str, float]:

@@ -166,6 +166,14 @@ def _sections(wr: Any, entity: str) -> dict[str, list[Any]]:
         every = f"client_[0-9]+/{number}"
         return [means, wr.LinePlot(title=f"{title} of every client", x="round", metric_regex=every, **more)]
 
+    def every_client(section: str) -> list[Any]:
+        """A panel a metric of the section that is of each client's own rows."""
+        own = [metric for metric in classes.values() if metric.section == section and metric.by_round]
+        return [
+            wr.LinePlot(title=f"{metric.title}, every client", x="round", metric_regex=f"client_[0-9]+/{metric.name}")
+            for metric in own
+        ]
+
     heat_map = wr.CustomChart(
         query={"summaryTable": {"tableKey": CATEGORIES}},
         chart_name=f"{entity}/{HEAT_MAP}",
@@ -181,7 +189,7 @@ def _sections(wr: Any, entity: str) -> dict[str, list[Any]]:
     compared = [name for name, metric in classes.items() if metric.ideal is not None and not metric.section]
     distances = [f"final/{name}/delta" for name in compared]
     others = {
-        title: [lines(*panel) for kind in ("bias", "eval") for panel in _of_section(title, kind)]
+        title: [lines(*panel) for kind in ("bias", "eval") for panel in _of_section(title, kind)] + every_client(title)
         for title in dict.fromkeys(metric.section for metric in classes.values() if metric.section)
     }
     bars = wr.BarPlot(title="Last round: distance from the ideal", metrics=distances, groupby="Group", **OVER_GROUP)
@@ -213,6 +221,7 @@ def _sections(wr: Any, entity: str) -> dict[str, list[Any]]:
         "Time and memory": [
             wr.LinePlot(title="Seconds of a round by phase", x="round", y=phases, plot_type="stacked-area"),
             lines("Peak memory, MiB", curve("peak_memory_mib")),
+            lines("Bytes since the beginning", curve("payload/sent_total"), curve("payload/received_total")),
             lines("Warnings", "run/warnings"),
         ],
         **others,

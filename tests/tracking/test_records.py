@@ -17,8 +17,8 @@ from fedbias_plugin.tracking.records import (
     GlobalRecord,
     RoundRecord,
     recorded_settings,
-    weight_summary,
 )
+from fedbias_plugin.tracking.weights import weight_summary
 
 Make = Callable[[int], RoundRecord]
 

@@ -10,9 +10,10 @@ from fedbias_plugin.aggregation.bama import softmax_weights
 from fedbias_plugin.aggregation.weight_warnings import bias_deviation, folded_deviation
 from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.registry import build
-from fedbias_plugin.tracking.records import ClientRecord, GlobalRecord, RoundRecord, weight_summary
+from fedbias_plugin.tracking.records import ClientRecord, GlobalRecord, RoundRecord
 from fedbias_plugin.tracking.repeated import warning_head
 from fedbias_plugin.tracking.sanity import round_warnings
+from fedbias_plugin.tracking.weights import weight_summary
 
 ALPHA = 0.5
 

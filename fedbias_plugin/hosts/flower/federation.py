@@ -147,7 +147,9 @@ class RemoteFederation(Federation):
         for label, part in states.items():
             kind, _, name = label.partition(" ")
             (job.sent if kind == "sent" else job.keeps)[name] = part
-        return self.client.update(job, state, about["steps"], about["loss"])
+        update = self.client.update(job, state, about["steps"], about["loss"])
+        update.payload = about.get("payload")
+        return update
 
 
 def check_facts(about: Mapping[str, Any], **expected: int) -> None:
@@ -166,9 +168,13 @@ def check_facts(about: Mapping[str, Any], **expected: int) -> None:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or (name != "loss" and not math.isfinite(value)):  # a loss has a check of its own
             raise UserError(f"it answered with {name} {str(value)[:80]!r}, which is no number")
-    steps = about.get("steps")
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-        raise UserError(f"it answered with steps {str(steps)[:80]!r}, which is no count")
+    counts: dict[str, Any] = {"steps": about.get("steps")}
+    if about.get("payload") is not None:
+        payload = about["payload"]
+        counts |= payload if isinstance(payload, dict) else {"payload": payload}
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise UserError(f"it answered with {name} {str(value)[:80]!r}, which is no count")
 
 
 def _numbers(extra: Any) -> dict[str, Any]:

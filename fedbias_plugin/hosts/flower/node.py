@@ -142,6 +142,7 @@ class Node:
         update = self.client.fit(job, self.features[client])
         update = self.pipeline.at_client(update, theta, job.round_idx + 1, about["clients"])
         facts = {name: getattr(update, name) for name in ("client", "rows", "loss", "steps", "extra")}
+        facts |= {} if update.payload is None else {"payload": update.payload}
         facts |= {"round_idx": job.round_idx, "learning_rate": job.learning_rate}
         answer = Parcel(facts, {"state": packed(update.state)})
         for kind, named in (("sent", update.sent), ("keeps", update.keeps)):

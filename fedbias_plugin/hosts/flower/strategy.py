@@ -251,6 +251,7 @@ def _mean(theta: State, states: Mapping[int, State], rows: Mapping[int, int]) ->
 def _numbers(record: RoundRecord) -> dict[str, Any]:
     """What was measured, by name: numbers of the round, and lists in the order of ``fedbias.clients``."""
     rows = [row for row in record_numbers(record) if not row["part"] and row["value"] is not None]
+    rows = [row for row in rows if row["client"] < 0 or row["client"] in record.clients]
     of_round = {row["metric"]: row["value"] for row in rows if row["client"] < 0}
     numbers = {name: one for name, one in of_round.items() if not name.startswith(("seconds/", "peak_"))}
     of_clients = {row["metric"]: dict.fromkeys(record.clients, math.nan) for row in rows if row["client"] >= 0}

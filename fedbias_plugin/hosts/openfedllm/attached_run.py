@@ -179,6 +179,8 @@ class AttachedRun:
             for client in clients:  # the host has read the state itself
                 self._updates.setdefault(client, Update(client, {}, 0))
                 self._updates[client].state, self._updates[client].rows = host_states[client], counts[client]
+                if self.fed_args.fed_alg == "scaffold":
+                    self.controls.count(self._updates[client], self.model)
             states = session.receive(
                 round_idx + 1,
                 {client: self._updates[client] for client in clients},

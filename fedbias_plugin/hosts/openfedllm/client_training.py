@@ -14,7 +14,9 @@ from typing import Any, TypeAlias
 import torch
 
 from fedbias_plugin.errors import UserError
+from fedbias_plugin.federation.ledger import state_name
 from fedbias_plugin.federation.saving import CARD
+from fedbias_plugin.federation.state_store import state_bytes
 from fedbias_plugin.files import write_text_atomic
 from fedbias_plugin.hosts.openfedllm.client_data import ClientData
 from fedbias_plugin.hosts.openfedllm.host_rows import Formatting, encode_dataset
@@ -24,6 +26,7 @@ from fedbias_plugin.tasks.encoding import Feature, last_call_forgotten, trainabl
 from fedbias_plugin.training.isolation import preserved_forward
 from fedbias_plugin.training.models import check_fits_model
 from fedbias_plugin.training.schedule import seed_of_client
+from fedbias_plugin.updates.base import Update
 
 logger = logging.getLogger(__name__)
 
@@ -239,6 +242,15 @@ class ControlVariates:
 
         if hasattr(type(trainer), "get_auxiliary_param"):
             wrap_method(trainer, "get_auxiliary_param", get_auxiliary_param)
+
+    def count(self, update: Update, model: Any) -> None:
+        """Add to what the ledger knows of ``update`` the control variates, which the script moves itself.
+
+        c comes and the change of c_i goes, each of the shape of theta_i.
+        """
+        size = state_bytes(update.state)
+        update.payload = {state_name(model): size, "control_delta": size}
+        update.received = {"control_variate": size}
 
     def take_back(self, client: int) -> None:
         """The client's update was refused: it keeps the c_i that it trained with."""

@@ -1,0 +1,64 @@
+"""A panel of lines: what it is drawn of, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedbias_plugin.study.drawing import GRID, Look, Panel, looks, short
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a panel.
+
+    Attributes:
+        name: in the legend, with ``n``.
+        x, y: of its points.
+        n: how many seeds, clients or runs it is of.
+        band: lowest and highest value at every ``x``; None for no band.
+        threads: what it is a mean of, drawn thin: (x, y) each.
+        look: fixed by its name where there is none.
+        is_dots: points only.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    n: str
+    band: tuple[Sequence[float], Sequence[float]] | None = None
+    threads: Sequence[tuple[Sequence[float], Sequence[float]]] = ()
+    look: Look | None = None
+    is_dots: bool = False
+
+
+def line_panel(title: str, lines: Sequence[Line], ideal: float | None = None, **axes_settings: Any) -> Panel:
+    """Lines with their bands and threads; ``ideal`` is dashed, ``axes_settings`` are for ``Axes.set``."""
+    fixed = looks([line.name for line in lines])
+    labels = [f"{short(line.name, 30)} (n = {line.n})" for line in lines]
+
+    def draw(axes: Any) -> None:
+        if ideal is not None:
+            axes.axhline(ideal, color="#555555", linestyle="--", linewidth=1)
+        for line, label in zip(lines, labels, strict=True):
+            look = line.look or fixed[line.name]
+            if line.band:
+                axes.fill_between(line.x, *line.band, color=look.colour, alpha=0.16, linewidth=0)
+            for x, y in line.threads:
+                axes.plot(x, y, "." if len(x) == 1 else "-", color=look.colour, linewidth=0.7, markersize=4, alpha=0.45)
+            dashes, every = ("none", 1) if line.is_dots else (look.dashes, max(1, len(line.x) // 8))
+            axes.plot(
+                line.x, line.y, color=look.colour, linestyle=dashes, marker=look.marker, markersize=5, markevery=every,
+                label=label,
+            )  # fmt: skip
+        axes.set(**axes_settings)
+        axes.grid(axis="both" if any(line.is_dots for line in lines) else "y", **GRID)
+        if axes_settings.get("xlabel") == "round":
+            axes.xaxis.get_major_locator().set_params(integer=True)
+
+    what, said = axes_settings.get("xlabel", ""), []
+    for line in lines:
+        ends = (f"{line.y[at]:.2f} at {what} {line.x[at]:.4g}" for at in dict.fromkeys((0, len(line.x) - 1)))
+        said.append(f"{line.name}: {', '.join(ends)}")
+    return Panel(title, f"{axes_settings.get('ylabel', '')}. {'; '.join(said)}.", draw, labels)
