@@ -33,7 +33,11 @@ def test_a_prompt_is_trained_in_parts_weighed_cut_off_resumed_to_the_same_bytes_
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
     saved = load_file(tmp_path / "whole/adapter/adapter_model.safetensors")
     assert list(saved) == ["prompt_embeddings"]
-    assert saved["prompt_embeddings"].shape[0] == 6
+    tokens, width = saved["prompt_embeddings"].shape
+    assert tokens == 6
+    for client in (client for record in rounds for client in record.clients.values()):
+        assert client.payload["sent"] == {"prompt rows": client.extra["psm_units"] * 4 * width, "bitmap": 1}
+        assert client.payload["received"] == {"adapter": 6 * 4 * width}
     assert "\n- soft-prompt\n" in (tmp_path / "whole/adapter/README.md").read_text()
     output = tmp_path / "bias.json"
     flags = ["--adapter", tmp_path / "whole", "--data_dir", small_data, "--output", output]
