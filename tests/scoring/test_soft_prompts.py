@@ -91,7 +91,8 @@ def test_next_token_distributions_are_taken_behind_the_prompt_and_its_positions_
 def test_the_gradient_of_a_text_is_that_of_the_prompt_also_of_one_that_was_loaded(prompted, bos_tokenizer):
     model, text = prompted("gpt2"), "Rain."
     ids = torch.tensor([[0, *bos_tokenizer.encode(text, add_special_tokens=False)]])
-    model(input_ids=ids, labels=ids).loss.backward()
+    labels = torch.where(ids == ids[0, 0], -100, ids)  # that the prompt is followed by <s> is no part of a text
+    model(input_ids=ids, labels=labels).loss.backward()
     expected = model.prompt_encoder["default"].embedding.weight.grad.clone()
     model.zero_grad()
     model.prompt_encoder.requires_grad_(False)
