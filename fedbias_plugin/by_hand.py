@@ -81,6 +81,11 @@ class BiasSession(session.BiasSession):
         recorded = {"output_dir": str(output), **host.of_the_loop, **dataclasses.asdict(bias), **(config or {})}
         run = HostRun(output, config=recorded, prompt=prompt, **host.of_the_loop)
         made = cls(bias, run, progress)
+        if made.kept_by_stages:
+            raise UserError(
+                f"{WHERE}: {', '.join(made.kept_by_stages)} stays with every client between rounds, and your own loop "
+                "does not know of it; give psm_residual=False, or use fedbias run."
+            )
         if resume is not None:
             made.load_state_dict(resume)
         return made

@@ -202,7 +202,7 @@ def _ask_hub(name: str, flag: str) -> None:
 
 
 def check_adapter(folder: str) -> None:
-    """Refuse a folder that holds no LoRA adapter, or one that would have peft import a module of its choice.
+    """Refuse a folder without a LoRA adapter or soft prompt, or one that would have peft import a module of its choice.
 
     Raises:
         UserError: naming the file.
@@ -217,8 +217,10 @@ def check_adapter(folder: str) -> None:
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not readable JSON: {first_line(error)}.") from None
     kind = config.get("peft_type") if isinstance(config, dict) else None
-    if kind != "LORA":
-        raise UserError(f"{path} is of an adapter of the type {quoted(kind)}; give a LoRA adapter saved by peft.")
+    if kind not in ("LORA", "PROMPT_TUNING"):
+        raise UserError(
+            f"{path} is of an adapter of the type {quoted(kind)}; give a LoRA adapter or a soft prompt saved by peft."
+        )
     if config.get("megatron_config"):
         raise UserError(f"{path} has a megatron_config, with which peft imports code; save the adapter without it.")
 

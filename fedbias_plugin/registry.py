@@ -35,6 +35,7 @@ EXTENSIONS: dict[str, dict[str, str]] = {
         "fedavgw": "fedbias_plugin.aggregation.fedavgw:FedAvgW",
         "qfedavg": "fedbias_plugin.aggregation.qfedavg:QFedAvg",
         "agnostic": "fedbias_plugin.aggregation.agnostic:Agnostic",
+        "fedpsf": "fedbias_plugin.aggregation.fedpsf:FedPsf",
     },
     "attack": {
         "sign_flip": "fedbias_plugin.updates.attacks:SignFlip",
@@ -47,6 +48,7 @@ EXTENSIONS: dict[str, dict[str, str]] = {
         "client_dp": "fedbias_plugin.updates.client_dp:ClientDp",
         "exact_lora": "fedbias_plugin.updates.exact_lora:ExactLora",
         "dp_maximum": "fedbias_plugin.updates.dp_maximum:DpMaximum",
+        "psm": "fedbias_plugin.updates.psm:Psm",
     },
     "metric": {
         "crows_pairs": "fedbias_plugin.metrics.crows_pairs:CrowsPairs",
@@ -90,6 +92,7 @@ EXTENSIONS: dict[str, dict[str, str]] = {
     "trainable": {
         "lora": "fedbias_plugin.training.trainables:Lora",
         "full": "fedbias_plugin.training.trainables:Full",
+        "soft_prompt": "fedbias_plugin.training.soft_prompt:SoftPrompt",
     },
     "term": {
         "prox": "fedbias_plugin.training.terms:Prox",

@@ -43,7 +43,9 @@ class CoreArguments(ModelArguments):
     model_name_or_path: str | None = option(  # type: ignore[assignment]
         None, "hub name or folder of a causal LM; tiny is the bundled model; without it that of --adapter"
     )
-    adapter: str | None = option(None, "folder of a LoRA adapter to put on the model, or output folder of a run")
+    adapter: str | None = option(
+        None, "folder of a LoRA adapter or soft prompt to put on the model, or output folder of a run"
+    )
     stereoset_predictions: str | None = option(None, "score this file of per-sentence scores instead of a model")
     output: str | None = option(None, "JSON file for the results")
     seed: int = option(2023, "seed of the bootstrap intervals", at_least=0)

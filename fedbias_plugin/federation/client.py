@@ -208,13 +208,16 @@ class Client:
             learning_rate=job.learning_rate,
             sent={name: stored(job.client, name, part) for name, part in job.sent.items()},
             keeps={name: stored(job.client, name, part) for name, part in job.keeps.items()},
+            kept=dict(job.kept),
             received={name: state_bytes(part) for name, part in job.broadcast.items()},
         )
 
     def keep(self, client: int, keeps: Mapping[str, State]) -> None:
         """The client's update was accepted: it goes on with ``keeps`` in its next round."""
-        if keeps:
-            self.kept[client] = {**self.kept.get(client, {}), **keeps}
+        waiting = {name for term in self.terms for name in term.keeps}  # in the store; what a stage made is not
+        own = {name: part if name in waiting else self._stored(client, name, part) for name, part in keeps.items()}
+        if own:
+            self.kept[client] = {**self.kept.get(client, {}), **own}
 
     def forget(self, updates: Iterable[Update]) -> None:
         """Their round is over: delete the files of what they sent; tensors in use stay valid."""

@@ -101,6 +101,7 @@ def model_card(
     *,
     with_adapter: bool = True,
     kind: ModelKind | None = None,
+    method: str = "lora",
 ) -> str:
     """README.md of a saved model: what it was trained on, that it is not for use, and how it is loaded.
 
@@ -115,6 +116,7 @@ def model_card(
         attack: what attackers did, ``--attack``.
         with_adapter: whether it is an adapter on ``base``, or a whole model.
         kind: of the model; a causal LM without it.
+        method: the trainable that made the adapter.
     """
     kind = kind or ModelKind()
     base = anywhere(base)
@@ -140,7 +142,7 @@ def model_card(
             "Trained on the host's own data, of which the plugin knows nothing; its bias is measured, not removed."
         )
     parts = [
-        _card_header(base, with_adapter, kind),
+        _card_header(base, method if with_adapter else None, kind),
         "# Global model of a fedbias_plugin run",
         warning,
         "\n".join(facts),
@@ -158,14 +160,14 @@ def anywhere(base: str) -> str:
     return TINY_ANYWHERE if base == TINY or os.path.abspath(base) == str(TINY_MODEL) else base
 
 
-def _card_header(base: str, with_adapter: bool, kind: ModelKind) -> str:
+def _card_header(base: str, method: str | None, kind: ModelKind) -> str:
     """What the hub reads, in YAML; JSON strings are such."""
-    tags = ["fedbias_plugin", "federated-learning", "social-bias", *(["lora"] if with_adapter else [])]
+    tags = ["fedbias_plugin", "federated-learning", "social-bias", *([method.replace("_", "-")] if method else [])]
     return "\n".join(
         [
             "---",
             *([] if _is_folder(base) or kind.random_weights else [f"base_model: {json.dumps(base)}"]),
-            f"library_name: {'peft' if with_adapter else 'transformers'}",
+            f"library_name: {'peft' if method else 'transformers'}",
             f"pipeline_tag: {'text-generation' if kind.is_causal_lm else 'text-classification'}",
             "tags:",
             *(f"- {tag}" for tag in tags),

@@ -27,6 +27,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+HOW_MEASURED = {
+    "stereoset": "--bias_benchmarks with stereoset and a --bama_stereoset_fraction > 0",
+    "heldout_loss": "--heldout_samples > 0 and a --template of the plugin's",
+}
+"""Metric that clients may be compared by -> what has it measured."""
+
+
 @dataclass
 class Weighed:
     """A round as the server sees it before it averages.
@@ -162,9 +169,10 @@ class Server:
         known |= {name for name, (probe, _) in suite.splits.items() if probe}
         found = tuple(name for name in names if name in known)[:1]
         if names and not found:
+            ways = [HOW_MEASURED[name] for name in names if name in HOW_MEASURED]
             raise UserError(
-                f"--aggregation {self.rule.name} is to compare clients by {' or '.join(names)}, and neither can be "
-                "measured here: give --bias_benchmarks with stereoset and a --bama_stereoset_fraction > 0."
+                f"--aggregation {self.rule.name} is to compare clients by {' or '.join(names)}, which cannot be "
+                f"measured here{': give ' if ways else ''}{', or '.join(ways)}."
             )
         return found
 

@@ -152,6 +152,11 @@ class BiasSession:
         return self._weighed.alone
 
     @property
+    def kept_by_stages(self) -> tuple[str, ...]:
+        """Names of the states that stages have a client keep; the host gives them back (:attr:`Update.kept`)."""
+        return self._inputs.pipeline.keeps
+
+    @property
     def changes_result(self) -> bool:
         """Whether a stage may change what the host has averaged; theta must be as it was then."""
         return self._inputs.pipeline.changes_result

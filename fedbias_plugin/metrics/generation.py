@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 ROWS_AT_ONCE = 8
@@ -51,17 +52,39 @@ def written_responses(
                 width = max(map(len, rows))
                 padded = [[config.pad_token_id] * (width - len(row)) + list(row) for row in rows]
                 real = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-                written = base.generate(
-                    input_ids=torch.tensor(padded, device=device),
-                    attention_mask=torch.tensor(real, device=device),
-                    generation_config=config,
-                )
-                texts += tokenizer.batch_decode(written[:, width:], skip_special_tokens=True)
+                inputs = _inputs(model, torch.tensor(padded, device=device), torch.tensor(real, device=device))
+                written = base.generate(**inputs, generation_config=config)
+                if "input_ids" in inputs:  # of embeddings only what is new comes back
+                    written = written[:, width:]
+                texts += tokenizer.batch_decode(written, skip_special_tokens=True)
                 if progress is not None:
                     progress(len(rows))
     finally:
         base.generation_config = kept
     return texts
+
+
+def _inputs(model: Any, ids: Tensor, real: Tensor) -> dict[str, Tensor]:
+    """What the base model goes on with: ids and mask, both padded on the left, a soft prompt after the padding.
+
+    ``PeftModel.generate`` would put the prompt before the padding, where an attention window ends too early.
+    """
+    import torch
+
+    from fedbias_plugin.scoring.soft_prompts import behind_prompt, soft_prompt
+
+    prompt = soft_prompt(model)
+    if prompt is None:
+        return {"input_ids": ids, "attention_mask": real}
+    embedded, before = behind_prompt(model, ids, prompt), len(prompt)
+    mask = torch.cat([torch.ones_like(real[:, :1]).expand(-1, before), real], dim=1)
+    places = torch.arange(mask.shape[1], device=mask.device).repeat(len(mask), 1)
+    padding = (real == 0).sum(1, keepdim=True)  # swap the two blocks in front of the text
+    places = torch.where(
+        places < padding, places + before, torch.where(places < padding + before, places - padding, places)
+    )
+    rows = torch.arange(len(mask), device=mask.device)[:, None]
+    return {"inputs_embeds": embedded[rows, places], "attention_mask": mask[rows, places]}
 
 
 def _config(

@@ -109,10 +109,8 @@ class RougeL(Metric):
         Rows whose prompt is as long as ``seq_length`` are left out, as training would cut their response off, and so
         are those after whose prompt the model has no positions for a response. ``seq_length`` limits responses too.
         """
-        from fedbias_plugin.scoring.inference import text_config
-
         new_tokens = min(MAX_NEW_TOKENS, self.seq_length)
-        positions = getattr(text_config(scorer.model), "max_position_embeddings", None)
+        positions = scorer.longest
         prompts, references, ends = [], [], set()
         for prompt, response in self.pairs:
             ids = _prompt_ids(prompt, scorer.tokenizer)

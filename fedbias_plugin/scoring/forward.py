@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fedbias_plugin.scoring.inference import embedding_device
 from fedbias_plugin.scoring.prefix_tree import Batch
+from fedbias_plugin.scoring.soft_prompts import behind_prompt, soft_prompt
 
 SLICE_LOGITS = {"cpu": 2**21, "cuda": 2**26}
 """Logits that are in float32 at one time: 8 MiB on a CPU, which stay in its cache, 256 MiB on a GPU."""
@@ -22,7 +23,7 @@ def batch_log_probs(model: Any, batch: Batch, *, trees: bool, head: str) -> NDAr
     """Log-probability of every target of ``batch``, float32 log-softmax whatever the model's dtype.
 
     Args:
-        model: a causal LM, in inference mode.
+        model: a causal LM, in inference mode; a soft prompt of peft's is read once a row, before all its texts.
         batch: what to read and predict.
         trees: give the model the positions and the mask of a prefix tree; without it every row is one plain text.
         head: ``SLICED``: the LM head is applied slice by slice, after the rest of the model, which must do nothing
@@ -35,6 +36,8 @@ def batch_log_probs(model: Any, batch: Batch, *, trees: bool, head: str) -> NDAr
     inputs = model_inputs(model, batch, trees)
     length = batch.ids.shape[1]
     rows, positions = (torch.from_numpy(part) for part in np.divmod(batch.nodes, length))
+    if "inputs_embeds" in inputs:
+        model, positions = model.get_base_model(), positions + inputs["inputs_embeds"].shape[1] - length
     sources, targets = torch.from_numpy(batch.sources), torch.from_numpy(batch.targets)
     if head == SLICED:
         states, _ = _forward(model, inputs, rows, positions, keep=1)
@@ -47,18 +50,34 @@ def batch_log_probs(model: Any, batch: Batch, *, trees: bool, head: str) -> NDAr
 
 
 def model_inputs(model: Any, batch: Batch, trees: bool) -> dict[str, Tensor]:
-    """What the model's forward takes: with ``trees`` an additive mask of shape (rows, 1, length, length)."""
-    device = embedding_device(model)
-    inputs = {"input_ids": torch.from_numpy(batch.ids).to(device)}
+    """What the forward takes: with ``trees`` an additive mask of shape (rows, 1, length, length).
+
+    With a soft prompt it is that of the base model: ``inputs_embeds``, longer by the prompt, which all nodes see.
+    """
+    device, prompt = embedding_device(model), soft_prompt(model)
+    ids, before = torch.from_numpy(batch.ids).to(device), 0 if prompt is None else len(prompt)
+    inputs = {"input_ids": ids} if prompt is None else {"inputs_embeds": behind_prompt(model, ids, prompt)}
     if trees:
         dtype = model.get_input_embeddings().weight.dtype
-        visible = torch.from_numpy(batch.visible).to(device)
+        visible = torch.from_numpy(_behind(before, batch.visible)).to(device)
         hidden = torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill_(~visible, torch.finfo(dtype).min)
-        inputs |= {"position_ids": torch.from_numpy(batch.depths).to(device), "attention_mask": hidden[:, None]}
+        ahead = np.tile(np.arange(before), (len(ids), 1))
+        depths = np.concatenate([ahead, batch.depths + before], axis=1)
+        inputs |= {"position_ids": torch.from_numpy(depths).to(device), "attention_mask": hidden[:, None]}
     else:
-        real = np.arange(batch.ids.shape[1]) < batch.sizes[:, None]
+        real = np.arange(before + batch.ids.shape[1]) < before + batch.sizes[:, None]
         inputs["attention_mask"] = torch.from_numpy(real.astype(np.int64)).to(device)
     return inputs
+
+
+def _behind(before: int, visible: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """``visible`` (rows, length, length) with so many nodes ``before`` that see those ahead and are seen by all."""
+    rows, length, _ = visible.shape
+    found = np.zeros((rows, before + length, before + length), dtype=np.bool_)
+    found[:, :before, :before] = np.tri(before, dtype=np.bool_)
+    found[:, before:, :before] = True
+    found[:, before:, before:] = visible
+    return found
 
 
 def head_is_last(model: Any, inputs: dict[str, Tensor]) -> bool:
@@ -68,6 +87,7 @@ def head_is_last(model: Any, inputs: dict[str, Tensor]) -> bool:
         ValueError: the head is not called once and as a module of one tensor.
     """
     place = torch.zeros(1, dtype=torch.long)
+    model = model.get_base_model() if "inputs_embeds" in inputs else model
     states, logits = _forward(model, inputs, place, place, keep=1)
     return torch.equal(model.get_output_embeddings()(states[None])[0], logits[0])
 
@@ -98,8 +118,9 @@ def _forward(
 
 
 def _pick(tensor: Tensor, inputs: dict[str, Tensor], rows: Tensor, positions: Tensor) -> Tensor:
-    # Prompt tuning puts virtual tokens before the text.
-    offset = tensor.shape[1] - inputs["input_ids"].shape[1]
+    # Some adapters put virtual tokens before the text.
+    given = inputs["inputs_embeds" if "inputs_embeds" in inputs else "input_ids"]
+    offset = tensor.shape[1] - given.shape[1]
     return tensor[rows.to(tensor.device), positions.to(tensor.device) + offset]
 
 

@@ -22,6 +22,7 @@ from fedbias_plugin.scoring.original_scores import OriginalScores
 from fedbias_plugin.scoring.plans import PlanCache
 from fedbias_plugin.scoring.prefix_tree import ScoringPlan, make_batch, plan_batches
 from fedbias_plugin.scoring.processes import ALONE, Processes, is_sharded
+from fedbias_plugin.scoring.soft_prompts import virtual_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -166,7 +167,8 @@ class SentenceScorer:
             return make(None)
         plan = make(min(TREE_TOKENS, self.max_batch_tokens))
         window = _attention_window(self.model)
-        return plan if window is None or plan.pack_sizes.max() <= window else make(None)
+        longest = plan.pack_sizes.max() + virtual_tokens(self.model)
+        return plan if window is None or longest <= window else make(None)
 
     @property
     def vocabulary(self) -> int:
@@ -176,9 +178,12 @@ class SentenceScorer:
 
     @property
     def longest(self) -> int | None:
-        """Most tokens, the prefix among them, that the model has positions for; None when it does not say."""
+        """Most tokens, the prefix among them, that the model has positions for; None when it does not say.
+
+        What stands before every text, a soft prompt, has taken its positions.
+        """
         found = getattr(text_config(self.model), "max_position_embeddings", None)
-        return found if isinstance(found, int) else None
+        return found - virtual_tokens(self.model) if isinstance(found, int) else None
 
     def _check_model_limits(self, plan: ScoringPlan, name: Callable[[int], str]) -> None:
         for index in np.flatnonzero(plan.lengths > (self.longest or np.inf)):

@@ -78,14 +78,14 @@ def run_names(
         "clients": f"{sample_clients}/{num_clients}",
         "weighting": config.get("bama_weighting") if rule == "bama" else None,
         "attack": None if config.get("attack") == "none" else config.get("attack"),
-        "tuning": ("lora" if config["use_peft"] else "full") if "use_peft" in config else None,
+        "tuning": _tuning(config),
     }
     named = [name for name in (part.strip() for part in experiments.split(",")) if name]
     tags = [*(f"{key}:{value}" for key, value in properties.items() if value), *named[:MOST_EXPERIMENTS]]
     # A name says what most runs share only where it differs.
     words = [fed_alg, properties["scenario"], rule, *_words_of_rule(config), properties["attack"]]
     words += [] if sample_clients == num_clients == 3 else [properties["clients"]]
-    words += ["full"] if properties["tuning"] == "full" else []
+    words += [properties["tuning"]] if properties["tuning"] not in ("lora", None) else []
     text = " ".join(str(word) for word in words if word)
     return RunNames(
         name=_fitting(text if model == TINY else f"{model} {text}", f" seed {seed}", LONGEST_NAME),
@@ -93,6 +93,13 @@ def run_names(
         job_type="centralised" if num_clients == 1 else "federated" if is_federated else "local",
         tags=tuple(dict.fromkeys(_fitting(tag, "", LONGEST_TAG) for tag in tags)),
     )
+
+
+def _tuning(config: Mapping[str, Any]) -> str | None:
+    """What is trained; None where it is not known."""
+    if "use_peft" not in config:
+        return None
+    return config.get("trainable") or ("lora" if config["use_peft"] else "full")
 
 
 def shown_config(run: RunInfo) -> dict[str, Any]:

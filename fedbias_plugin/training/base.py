@@ -142,7 +142,13 @@ class Term(Extension):
 
 @dataclass
 class Trainable(Extension):
-    """Which parameters train; chosen by ``--trainable NAME``, without it ``lora`` or ``full`` by ``--use_peft``."""
+    """Which parameters train; chosen by ``--trainable NAME``, without it ``lora`` or ``full`` by ``--use_peft``.
+
+    Attributes:
+        is_adapter: whether it is a peft adapter on the frozen model: ``--use_peft`` is true then.
+    """
+
+    is_adapter: ClassVar[bool] = False
 
     @abstractmethod
     def prepare(self, model: PreTrainedModel, seed: int) -> PreTrainedModel:

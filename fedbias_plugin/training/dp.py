@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from fedbias_plugin.training.client_trainer import TrainingSettings
     from fedbias_plugin.training.per_example import PerExample
+    from fedbias_plugin.training.per_prompt import PerPrompt
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +178,7 @@ class Private(PrivacyFlags, Term):
         """
         import torch
 
-        from fedbias_plugin.training.per_example import PerExample
+        from fedbias_plugin.training.per_prompt import gradients_of_rows
 
         settings, units = local.settings, rows_of_units(local)
         plan = self.plan_of(job.client, len(units), settings)
@@ -192,7 +193,7 @@ class Private(PrivacyFlags, Term):
         local.model.train()
         optimizer = self._optimizer(list(local.parameters.values()), job.learning_rate)
         losses, norms = [], []
-        with PerExample(local.model, local.parameters, settings.gradient_checkpointing) as gradients:
+        with gradients_of_rows(local.model, local.parameters, settings.gradient_checkpointing) as gradients:
             for done in range(before, after):
                 assert done < plan.steps, "no step beyond the plan"
                 drawn = (torch.rand(len(units), generator=draws.rows) < plan.rate).nonzero().flatten().tolist()
@@ -209,7 +210,7 @@ class Private(PrivacyFlags, Term):
 
     def _noisy(
         self,
-        gradients: PerExample,
+        gradients: PerExample | PerPrompt,
         local: LocalTraining,
         drawn: Sequence[Sequence[int]],
         noise: torch.Generator,

@@ -17,6 +17,7 @@ from fedbias_plugin.assets import TINY
 from fedbias_plugin.errors import UserError, first_line, quoted
 from fedbias_plugin.options import check_choice
 from fedbias_plugin.preflight import check_adapter, check_bitsandbytes, check_quantisation
+from fedbias_plugin.scoring.soft_prompts import soft_prompt, virtual_tokens
 from fedbias_plugin.tasks.base import ModelKind
 from fedbias_plugin.training.heads import new_heads, seeded, set_pad_token, without_load_report
 from fedbias_plugin.training.random_states import preserved_random_states
@@ -173,26 +174,35 @@ def load_adapter(model: PreTrainedModel, folder: str) -> PeftModel:
     """``model`` with the adapter of ``folder`` (``OUTPUT/adapter`` of a run), from safetensors only.
 
     Raises:
-        UserError: the folder holds no LoRA adapter, one that would run code, or one that does not fit the model.
+        UserError: the folder holds no LoRA adapter or soft prompt, one that would run code, or one that does not fit.
     """
     from peft import PeftModel
 
     check_adapter(folder)
     try:
         with without_peft_notices():
-            return PeftModel.from_pretrained(model, folder)
+            adapted = PeftModel.from_pretrained(model, folder)
     except Exception as error:  # whatever peft, safetensors and json make of damaged files
         reason = " ".join(str(error).split())[:300]  # torch's first line only announces the others
         raise UserError(f"--adapter {folder} does not fit --model_name_or_path: {reason}") from error
+    prompt, width = soft_prompt(adapted), adapted.get_input_embeddings().embedding_dim
+    if prompt is not None and prompt.shape[1] != width:
+        raise UserError(
+            f"--adapter {folder} does not fit --model_name_or_path: its prompt is of embeddings of {prompt.shape[1]} "
+            f"numbers, the model's have {width}."
+        )
+    return adapted
 
 
 def check_fits_model(rows: Sequence[Sequence[int]], model: PreTrainedModel) -> None:
-    """Refuse rows that the model has no positions or no embeddings for.
+    """Refuse rows that the model has no positions (behind a soft prompt) or no embeddings for.
 
     Raises:
         UserError: naming the length or the token id, and the model's limit.
     """
     positions = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(positions, int):
+        positions -= virtual_tokens(model)
     length, token = max(map(len, rows)), max(map(max, rows))
     if isinstance(positions, int) and length > positions:
         raise UserError(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fedbias_plugin.scoring.soft_prompts import soft_prompt
 from fedbias_plugin.state import State
 
 if TYPE_CHECKING:
@@ -98,6 +99,9 @@ def write_state(model: PreTrainedModel, state: State) -> None:
 def _adapter_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
     from peft import get_peft_model_state_dict
 
+    prompt = soft_prompt(model)
+    if prompt is not None:  # of which peft would give a copy
+        return {"prompt_embeddings": prompt}
     adapter = model.active_adapter if isinstance(model.active_adapter, str) else model.active_adapter[0]
     # Given its parameters, peft only filters and renames. Left to itself it copies the state of the whole base model,
     # and (where it has the option) asks the hub whether the vocabulary has grown.

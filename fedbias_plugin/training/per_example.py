@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fedbias_plugin.errors import UserError
+from fedbias_plugin.scoring.soft_prompts import soft_prompt
 from fedbias_plugin.tasks.encoding import IGNORED
 
 if TYPE_CHECKING:
@@ -98,6 +99,20 @@ def clipped_sum(gradients: Sequence[torch.Tensor], bound: float) -> tuple[list[t
     return [torch.tensordot(factors, part.float(), 1) for part in gradients], norms
 
 
+def packed_rows(ids: torch.Tensor, sizes: Sequence[int]) -> int:
+    """How many rows the batch ``ids`` has.
+
+    Raises:
+        UserError: not those of units of so many rows each.
+    """
+    rows = sum(sizes)
+    if len(ids) != rows:
+        raise UserError(
+            f"The task made {len(ids)} sequences of {rows} rows: packed rows have no gradients of their own."
+        )
+    return rows
+
+
 def check_fits(model: PreTrainedModel) -> None:
     """Refuse a model whose rows have no gradient of their own.
 
@@ -110,10 +125,10 @@ def check_fits(model: PreTrainedModel) -> None:
                 f"{name} is a batch norm, which mixes the rows of a batch: no row has a gradient of its own."
             )
     for adapter in getattr(model, "peft_config", {}).values():
-        if adapter.is_prompt_learning:
+        if adapter.is_prompt_learning and soft_prompt(model) is None:
             raise UserError(
-                "A soft prompt is one for the whole batch: Opacus would clip the batch as if it were one row. Train "
-                "LoRA adapters or every weight with differential privacy."
+                "What this adapter puts before a text is one for the whole batch: Opacus would clip the batch as if it "
+                "were one row. Train a soft prompt (prompt tuning), LoRA adapters or every weight with privacy."
             )
         if getattr(adapter, "use_dora", False):
             raise UserError("DoRA's magnitudes have no gradient for every row in Opacus; train plain LoRA adapters.")
@@ -206,11 +221,7 @@ class PerExample:
         """
         device = next(self.model.parameters()).device
         inputs = {name: tensor.to(device) for name, tensor in batch.items()}
-        labels, shape, rows = inputs.pop("labels"), inputs["input_ids"].shape, sum(sizes)
-        if shape[0] != rows:
-            raise UserError(
-                f"The task made {shape[0]} sequences of {rows} rows: packed rows have no gradients of their own."
-            )
+        labels, shape, rows = inputs.pop("labels"), inputs["input_ids"].shape, packed_rows(inputs["input_ids"], sizes)
         if self._takes_positions:  # left to itself, GPT-2 looks its positions up once for the whole batch
             inputs["position_ids"] = torch.arange(shape[1], device=device).expand(*shape).contiguous()
         losses = row_losses(self.model(**inputs, use_cache=False).logits, labels)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LORA = {"use_peft": (True,)}
+OTHERS = {"trainable": ("soft_prompt",)}
+"""Adapters that are no LoRA."""
 TARGET_MODULES = {"phi3": ["qkv_proj"]}
 """Kinds of model that peft makes no choice for: the queries and values, as in its choice for Llama."""
 
@@ -21,16 +23,23 @@ TARGET_MODULES = {"phi3": ["qkv_proj"]}
 class Lora(Trainable):
     """LoRA adapters (Hu et al. 2021, arXiv:2106.09685) on the frozen model; the head of a classifier trains whole."""
 
-    peft_lora_r: int = option(8, "rank of the LoRA adapters", at_least=1, of_host=True, read_when=LORA)
-    peft_lora_alpha: int = option(16, "alpha of the LoRA adapters", at_least=1, of_host=True, read_when=LORA)
+    is_adapter = True
+
+    peft_lora_r: int = option(
+        8, "rank of the LoRA adapters", at_least=1, of_host=True, read_when=LORA, unread_when=OTHERS
+    )
+    peft_lora_alpha: int = option(
+        16, "alpha of the LoRA adapters", at_least=1, of_host=True, read_when=LORA, unread_when=OTHERS
+    )
     peft_lora_dropout: float = option(
-        0.05, "dropout of the LoRA adapters", at_least=0, at_most=1, of_host=True, read_when=LORA
+        0.05, "dropout of the LoRA adapters", at_least=0, at_most=1, of_host=True, read_when=LORA, unread_when=OTHERS
     )
     peft_lora_target_modules: str | None = option(
         None,
         "modules that get an adapter, comma separated, or all-linear; peft's choice for the model when absent",
         of_host=True,
         read_when=LORA,
+        unread_when=OTHERS,
     )
 
     def prepare(self, model: PreTrainedModel, seed: int) -> PreTrainedModel:

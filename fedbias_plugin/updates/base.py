@@ -39,6 +39,7 @@ class Update:
         learning_rate: of its optimizer as the round began; None where nobody saw it train.
         sent: name -> state that it sends beside theta_i (SCAFFOLD's ``control_delta``).
         keeps: name -> state that it goes on with, once the update is accepted.
+        kept: name -> state that it kept from its last accepted round, also what a stage had it keep.
         payload: what -> bytes, of all that stands for theta_i on its way to the server, where a stage sends less than
             its tensors (``{"prompt rows": 15360, "bitmap": 3}``); None: the bytes of its tensors.
         received: name -> bytes that came to the client beside theta.
@@ -56,6 +57,7 @@ class Update:
     learning_rate: float | None = None
     sent: dict[str, State] = field(default_factory=dict)
     keeps: dict[str, State] = field(default_factory=dict)
+    kept: dict[str, State] = field(default_factory=dict)
     payload: dict[str, int] | None = None
     received: dict[str, int] = field(default_factory=dict)
 
@@ -84,6 +86,15 @@ class Stage(Extension):
     def warnings(self) -> list[str]:
         """What a reader of the run's numbers must know."""
         return []
+
+    @property
+    def keeps(self) -> tuple[str, ...]:
+        """Names of the states that :meth:`at_client` adds to ``update.keeps``, in place; the client gets them back."""
+        return ()
+
+    def is_for(self, arguments: BiasArguments) -> bool:
+        """Whether it is in a run with these flags, where its own alone do not tell (``is_on``)."""
+        return True
 
     def prepare(self, arguments: BiasArguments, run: HostRun, shares: Mapping[int, float]) -> None:
         """Called once, before rows are changed; ``shares``: client id -> share of biased rows, where it is known.

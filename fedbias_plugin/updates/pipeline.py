@@ -34,7 +34,8 @@ class Pipeline:
 
     def __init__(self, arguments: BiasArguments, run: HostRun, shares: Mapping[int, float]) -> None:
         attack = [build("attack", arguments.attack, arguments)] if arguments.attack != "none" else []
-        self._stages: list[Stage] = sorted([*attack, *active("stage", arguments)], key=lambda stage: stage.order)
+        stages = [stage for stage in active("stage", arguments) if stage.is_for(arguments)]
+        self._stages: list[Stage] = sorted([*attack, *stages], key=lambda stage: stage.order)
         self._transforms: list[Transform] = active("transform", arguments)
         self._transforms += [stage for stage in self._stages if isinstance(stage, Transform)]
         for transform in self._transforms:
@@ -47,6 +48,11 @@ class Pipeline:
     def attackers(self) -> frozenset[int]:
         """The clients that a stage makes attackers of."""
         return frozenset(client for stage in self._stages for client in stage.attackers)
+
+    @property
+    def keeps(self) -> tuple[str, ...]:
+        """Names of the states that stages have the clients keep between rounds."""
+        return tuple(name for stage in self._stages for name in stage.keeps)
 
     @property
     def reads_benchmarks(self) -> bool:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from fedbias_plugin.aggregation.base import ClientReports
 from fedbias_plugin.hosts.openfedllm.patcher import plan_patch
 from fedbias_plugin.hosts.openfedllm.stack import detect_stack
+from fedbias_plugin.registry import EXTENSIONS
 from fedbias_plugin.tracking.records import GlobalRecord, RoundRecord
 from fedbias_plugin.tracking.series import series
 from tests.hosts.openfedllm.conftest import double, host_data, host_model  # noqa: F401
@@ -201,8 +202,7 @@ def test_flags_of_a_stranger_stand_in_help_and_yaml_are_checked_and_idle_without
     for flag in ("shrink", "gap_word", "turn_rows", "shout", "joined_by", "norms_like", "anchor", "tally_mark"):
         assert f"--{flag} " in shown, flag
     assert "--leader_share X weight of the client that leads (default: 0.5)" in shown
-    rules = "plain, bama, median, trimmed_mean, krum, multi_krum, norm_clip, fedavgw, qfedavg, agnostic, leader"
-    assert f"one of {rules}" in shown
+    assert f"one of {', '.join(EXTENSIONS['rule'])}, leader" in shown
     (tmp_path / "config.yaml").write_text("aggregation: leader\nleader_share: 0.9\n")
     folder = run("out", "--config", str(tmp_path / "config.yaml"), "--num_rounds", "1")
     assert max(client["weight"] for client in records(folder)[1]["clients"].values()) == 0.9

@@ -79,12 +79,18 @@ def test_what_every_flag_matters_to_is_what_it_was():
     server = {"prox_mu", "fedopt_tau", "fedopt_eta", "fedopt_v0", "fedopt_beta1", "fedopt_beta2", "fedopt_variant"}
     assert conditional_on("fed_alg") == server
     rules = {"bama_alpha", "bama_lambda", "bama_weighting", "byzantine_clients", "clip_norm"}
-    rules |= {"bama_bias_range", "bama_min_ability"}
+    rules |= {"bama_bias_range", "bama_min_ability", "fedpsf_modules"}
     rules |= {"fedavgw_by", "fedavgw_scope", "qfedavg_q", "qfedavg_lipschitz", "agnostic_step"}
+    modules = {"psm_tau", "psm_rho", "psm_unit", "psm_residual", "dwm_gamma", "dwm_beta", "dwm_kappa"}
+    modules |= {"abm_temperature", "abm_eta"}
+    assert conditional_on("fedpsf_modules") == modules
+    rules |= modules
     assert conditional_on("aggregation") == rules
     lora = {"peft_lora_r", "peft_lora_alpha", "peft_lora_dropout", "peft_lora_target_modules"}
     lora |= {"load_in_8bit", "load_in_4bit", "fedavgw_scope", "exact_lora"}
     assert conditional_on("use_peft") == lora
+    prompt = {"num_virtual_tokens", "soft_prompt_init"}
+    assert conditional_on("trainable") == prompt | {name for name in lora if name.startswith("peft_")}
     metrics = {"crows_reduction", "stereoset_reduction", "bama_crows_fraction", "bama_stereoset_fraction"}
     metrics |= {"sample_prompts", "sample_tokens", "sample_seed", "winobias_split"}
     metrics |= {"gender_gradient_texts", "gender_clip", "gender_texts"}
@@ -108,7 +114,7 @@ def test_what_every_flag_matters_to_is_what_it_was():
     assert conditional_on("dp_unit") == private
     skew = {"split_strategy", "dirichlet_alpha", "dirichlet_min", "client_field"}
     classes = {"text_field", "classifier", "random_weights"}
-    assert conditions().keys() == server | rules | lora | metrics | dealt | skew | classes | private | others
+    assert conditions().keys() == server | rules | lora | prompt | metrics | dealt | skew | classes | private | others
 
 
 def test_every_condition_is_on_a_flag_that_there_is():

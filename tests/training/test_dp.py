@@ -296,11 +296,11 @@ def test_what_is_trained_and_what_needs_gradients_must_be_the_same(make):
 
 
 def test_models_and_batches_without_gradients_of_single_rows_are_refused(make):
-    from peft import LoraConfig, PromptTuningConfig, get_peft_model
+    from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 
-    prompt = get_peft_model(make.model(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
-    with pytest.raises(UserError, match="soft prompt"):
-        Private(dp_noise_multiplier=1.0).plan(prompt, SETTINGS, {0: range(4)})
+    prefix = get_peft_model(make.model(), PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
+    with pytest.raises(UserError, match="one for the whole batch"):
+        Private(dp_noise_multiplier=1.0).plan(prefix, SETTINGS, {0: range(4)})
     with pytest.raises(UserError, match="DoRA"):
         per_example.check_fits(get_peft_model(make.model(), LoraConfig(use_dora=True, task_type="CAUSAL_LM")))
     normed = make.model()

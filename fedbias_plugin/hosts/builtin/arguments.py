@@ -66,7 +66,7 @@ class HostCore(ModelArguments):
     """
 
     # Adapter
-    use_peft: bool = option(False, "train LoRA adapters; without it every weight is trained")
+    use_peft: bool = option(False, "train LoRA adapters (or another with --trainable); without it every weight")
 
     # Federation
     fed_alg: str = option("fedavg", f"server algorithm: {', '.join(ALGORITHMS)}, or localN (client N alone)")

@@ -81,7 +81,7 @@ class Federation:
         self.model, self.features = load_checked(host, task, trainable, tokenizer, self.datasets_to_encode())
         self.global_state = read_state(self.model)
         self.start = {name: tensor.clone() for name, tensor in self.global_state.items()} if bias.local_baseline else {}
-        waiting = waiting_bytes(host, terms, self.global_state)
+        waiting = waiting_bytes(host, terms, self.global_state, len(session.kept_by_stages))
         self.client = Client(
             self.model,
             terms,
@@ -231,8 +231,9 @@ class Federation:
         shares = told_shares(self.session.client_datasets, bias)
         base = host.model_name_or_path
         assert self.client.task is not None
-        kind = self.client.task.model_kind
-        card = model_card(base, bias.scenario, shares, settings, bias.attack, with_adapter=with_adapter, kind=kind)
+        told = base, bias.scenario, shares, settings, bias.attack
+        made_by = bias.trainable or "lora"
+        card = model_card(*told, with_adapter=with_adapter, kind=self.client.task.model_kind, method=made_by)
         save_global_model(self.model, self.tokenizer, folder, card, merged=merged)
 
     def _checkpoint(self, round_number: int) -> None:
@@ -280,11 +281,11 @@ class Federation:
         return model_fingerprint(self.model, self.tokenizer)
 
 
-def waiting_bytes(host: HostArguments, terms: Sequence[Term], global_state: State) -> int:
+def waiting_bytes(host: HostArguments, terms: Sequence[Term], global_state: State, kept_by_stages: int = 0) -> int:
     """Bytes of the clients' states that wait at once.
 
     One a client of the round, with what its terms send and keep beside it, and what all clients keep.
     """
     clients = len(host.clients_of(round_idx=0))
-    sent, kept = sum(len(term.sends) for term in terms), sum(len(term.keeps) for term in terms)
+    sent, kept = sum(len(term.sends) for term in terms), sum(len(term.keeps) for term in terms) + kept_by_stages
     return (clients * (1 + sent + kept) + host.num_clients * kept) * state_bytes(global_state)

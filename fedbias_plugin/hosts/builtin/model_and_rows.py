@@ -52,8 +52,8 @@ def load_checked(
                 *(dataset.client, host.seq_length, len(cut), len(encoded), cut[0]),
             )
     outline = model_outline(path, trust_remote_code=trusted, kind=task.model_kind)
+    outline = prepared(outline, trainable, host.seed)  # refuses names of modules that the model does not have
     if features:
         check_fits_model([feature["input_ids"] for rows in features.values() for feature in rows], outline)
-    prepared(outline, trainable, host.seed)  # refuses names of modules that the model does not have
     model = load_model(path, **host.how_to_load, kind=task.model_kind, seed=host.seed)
     return prepared(model, trainable, host.seed), features

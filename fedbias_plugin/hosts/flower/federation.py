@@ -140,7 +140,7 @@ class RemoteFederation(Federation):
         check_facts(about, client=job.client, round_idx=job.round_idx, rows=held)
         terms = self.client.terms
         labels = {"state", *(f"sent {name}" for term in terms for name in term.sends)}
-        labels |= {f"keeps {name}" for term in terms for name in term.keeps}
+        labels |= {f"keeps {name}" for name in (*self.session.kept_by_stages, *(n for t in terms for n in t.keeps))}
         if answer.states.keys() != labels:  # the server makes files of these names
             raise UserError(f"it sent the states {sorted(answer.states)}, not {sorted(labels)}")
         states = {label: unpacked(state) for label, state in answer.states.items()}
