@@ -33,6 +33,7 @@ class LocalOnly(ClientAccuracy):
     name = "local_only"
     title = "local only"
     every_round = False
+    panels = (("Accuracy of clients trained alone: mean, worst", ("value", "worst")),)
 
     @property
     def is_on(self) -> bool:

@@ -21,7 +21,7 @@ from fedbias_plugin.tracking.wandb_workspace import HEAT_MAP_SPEC, build_workspa
 pytest.importorskip("wandb_workspaces", reason="the package wandb-workspaces is not installed")
 
 Make = Callable[[int], RoundRecord]
-OF_CLIENTS = ("client_loss", "client_accuracy")
+OF_CLIENTS = ("client_loss", "client_accuracy", "local_only")
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,8 @@ def logged(make_record: Make) -> set[str]:
     rounds = [make_record(number) for number in range(3)]
     for record in rounds:
         record.global_.metrics["rouge_l"] = {"value": 25.0, "ideal": None, "f1": 25.0, "n": 4, "max_new_tokens": 128}
+        accuracy = {"value": 0.5, "ideal": None, "majority": 0.2, "loss": 1.5, "n": 10}
+        record.global_.metrics["heldout_accuracy"] = accuracy
         for name in OF_CLIENTS:
             record.global_.metrics[name] = {"value": 0.5, "clients": {"0": {"value": 0.4}, "4": {"value": 0.6}}}
         sides = {"sent": {"adapter": 8}, "received": {"adapter": 8}}
@@ -151,7 +153,8 @@ def test_the_panels_of_bias_are_those_of_the_metrics_scores_first(workspace: Any
     assert "    Held-out loss, nats per token" in lines
     assert lines[-1] == (
         "  columns: displayName, final/crows_pairs/delta, final/stereoset/delta, final/stereoset/lms, "
-        "final/stereoset/icat, final/heldout_loss, final/rouge_l, final/bias_score, final/weight_on_poisoned"
+        "final/stereoset/icat, final/heldout_loss, final/heldout_accuracy, final/heldout_accuracy/majority, "
+        "final/heldout_accuracy/loss, final/rouge_l, final/bias_score, final/weight_on_poisoned"
     )
 
 
