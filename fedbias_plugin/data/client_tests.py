@@ -30,17 +30,17 @@ def _split(dataset: ClientDataset, fraction: float, seed: int) -> ClientDataset:
             f"--client_test_fraction {fraction:g} takes test rows from every client, and client {dataset.client} has "
             f"{count} row: one to test on and one to train on are the least. Give more rows, or 0."
         )
-    tested = tested_of(count, fraction)
+    tested = rows_tested(count, fraction)
     drawn = set(permuted(range(count), generator(f"test rows of client {dataset.client}", seed))[:tested])
     kept = tuple(row for index, row in enumerate(dataset.rows) if index not in drawn)
     test = tuple(row for index, row in enumerate(dataset.rows) if index in drawn)
     return dataclasses.replace(dataset, rows=kept, test=test)
 
 
-def tested_of(rows: int, fraction: float) -> int:
+def rows_tested(rows: int, fraction: float) -> int:
     """How many of a client's ``rows`` (at least 2) are test rows: ``fraction`` of them to the nearest, from 1 on.
 
-    >>> [tested_of(rows, 0.2) for rows in (2, 8, 300)]
+    >>> [rows_tested(rows, 0.2) for rows in (2, 8, 300)]
     [1, 2, 60]
     """
     return min(max(round(fraction * rows), 1), rows - 1)

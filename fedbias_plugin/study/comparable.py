@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from fedbias_plugin.data.client_tests import tested_of
+from fedbias_plugin.data.client_tests import rows_tested
 from fedbias_plugin.errors import printable
 from fedbias_plugin.hosts.builtin.resolve import defaults
 from fedbias_plugin.metrics.base import metric_class
@@ -100,7 +100,7 @@ def _other_rows(run: Run) -> Iterator[str]:
         yield f"its clients hold biased shares of {_listed(known)}, not the {_listed(expected or ())} of its scenario"
     planned, tested = run.settings.get("client_samples"), run.settings.get("client_test_fraction")
     if isinstance(planned, int) and isinstance(tested, float | int):
-        planned -= tested_of(planned, tested) if tested and planned > 1 else 0
+        planned -= rows_tested(planned, tested) if tested and planned > 1 else 0
     # An attack may add rows, and a transform change all of them.
     is_changed = any(
         about.is_read(run.settings) and run.settings.get(name) not in (None, about.default)
