@@ -74,7 +74,7 @@ def test_an_adapter_that_has_left_its_run_is_put_on_the_base_that_it_names(run_f
 
 def test_a_run_that_trained_every_weight_has_a_model_and_no_adapter(tmp_path, random_model):
     shutil.copytree(random_model, tmp_path / "model")
-    with pytest.raises(UserError, match=f"has no adapter; give --model_name_or_path {tmp_path / 'model'}"):
+    with pytest.raises(UserError, match=f"and no adapter; give --model_name_or_path {tmp_path / 'model'}"):
         find_adapter(str(tmp_path))
 
 

@@ -144,7 +144,7 @@ def test_table_3_and_its_kin_show_what_is_there(tmp_path):
     assert cells(tables["table3"], "BAMA")["ΔCrowS"].value == pytest.approx(8.8333333333)
     assert any("bama_lambda=2.0" in note and "not shown" in note for note in tables["table3"].notes)
     assert [row.labels[4:] for row in tables["lambda"].rows] == [("0.1", "0.5", "0.2"), ("1", "0.5", "2")]
-    assert [row.labels[5] for row in tables["participation_cells"].rows] == ["3 of 3", "3 of 10", "3 of 3"]
+    assert [row.labels[3] for row in tables["participation_cells"].rows] == ["3 of 3", "3 of 10"]
     pairs = tables["pairs_bama_normalized"]
     assert pairs.rows[0].cells[2].value == -2.5
     assert "table2" not in tables
