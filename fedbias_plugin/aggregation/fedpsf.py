@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 PSM, DWM, ABM = "psm", "dwm", "abm"
 MODULES = (PSM, DWM, ABM)
 FEDPSF = {"aggregation": ("fedpsf",)}
+LOSSES = ("heldout_loss", "heldout_accuracy")
+"""Metrics of held-out rows, of a language model and of a classifier; both have a ``loss``."""
 EQUAL = 1e-12
 """Values of a round that differ by less are equal."""
 
@@ -79,7 +81,7 @@ class FedPsf(FedPsfFlags, Rule):
     @property
     def compares(self) -> tuple[str, ...]:
         """The loss on held-out clean rows, which stand for public text that the server holds."""
-        return ("heldout_loss",) if self.has(DWM) and self.dwm_beta else ()
+        return LOSSES if self.has(DWM) and self.dwm_beta else ()
 
     def weigh(self, reports: ClientReports) -> Weighting:
         """The weights after both modules; the host's average untouched where neither works."""
@@ -117,7 +119,9 @@ class FedPsf(FedPsfFlags, Rule):
         if not self.dwm_beta:
             return 0.0
         blocks = reports.of_global, reports.metrics.get(client, {})
-        before, after = (found.get("heldout_loss", {}).get("loss") for found in blocks)
+        before, after = (
+            next((found[name].get("loss") for name in LOSSES if name in found), None) for found in blocks
+        )
         if before is None or after is None:
             raise UserError(
                 f"--aggregation fedpsf: the held-out loss of client {client} or of the global model is not measured "

@@ -108,7 +108,7 @@ def test_a_module_that_is_off_leaves_the_weights_to_the_host():
     only = FedPsf(fedpsf_modules="abm").weigh(reports_of(deltas, rows=rows))
     assert list(only.weights.values()) == pytest.approx([0.7015, 0.2985], abs=5e-5)
     assert FedPsf(fedpsf_modules="abm").compares == ()
-    assert FedPsf().compares == ("heldout_loss",)
+    assert FedPsf().compares == ("heldout_loss", "heldout_accuracy")
     with pytest.raises(UserError, match=r"held-out loss of client 0 .* is not measured"):
         FedPsf().weigh(reports_of(deltas))
 

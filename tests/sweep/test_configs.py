@@ -22,6 +22,8 @@ RUNS = {
     "lambda": 7 * 2 * 3,
     "dp_cda": (4 * 3 + 2) * 3,
     "fm_paradox": 4 * 4 * 2 * 5,
+    "fm_paradox_small": 2 * 2 * 2,
+    "fedpsf": 5 * 5,
 }
 
 
