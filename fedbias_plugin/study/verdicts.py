@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from fedbias_plugin.metrics.base import metric_class
+from fedbias_plugin.metrics.formatting import number
 from fedbias_plugin.study.comparable import named
 from fedbias_plugin.study.frame import Arm, possible
 from fedbias_plugin.study.runs import SeedKey
@@ -84,7 +85,8 @@ def judge(comparison: Comparison, pooled: Outcome, pairs: Sequence[Pair] = ()) -
     tested, before, after = pooled.tested, pooled.before, pooled.after
     if tested is None or before is None or after is None:
         return Verdict(pooled.metric, NOT_TESTABLE, "no seed was measured in all of its arms.")
-    moved = f"from {before.mean:.{metric.digits}f} to {after.mean:.{metric.digits}f}, {_shown(tested)}"
+    digits = metric.digits
+    moved = f"from {number(before.mean, digits)} to {number(after.mean, digits)}, {_shown(tested, max(2, digits))}"
     if pooled.is_unsound:
         return Verdict(pooled.metric, NOT_TESTABLE, f"{moved}; LMS below 60, so that SS says little.")
     if tested.p_holm is None:
@@ -99,10 +101,10 @@ def judge(comparison: Comparison, pooled: Outcome, pairs: Sequence[Pair] = ()) -
     if comparison.scale == "bias" and ideal is not None:
         above = max(before.mean, after.mean) - ideal
         if above <= pooled.noise:
-            what = f"neither value is above {ideal:g} by more than the noise floor of {pooled.noise:.1f}"
+            what = f"neither value is above {ideal:g} by more than the noise floor of {number(pooled.noise, digits)}"
             return Verdict(pooled.metric, NOT_TESTABLE, f"{moved}; {what}.")
         if is_expected and comparison.expect == "down" and after.mean - ideal < -pooled.noise:
-            what = f"it ends below {ideal:g} by more than the noise floor of {pooled.noise:.1f}"
+            what = f"it ends below {ideal:g} by more than the noise floor of {number(pooled.noise, digits)}"
             return Verdict(pooled.metric, OVERCORRECTED, f"{moved}; {what}.")
     if not is_expected:
         return Verdict(pooled.metric, CONTRADICTED, f"{moved}.")
@@ -116,10 +118,11 @@ def judge(comparison: Comparison, pooled: Outcome, pairs: Sequence[Pair] = ()) -
     return Verdict(pooled.metric, SUPPORTED, f"{moved}.")
 
 
-def _shown(tested: SeedComparison) -> str:
+def _shown(tested: SeedComparison, digits: int) -> str:
     """``-17.20 [-20.10, -14.30], p = 0.012 after Holm, 3 seeds``."""
     value = tested.difference
-    parts = [f"{value.mean:+.2f}" + (f" [{value.ci95[0]:+.2f}, {value.ci95[1]:+.2f}]" if value.ci95 else "")]
+    bounds = f" [{value.ci95[0]:+.{digits}f}, {value.ci95[1]:+.{digits}f}]" if value.ci95 else ""
+    parts = [f"{value.mean:+.{digits}f}{bounds}"]
     if tested.p_holm is not None:
         parts.append(f"{p_text(tested.p_holm)} after Holm")
     return ", ".join([*parts, f"{value.n} seed{'' if value.n == 1 else 's'}"])
