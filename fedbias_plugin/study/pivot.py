@@ -36,7 +36,8 @@ def pivot_tables(study: Study, file: StudyFile) -> Iterator[Table]:
     for spec in file.tables:
         arms = [arm for arm in study.arms if arm.facts and fits(arm.facts, spec.where)]
         counts = {name: len({str(arm.facts.get(name)) for arm in arms}) for name in spec.needs}
-        if arms and all(counts[name] >= needed for name, needed in spec.needs.items()):
+        is_measured = any(name in study.finals.columns for name in spec.measures)
+        if arms and is_measured and all(counts[name] >= needed for name, needed in spec.needs.items()):
             yield _pivot(study, file, spec, arms)
 
 

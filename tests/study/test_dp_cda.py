@@ -89,6 +89,14 @@ def test_on_another_model_there_is_no_number_of_the_paper(tmp_path):
     assert not any("paper" in note for note in table.notes)
 
 
+def test_a_table_of_what_no_run_measured_is_left_out(tmp_path):
+    make_arm(tmp_path / "none", [60.0, 61.0], scenario="3C", dp_epsilon=None, cda_ratio=0.0)
+    make_arm(tmp_path / "dp", [60.0, 61.0], scenario="3C", dp_epsilon=3.0, dp_max_grad_norm=0.1, cda_ratio=0.0)
+    shown = [table.id for table in pivot_tables(load_study([tmp_path]), STUDY)]
+    assert "dp_toxicity" not in shown
+    assert "dp_bias" in shown
+
+
 def test_arms_are_told_apart_by_epsilon_c_and_share_of_copies(tmp_path):
     labels = [one.label for one in write_study(tmp_path).arms]
     assert len(labels) == 9
