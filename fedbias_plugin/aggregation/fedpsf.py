@@ -119,9 +119,7 @@ class FedPsf(FedPsfFlags, Rule):
         if not self.dwm_beta:
             return 0.0
         blocks = reports.of_global, reports.metrics.get(client, {})
-        before, after = (
-            next((found[name].get("loss") for name in LOSSES if name in found), None) for found in blocks
-        )
+        before, after = (next((found[name].get("loss") for name in LOSSES if name in found), None) for found in blocks)
         if before is None or after is None:
             raise UserError(
                 f"--aggregation fedpsf: the held-out loss of client {client} or of the global model is not measured "

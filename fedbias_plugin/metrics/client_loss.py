@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.metrics.base import Block, Metric, Result, Source, plain
@@ -169,7 +169,7 @@ class ClientAccuracy(OverClients):
     name = "client_accuracy"
     title = "client accuracy"
     higher_is_better = True
-    panels = (
+    panels: ClassVar[tuple[tuple[str, tuple[str, ...]], ...]] = (
         ("Accuracy on clients' own test rows: mean, worst, best", ("value", "worst", "best")),
         ("Accuracy: mean - worst, and by chance alone", ("mean_worst", "chance_mean_worst")),
         ("Accuracy: standard deviation over clients", ("std",)),
