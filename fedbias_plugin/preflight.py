@@ -202,7 +202,7 @@ def _ask_hub(name: str, flag: str) -> None:
 
 
 def check_adapter(folder: str) -> None:
-    """Refuse a folder without a LoRA adapter or soft prompt, or one that would have peft import a module of its choice.
+    """Refuse a folder without a LoRA adapter or soft prompt of a causal LM, or with one that has peft import anything.
 
     Raises:
         UserError: naming the file.
@@ -221,6 +221,8 @@ def check_adapter(folder: str) -> None:
         raise UserError(
             f"{path} is of an adapter of the type {quoted(kind)}; give a LoRA adapter or a soft prompt saved by peft."
         )
+    if config.get("task_type") == "SEQ_CLS":
+        raise UserError(f"{path} is of a classifier (--task classify), which has no likelihoods of sentences to score.")
     if config.get("megatron_config"):
         raise UserError(f"{path} has a megatron_config, with which peft imports code; save the adapter without it.")
 

@@ -201,6 +201,11 @@ def test_a_folder_without_an_adapter_is_refused_by_the_missing_file(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     with pytest.raises(UserError, match=r"holds no adapter_model\.safetensors"):
         check_adapter(str(tmp_path))
+    (tmp_path / "adapter_model.safetensors").touch()
+    check_adapter(str(tmp_path))
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "task_type": "SEQ_CLS"}')
+    with pytest.raises(UserError, match=r"is of a classifier \(--task classify\)"):
+        check_adapter(str(tmp_path))
 
 
 def test_a_missing_file_of_a_host_is_named_and_a_forgotten_slash_pointed_at(tmp_path):

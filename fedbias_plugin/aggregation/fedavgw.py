@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from fedbias_plugin.aggregation.base import ClientReports, Rule, Weighting
 from fedbias_plugin.options import option
+from fedbias_plugin.training.trainables import LORA, OTHERS
 
 if TYPE_CHECKING:
     from fedbias_plugin.state import State
@@ -56,8 +57,14 @@ class FedAvgW(Rule):
         "which tensors fedavgw weighs: all, or those of LoRA, and the others (a head, embeddings) as the server "
         "algorithm does by itself",
         choices=SCOPES,
-        read_when={"aggregation": ("fedavgw",), "use_peft": (True,)},
+        read_when={"aggregation": ("fedavgw",), **LORA},
+        unread_when=OTHERS,
     )
+
+    @property
+    def is_sum(self) -> bool:  # type: ignore[override]
+        """Not where other tensors have other weights."""
+        return self.fedavgw_scope == "all"
 
     @property
     def reads_own(self) -> frozenset[str]:  # type: ignore[override]

@@ -70,12 +70,16 @@ def merged_weights(model: Any) -> State:
     """The weights of the base model with its active adapters added, under the base model's names; nothing is changed.
 
     Args:
-        model: a peft model with LoRA adapters on linear layers.
+        model: a peft model with LoRA adapters on linear layers; maybe with a head that is trained whole, of which peft
+            keeps the original too.
     """
     base = model.get_base_model()
     layers = {name: module for name, module in base.named_modules() if hasattr(module, "get_delta_weight")}
     found: State = {}
     for name, tensor in base.state_dict().items():
+        if ".original_module." in name:
+            continue
+        name = re.sub(r"\.modules_to_save\.[^.]+\.", ".", name)
         owner, inside, rest = name.partition(".base_layer.")
         if inside and rest == "weight":
             layer = layers[owner]

@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NOT_COVERED = (
-    "client privacy: epsilon covers the global model of every round and what is measured of it. What these records and "
-    "manifest.json say of single clients (rows, share of biased rows, training loss, update norm, scores, raw b_i, "
-    "weight, refusal) or sum up of them (effective clients, mass, weight on poisoned) is not covered: do not publish it"
+    "client privacy: epsilon covers the global model of every round and what is measured of it on other rows than the "
+    "clients'. What these records and manifest.json say of single clients (rows, share of biased rows, training loss, "
+    "update norm, scores, loss and accuracy on own test rows, raw b_i, weight, refusal) or sum up of them (effective "
+    "clients, mass, weight on poisoned, mean and gaps over clients) is not covered: do not publish it"
 )
 NO_PROMISE = "client privacy: --dp_noise_multiplier 0 clips updates, adds no noise and promises nothing"
 

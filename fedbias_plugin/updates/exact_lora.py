@@ -15,7 +15,8 @@ from fedbias_plugin.aggregation.base import ClientReports, Rule, Weighting
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.fed_algs import is_known, local_client
 from fedbias_plugin.options import option
-from fedbias_plugin.registry import build, load
+from fedbias_plugin.registry import build
+from fedbias_plugin.training.trainables import LORA, OTHERS
 from fedbias_plugin.updates.base import Stage, Update
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ class ExactLora(Stage):
         rests: name of A -> what the frozen weight beside it is still to be given, before alpha / r.
         frozen: name of A -> frozen weight, as the live model has it; with ``fold``, once the model is known.
         saved: name of A -> frozen weight of the run that is resumed.
-        to_clients: bytes of the last rests, which every client must be sent beside the adapter: the factors in float32.
+        given: bytes of all rests so far, which every client must be sent beside the adapter: the factors in float32.
+        had: client id -> how much of ``given`` it has been sent.
     """
 
     order: ClassVar[int] = 300
@@ -59,12 +61,13 @@ class ExactLora(Stage):
         "average the LoRA products B A instead of A and B apart, which is another mean: truncate (the best product of "
         "rank r) or fold (the rest goes into the frozen weights). Every LoRA run records how far the usual mean is off",
         choices=("truncate", "fold"),
-        read_when={"use_peft": (True,)},
+        read_when=LORA,
     )
     rests: dict[str, Any] = field(default_factory=dict)
     frozen: dict[str, Any] = field(default_factory=dict)
     saved: dict[str, Any] = field(default_factory=dict)
-    to_clients: int = 0
+    given: int = 0
+    had: dict[int, int] = field(default_factory=dict)
 
     @property
     def changes_base(self) -> bool:
@@ -85,13 +88,18 @@ class ExactLora(Stage):
         if self.exact_lora is None:
             return
         flag = f"--exact_lora {self.exact_lora}"
+        if run.config.get("use_peft") is False or arguments.trainable in OTHERS["trainable"]:
+            raise UserError(f"{flag} averages the products of LoRA, and this run trains none: drop it.")
         if run.fed_alg not in MEANS and local_client(run.fed_alg) is None:
             raise UserError(
                 f"{flag} makes the mean of the clients' products the global one; --fed_alg {run.fed_alg} makes another "
                 f"step of A and B. Give --fed_alg {' or '.join(MEANS)}."
             )
-        if not load("rule", arguments.aggregation).is_sum:
-            raise UserError(f"{flag} needs clients' weights, and --aggregation {arguments.aggregation} has none.")
+        if not build("rule", arguments.aggregation, arguments).is_sum:
+            raise UserError(
+                f"{flag} needs clients' weights, and --aggregation {arguments.aggregation} has none that hold for "
+                "every tensor."
+            )
         if build("stage", "client_dp", arguments).is_on:
             raise UserError(f"{flag} averages what --dp_unit client has neither clipped nor covered with noise.")
         if not self.changes_base:
@@ -107,9 +115,14 @@ class ExactLora(Stage):
             raise UserError(f"{flag} adds little to the frozen weights, which {coarse} would round away; drop one.")
 
     def at_client(self, update: Update, theta: State, number: int, clients: int) -> Update:
-        """The update; what the client was sent for its frozen weights is counted."""
-        if self.to_clients:
-            update.received["frozen"] = self.to_clients
+        """The update; what the client was sent for its frozen weights is counted.
+
+        All rests since it took part last, or the weights themselves where those are less.
+        """
+        owed = min(self.given - self.had.get(update.client, 0), sum(one.nbytes for one in self.frozen.values()))
+        if owed:
+            update.received["frozen"] = owed
+        self.had[update.client] = self.given
         return update
 
     def on_weights(self, weighting: Weighting, rule: Rule, reports: ClientReports, number: int) -> Weighting:
@@ -121,7 +134,7 @@ class ExactLora(Stage):
         from fedbias_plugin.aggregation import lora_products as products
 
         theta, local = reports.global_state, reports.local_states
-        self.rests, self.to_clients = {}, 0
+        self.rests = {}
         if weighting.state is not None and self.exact_lora is not None:
             raise UserError(f"--exact_lora needs clients' weights, and --aggregation {rule.name} gives a state.")
         factors = _factors(weighting, reports)
@@ -138,7 +151,7 @@ class ExactLora(Stage):
             weighting = dataclasses.replace(weighting, factors=None, state=state, of_round=weighting.of_round | found)
         if self.changes_base:
             self.rests = {pair[0]: products.residual(theta, local, factors, pair) for pair in pairs}
-            self.to_clients = sum(4 * part.numel() for rest in self.rests.values() for part in rest)
+            self.given += sum(4 * part.numel() for rest in self.rests.values() for part in rest)
         return weighting
 
     def on_model(self, model: PreTrainedModel) -> None:
@@ -169,12 +182,14 @@ class ExactLora(Stage):
         """The frozen weights as they are now, and what was sent of them."""
         if not self.frozen:
             return {}
-        return {"frozen": {name: weight.cpu() for name, weight in self.frozen.items()}, "to_clients": self.to_clients}
+        frozen = {name: weight.cpu() for name, weight in self.frozen.items()}
+        return {"frozen": frozen, "given": self.given, "had": {str(client): had for client, had in self.had.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take them up, for the model to come."""
         self.saved = {name: weight.clone() for name, weight in state.get("frozen", {}).items()}
-        self.to_clients = state.get("to_clients", 0)
+        self.given = state.get("given", 0)
+        self.had = {int(client): had for client, had in state.get("had", {}).items()}
 
 
 def lora_layers(model: Any) -> dict[str, tuple[Any, str]]:
@@ -208,6 +223,8 @@ def _frozen_weights(model: PreTrainedModel, layers: Mapping[str, tuple[Any, str]
                 "float32 and adapters on linear layers, or give --exact_lora truncate."
             )
         found[name] = weight.detach()
+    if not found:
+        raise UserError("--exact_lora fold averages the products of LoRA, and this run trains none: drop it.")
     return found
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForSequenceClassification
 
 from fedbias_plugin.aggregation.bama import Bama
 from fedbias_plugin.aggregation.base import ClientReports
@@ -18,8 +19,11 @@ from fedbias_plugin.errors import UserError
 from fedbias_plugin.federation.run_description import HostRun
 from fedbias_plugin.federation.saving import merged_weights, save_global_model
 from fedbias_plugin.registry import build
+from fedbias_plugin.tasks.base import ModelKind
 from fedbias_plugin.training.models import load_model, load_tokenizer
 from fedbias_plugin.training.parameters import read_state, write_state
+from fedbias_plugin.training.trainables import Lora
+from fedbias_plugin.updates.base import Update
 from fedbias_plugin.updates.exact_lora import ExactLora, lora_layers
 from tests.hosts.conftest import basis, run_builtin  # noqa: F401
 from tests.hosts.cutting import cut_off_in
@@ -122,6 +126,49 @@ def test_what_is_folded_makes_the_weights_the_mean_of_products_to_1e_6_and_is_sa
     assert all(torch.equal(layer.base_layer.weight, unchanged[n]) for n, (layer, _) in lora_layers(other).items())
 
 
+def test_a_saved_classifier_has_the_head_that_was_trained(random_model, tmp_path):
+    kind = ModelKind("AutoModelForSequenceClassification", {"id2label": dict(enumerate("abc"))})
+    model = Lora(peft_lora_r=2).prepare(load_model(str(random_model), kind=kind), seed=0).eval()
+    write_state(model, {name: tensor + 0.1 for name, tensor in read_state(model).items()})
+    save_global_model(model, load_tokenizer(str(random_model)), tmp_path / "model", "card", merged=True)
+    loaded, said = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert not said["missing_keys"]
+    assert not said["unexpected_keys"]
+    tokens = torch.arange(1, 9)[None]
+    with torch.no_grad():
+        assert torch.allclose(model(tokens).logits, loaded.eval()(tokens).logits, atol=1e-4)
+
+
+def test_a_model_without_lora_has_nothing_to_fold_into(random_model):
+    with pytest.raises(UserError, match="this run trains none"):
+        ExactLora(exact_lora="fold").on_model(load_model(str(random_model)))
+
+
+def test_who_was_away_is_sent_what_it_missed_but_no_more_than_the_weights(model):
+    stage, reports = ExactLora(exact_lora="fold"), round_of(model)
+    stage.on_model(model)
+
+    def received(client):
+        update = stage.at_client(Update(client, {}, 1), reports.global_state, 1, 3)
+        return update.received.get("frozen", 0)
+
+    def folded():
+        stage.on_weights(Plain().weigh(reports), Plain(), reports, 1)
+        stage.on_model(model)
+
+    assert received(0) == 0
+    folded()
+    one = 4 * sum(tensor.nbytes for tensor in reports.global_state.values())  # three clients and their mean
+    assert [received(0), received(0)] == [one, 0]
+    folded()
+    again = ExactLora(exact_lora="fold")
+    again.load_state_dict(stage.state_dict())
+    again.on_model(model)
+    stage = again
+    whole = sum(weight.nbytes for weight in stage.frozen.values())
+    assert [received(0), received(1)] == [one, min(2 * one, whole)]
+
+
 def test_frozen_weights_of_16_bits_are_refused_before_training(model):
     with pytest.raises(UserError, match=r"is torch.bfloat16; load the model with --dtype float32"):
         ExactLora(exact_lora="fold").on_model(model.to(torch.bfloat16))
@@ -132,6 +179,13 @@ def test_frozen_weights_of_16_bits_are_refused_before_training(model):
     [
         ({}, {"fed_alg": "fedadam"}, "--fed_alg fedadam makes another step of A and B. Give --fed_alg fedavg or"),
         ({"aggregation": "median"}, {}, "needs clients' weights, and --aggregation median has none"),
+        (
+            {"aggregation": "fedavgw", "fedavgw_scope": "lora"},
+            {},
+            "and --aggregation fedavgw has none that hold for every",
+        ),
+        ({}, {"config": {"use_peft": False}}, "averages the products of LoRA, and this run trains none"),
+        ({"trainable": "soft_prompt"}, {}, "averages the products of LoRA, and this run trains none"),
         ({"dp_unit": "client", "dp_epsilon": 3.0}, {}, "--dp_unit client has neither clipped nor covered"),
         ({}, {"trains_here": False}, "only fedbias run trains all of them in one model"),
         ({}, {"config": {"load_in_4bit": True}}, "which --load_in_4bit would round away"),
@@ -154,12 +208,11 @@ def test_a_run_that_folds_goes_on_to_the_same_bytes_and_saves_the_whole_model(ru
     assert [list(record.extra) for record in records] == [[], *[["lora_mean_error"]] * 3]
     assert records[1].clients[0].weight == pytest.approx(1 / 3)
     assert len({client.weight for client in records[3].clients.values()}) == 3
-    # Four clients' worth of rank 8 an adapter: dB and their mean, dA likewise; none before the first average
+    # From the first average on: q and v of two layers, which are less than the factors of rank 4 x 8; see above
     sent = [
         sum(client.payload["received"].get("frozen", 0) for client in record.clients.values()) for record in records
     ]
-    adapter = records[1].clients[0].payload["received"]["adapter"]
-    assert sent == [0, 0, 3 * 4 * adapter, 3 * 4 * adapter]
+    assert sent == [0, 0, *[3 * 2 * 2 * 32 * 32 * 4] * 2]
     assert any("an adapter alone is not the model" in text for text in records[0].warnings)
     with cut_off_in():
         run_builtin(*flags, output="cut")
