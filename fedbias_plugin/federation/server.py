@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 HOW_MEASURED = {
     "stereoset": "--bias_benchmarks with stereoset and a --bama_stereoset_fraction > 0",
     "heldout_loss": "--heldout_samples > 0 and a --template of the plugin's",
+    "heldout_accuracy": "with --task classify --heldout_samples > 0",
 }
 """Metric that clients may be compared by -> what has it measured."""
 
