@@ -144,8 +144,8 @@ class CoreArguments:
     def _check_combinations(self) -> None:
         if self.split is not None:
             self.split.check()
-        for strategy in active("strategy", self):
-            strategy.check_flags(vars(self))
+        for partitioner in active("partitioner", self):
+            partitioner.check_flags(vars(self))
         load("task", self.task).check_flags(vars(self))
         metrics = active("metric", self)
         biased = [metric for metric in metrics if metric.in_bias_score]

@@ -77,7 +77,7 @@ EXTENSIONS: dict[str, dict[str, str]] = {
         "mix-2B1C": "fedbias_plugin.data.scenarios:Scenario",
         "custom": "fedbias_plugin.data.scenarios:Scenario",
     },
-    "strategy": {
+    "partitioner": {
         "iid": "fedbias_plugin.data.iid:Iid",
         "dirichlet": "fedbias_plugin.data.dirichlet:Dirichlet",
         "by_field": "fedbias_plugin.data.by_field:ByField",
@@ -125,7 +125,7 @@ CHOSEN_BY = {
     "stage": None,
     "metric": "bias_benchmarks",
     "split": "scenario",
-    "strategy": "split_strategy",
+    "partitioner": "partitioner",
     "transform": None,
     "task": "task",
     "trainable": "trainable",

@@ -1,4 +1,4 @@
-"""The contracts of a split and a strategy (which client holds which rows) and of a transform (what becomes of them)."""
+"""The contracts of a split and a partitioner (who holds which rows) and of a transform (what becomes of them)."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class Deal:
 
 
 @dataclass
-class Strategy(Extension):
-    """Deals clean rows to clients, within what a scenario says of biased ones; chosen by ``--split_strategy NAME``.
+class Partitioner(Extension):
+    """Deals clean rows to clients, within what a scenario says of biased ones; chosen by ``--partitioner NAME``.
 
     One that looks at labels has the flag ``label_field`` (:data:`LABEL_FIELD`): the manifest counts rows by it.
     """

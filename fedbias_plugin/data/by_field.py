@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from fedbias_plugin.data.base import Deal, Strategy
+from fedbias_plugin.data.base import Deal, Partitioner
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.options import option
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class ByField(Strategy):
+class ByField(Partitioner):
     """One client a value of ``--client_field``, in their order, as FedLLM-Bench (arXiv:2406.04845) has them."""
 
     client_field: str | None = option(None, "column whose values are the clients")
@@ -24,7 +24,7 @@ class ByField(Strategy):
     def check_flags(self, flags: Mapping[str, Any]) -> None:
         """A column is needed."""
         if not self.client_field:
-            raise UserError("--split_strategy by_field needs --client_field COLUMN, whose values are the clients.")
+            raise UserError("--partitioner by_field needs --client_field COLUMN, whose values are the clients.")
 
     def deal(self, what: Deal) -> Partition:
         """All rows of each value, cut to ``--client_samples``; the manifest says which value a client is.
@@ -48,7 +48,7 @@ class ByField(Strategy):
         partition = skewed_partition(
             *([by_value[value] for value in values], heldout, what.sources, what.shares),
             *(what.client_samples, what.seed, what.scenario),
-            notes={"split_strategy": self.name, "client_field": column},
+            notes={"partitioner": self.name, "client_field": column},
         )
         named = [replace(held, notes={"client_value": values[held.client]}) for held in partition.clients]
         return replace(partition, clients=named)

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fedbias_plugin.data.base import LABEL_FIELD, Deal, Strategy
+from fedbias_plugin.data.base import LABEL_FIELD, Deal, Partitioner
 from fedbias_plugin.data.draws import generator
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.options import option
@@ -29,7 +29,7 @@ MOST_DRAWS = 1000
 
 
 @dataclass
-class Dirichlet(Strategy):
+class Dirichlet(Partitioner):
     """For each label p ~ Dir(alpha) over the clients; drawn again until every client holds enough rows."""
 
     label_field: str = LABEL_FIELD
@@ -67,7 +67,7 @@ class Dirichlet(Strategy):
             for hand, count in zip(hands, dealt, strict=True):
                 hand.extend(by_label[label][start : start + count])
                 start += count
-        notes = {"split_strategy": self.name, "dirichlet_draws": draws}
+        notes = {"partitioner": self.name, "dirichlet_draws": draws}
         return skewed_partition(
             *(hands, heldout, what.sources, what.shares, what.client_samples, what.seed, what.scenario), notes=notes
         )

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fedbias_plugin.data.base import Deal, Strategy
+from fedbias_plugin.data.base import Deal, Partitioner
 
 if TYPE_CHECKING:
     from fedbias_plugin.data.partition import Partition
 
 
 @dataclass
-class Iid(Strategy):
+class Iid(Partitioner):
     """As :func:`fedbias_plugin.data.dealing.deal_rows` deals."""
 
     def deal(self, what: Deal) -> Partition:

@@ -6,7 +6,7 @@ import functools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from fedbias_plugin.data.base import Deal, Split, Strategy
+from fedbias_plugin.data.base import Deal, Partitioner, Split
 from fedbias_plugin.data.draws import generator, permuted
 from fedbias_plugin.data.shapes import parse_columns
 from fedbias_plugin.errors import UserError
@@ -40,7 +40,7 @@ class Scenario(Split):
         read_when={"scenario": (CUSTOM,)},
     )
     client_samples: int = option(
-        300, "training rows of every client; the most of one where --split_strategy is not iid", at_least=1
+        300, "training rows of every client; the most of one where --partitioner is not iid", at_least=1
     )
     heldout_samples: int = option(
         100, "clean rows no client holds, for the held-out loss; fewer when fewer are left", at_least=0
@@ -58,7 +58,7 @@ class Scenario(Split):
         "auto", "biased rows, likewise; auto takes BiasDPO if it is on this machine, else the bundled mini data"
     )
 
-    split_strategy: str = option("iid", "how clean rows are dealt", choices=functools.partial(names, "strategy"))
+    partitioner: str = option("iid", "how clean rows are dealt", choices=functools.partial(names, "partitioner"))
 
     @property
     def custom_shares(self) -> list[float]:
@@ -119,7 +119,7 @@ class Scenario(Split):
         from fedbias_plugin.data.sources import check_columns_are_found, load_rows
 
         shares = self.shares(num_clients, seed)
-        strategy: Strategy = build("strategy", self.split_strategy, arguments)
+        partitioner: Partitioner = build("partitioner", self.partitioner, arguments)
         fields = load("task", arguments.task).fields(vars(arguments))
         read = {"data_dir": arguments.data_dir, "columns": self.columns, "fields": fields}
         clean, biased = load_rows(self.clean_dataset, "clean", **read), None
@@ -127,8 +127,8 @@ class Scenario(Split):
             biased = load_rows(self.biased_dataset, "biased", **read)
             check_columns_are_found(self.columns, clean, biased)
         rows = self.client_samples, seed, self.heldout_samples
-        partition = strategy.deal(Deal(clean, biased, shares, *rows, self.name))
-        label_field = fields[1] if fields else getattr(strategy, "label_field", None)
+        partition = partitioner.deal(Deal(clean, biased, shares, *rows, self.name))
+        label_field = fields[1] if fields else getattr(partitioner, "label_field", None)
         return replace(partition, label_field=label_field)
 
     def deal_preferences(self, source: RowSource, num_clients: int, seed: int) -> Partition:

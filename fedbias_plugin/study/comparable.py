@@ -25,7 +25,7 @@ SAME_START = 0.01
 """Relative: other devices decide a few items otherwise; another base model is further away than that."""
 SAME_WEIGHT = 1e-3
 SAME_SHARE = 0.02
-SKEWS = ("split_strategy", "label_field", "dirichlet_alpha", "dirichlet_min", "client_field")
+SKEWS = ("partitioner", "label_field", "dirichlet_alpha", "dirichlet_min", "client_field")
 DEALS_ROWS = frozenset(
     ("scenario", "biased_shares", "num_clients", "client_samples", "heldout_samples", "client_test_fraction", *SKEWS)
 )
@@ -106,7 +106,7 @@ def _other_rows(run: Run) -> Iterator[str]:
         about.is_read(run.settings) and run.settings.get(name) not in (None, about.default)
         for name, about in _transform_flags().items()
     )
-    is_skewed = run.settings.get("split_strategy", "iid") != "iid"  # where --client_samples is the most
+    is_skewed = run.settings.get("partitioner", "iid") != "iid"  # where --client_samples is the most
     is_dealt = expected is not None and not is_changed and not is_skewed
     wrong_rows = {row.rows for row in run.clients.values() if is_dealt and row.attack is None} - {planned}
     if isinstance(planned, int) and wrong_rows:

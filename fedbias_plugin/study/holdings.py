@@ -45,7 +45,7 @@ def held_labels(manifest: Mapping[str, Any]) -> dict[str, dict[str, int]]:
 
 def _title(run: Run) -> str:
     settings = run.settings
-    dealt = str(settings.get("split_strategy") or settings.get("scenario") or "")
+    dealt = str(settings.get("partitioner") or settings.get("scenario") or "")
     if dealt == "dirichlet":
         dealt += f" alpha {settings.get('dirichlet_alpha')}"
     return f"{dealt} seed {settings.get('seed')}"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedbias_plugin.aggregation.base import ClientReports, Rule, Weighting
-from fedbias_plugin.data.base import Deal, Split, Strategy, Transform
+from fedbias_plugin.data.base import Deal, Partitioner, Split, Transform
 from fedbias_plugin.metrics.base import Metric, Result, Source
 from fedbias_plugin.options import option
 from fedbias_plugin.tasks.base import Task
@@ -187,7 +187,7 @@ class Turns(Split):
 
 
 @dataclass
-class Slices(Strategy):
+class Slices(Partitioner):
     """Clean rows in the order of their file, a slice a client; nobody is poisoned."""
 
     slice_skip: int = option(0, "rows at the beginning that nobody gets", at_least=0)

@@ -33,7 +33,7 @@ GUESTS = {
     "stage": "shrink = guests:Shrink",
     "metric": "gap = guests:Gap",
     "split": "turns = guests:Turns",
-    "strategy": "slices = guests:Slices",
+    "partitioner": "slices = guests:Slices",
     "transform": "shout = guests:Shout",
     "task": "everything = guests:Everything",
     "trainable": "norms = guests:Norms",
@@ -95,7 +95,7 @@ def run(fedbias, tmp_path, host_model, small_data):  # noqa: F811
 
 @current_only
 def test_a_stranger_s_rule_stage_and_tracker_are_trained_with_recorded_compared_and_reported(run, fedbias, tmp_path):
-    led = run("led", *LEADER, "--fed_alg", "fedprox", "--split_strategy", "slices", "--slice_skip", "3")
+    led = run("led", *LEADER, "--fed_alg", "fedprox", "--partitioner", "slices", "--slice_skip", "3")
     manifest = json.loads((led / "manifest.json").read_text())
     assert (manifest["skipped"], [client["rows"] for client in manifest["clients"]]) == (3, [6, 6, 6])
     rounds = records(led)

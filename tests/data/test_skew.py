@@ -26,10 +26,10 @@ ROWS = source("a" * 300 + "b" * 500 + "c" * 200)
 
 
 def deal(
-    strategy="dirichlet", *, rows=ROWS, clients=4, most=1000, seed=3, heldout=50, poisoned=(), biased=None, **flags
+    partitioner="dirichlet", *, rows=ROWS, clients=4, most=1000, seed=3, heldout=50, poisoned=(), biased=None, **flags
 ):
     asked = {"dirichlet_min": 40, "client_field": "category"} | flags
-    made = build("strategy", strategy, BiasArguments(split_strategy=strategy, client_samples=most, **asked))
+    made = build("partitioner", partitioner, BiasArguments(partitioner=partitioner, client_samples=most, **asked))
     return made.deal(Deal(rows, biased, [float(c in poisoned) for c in range(clients)], most, seed, heldout, "3C"))
 
 
@@ -67,14 +67,14 @@ def test_whole_rows_by_cumulative_floor(rows, parts, expected):
     assert cumulative_floor(rows, parts) == expected
 
 
-@pytest.mark.parametrize("strategy", ["dirichlet", "by_field"])
-def test_every_row_is_held_once_by_one_client_or_held_out(strategy):
-    result = deal(strategy, clients=3)
+@pytest.mark.parametrize("partitioner", ["dirichlet", "by_field"])
+def test_every_row_is_held_once_by_one_client_or_held_out(partitioner):
+    result = deal(partitioner, clients=3)
     ids = [row.id for row in itertools.chain(result.heldout, *(client.rows for client in result.clients))]
     assert sorted(ids) == sorted(row.id for row in ROWS.rows)
     assert result.notes["cut_by_client_samples"] == 0
-    assert partition_hash(result) == partition_hash(deal(strategy, clients=3))
-    assert partition_hash(result) != partition_hash(deal(strategy, clients=3, seed=4))
+    assert partition_hash(result) == partition_hash(deal(partitioner, clients=3))
+    assert partition_hash(result) != partition_hash(deal(partitioner, clients=3, seed=4))
 
 
 def test_only_the_cap_loses_rows_and_it_takes_a_random_part_of_a_client_s():
@@ -120,11 +120,11 @@ def test_a_poisoned_client_holds_as_many_biased_rows_as_it_was_dealt_clean_ones(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"strategy": "by_field", "clients": 2}, r"has 3 values in clean.* give --num_clients 3 \(it is 2\)"),
-        ({"strategy": "by_field", "client_field": "who"}, r"--client_field who: row clean:\d+ has no .*: category"),
+        ({"partitioner": "by_field", "clients": 2}, r"has 3 values in clean.* give --num_clients 3 \(it is 2\)"),
+        ({"partitioner": "by_field", "client_field": "who"}, r"--client_field who: row clean:\d+ has no .*: category"),
         ({"label_field": "kind"}, r"--label_field kind: row clean:\d+ has no value of it"),
         ({"heldout": 1000}, "--heldout_samples 1,000 takes all of the 1,000 rows"),
-        ({"strategy": "by_field", "client_field": None}, "needs --client_field COLUMN"),
+        ({"partitioner": "by_field", "client_field": None}, "needs --client_field COLUMN"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_dealt_is_said(flags, message):
@@ -137,7 +137,7 @@ def test_dirichlet_is_what_its_flags_say():
 
 
 def test_dolly_is_dealt_by_its_categories_from_the_instruction_alone(real_data):
-    flags = {"split_strategy": "dirichlet", "dirichlet_alpha": 0.5, "dirichlet_min": 250, "client_samples": 1000}
+    flags = {"partitioner": "dirichlet", "dirichlet_alpha": 0.5, "dirichlet_min": 250, "client_samples": 1000}
     told = {"task": "classify", "scenario": "3C", "bias_benchmarks": "none", "clean_dataset": "dolly"}
     arguments = BiasArguments(data_dir=str(real_data), **told, **flags)
     partition = arguments.split.deal(arguments, 10, 2023)

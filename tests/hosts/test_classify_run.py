@@ -10,7 +10,7 @@ from fedbias_plugin.tracking.jsonl import read_rounds
 
 SMALL = ("--data_dir", "mini", "--client_samples", "200", "--heldout_samples", "100", "--max_steps", "8")
 SKEWED = (
-    "--split_strategy",
+    "--partitioner",
     "dirichlet",
     "--dirichlet_min",
     "40",

@@ -112,7 +112,7 @@ def test_what_every_flag_matters_to_is_what_it_was():
     }
     private = {"cda_dp_unit", "dp_max_grad_norm", "dp_optimizer", "dp_accountant", "dp_update_norm"}
     assert conditional_on("dp_unit") == private
-    skew = {"split_strategy", "dirichlet_alpha", "dirichlet_min", "client_field"}
+    skew = {"partitioner", "dirichlet_alpha", "dirichlet_min", "client_field"}
     classes = {"text_field", "classifier", "random_weights"}
     assert conditions().keys() == server | rules | lora | prompt | metrics | dealt | skew | classes | private | others
 

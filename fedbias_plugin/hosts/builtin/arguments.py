@@ -26,7 +26,7 @@ NOT_HERE = {
     "dataset_sample": "give --client_samples",
     "local_data_dir": "give --data_dir",
     "num_train_epochs": "give --local_epochs",
-    "split_strategy": "give --scenario",
+    "split_strategy": "give --partitioner",
     "log_with": "give --track",
     "logging_steps": "drop it: every client's loss of every round is in metrics.jsonl",
     "save_steps": "give --save_model_freq, in rounds",

@@ -12,7 +12,7 @@ from fedbias_plugin.registry import EXTENSIONS
 
 @pytest.mark.parametrize("flags", [{"trainable": "full"}, {"trainable": "lora"}, {"task": "mine"}])
 def test_tasks_and_trainables_belong_to_the_built_in_host(monkeypatch, flags):
-    monkeypatch.setitem(EXTENSIONS["task"], "mine", "nowhere:Mine")
+    monkeypatch.setitem(EXTENSIONS["task"], "mine", "fedbias_plugin.tasks.sft:Sft")
     script = SimpleNamespace(model_name_or_path="nowhere/at/all")
     with pytest.raises(UserError, match=r"--task and --trainable belong to fedbias run"):
         check_arguments(AllArguments(script, SimpleNamespace(), AttachedArguments(**flags)))
