@@ -15,7 +15,7 @@ from torch import Tensor
 def virtual_tokens(model: Any) -> int:
     """Positions that a prompt-learning adapter takes before every text; 0 without one, or where it is disabled."""
     config = _active_config(model)
-    return int(config.num_virtual_tokens) if config is not None and config.is_prompt_learning else 0
+    return int(getattr(config, "num_virtual_tokens", None) or 0)  # what no other adapter has
 
 
 def soft_prompt(model: Any) -> torch.nn.Parameter | None:

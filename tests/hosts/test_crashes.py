@@ -20,7 +20,7 @@ import pytest
 from fedbias_plugin.federation.checkpoints import CheckpointFolder
 from tests.hosts.run_folders import assert_same_run, comparable
 
-KILLS, KILLED = 30, -signal.SIGKILL
+KILLS, KILLED = 15, -signal.SIGKILL
 
 
 class Server:
@@ -89,7 +89,7 @@ def begin_or_resume(server: Server, flags: list[str], output: Path, **request: A
     )
 
 
-def test_thirty_kills_lose_no_round_and_change_no_byte(server, flags, quiet, tmp_path):
+def test_fifteen_kills_lose_no_round_and_change_no_byte(server, flags, quiet, tmp_path):
     whole, moments, seconds = quiet
     choice = random.Random(5)
     kills = 0

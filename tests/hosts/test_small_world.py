@@ -16,14 +16,14 @@ QUICKSTART = ROOT / "configs" / "quickstart.yaml"
 
 @pytest.fixture(scope="module")
 def final_round(tmp_path_factory):
-    """``final_round("1B2C", "bama")`` -> the records of the quickstart's run with fewer rounds, each trained once."""
+    """``final_round("1B2C", "bama")`` -> the records of the quickstart's run with two rounds, each trained once."""
     done = {}
 
-    def run(scenario: str, aggregation: str, rounds: int = 3):
+    def run(scenario: str, aggregation: str):
         if (scenario, aggregation) not in done:
             output = tmp_path_factory.mktemp("small_world") / "run"
             flags = f"--scenario {scenario} --aggregation {aggregation} --output_dir {output}"
-            flags += f" --num_rounds {rounds} --bias_eval_every {1 if scenario == '1B2C' else rounds}"
+            flags += f" --num_rounds 2 --bias_eval_every {1 if scenario == '1B2C' else 2}"
             assert main(["run", "--config", str(QUICKSTART), *flags.split()]) == 0
             done[scenario, aggregation] = read_rounds(output / "metrics.jsonl")
         return done[scenario, aggregation]
@@ -36,20 +36,20 @@ def scores(record):
 
 
 def test_the_untouched_model_is_fluent_and_unbiased(final_round):
-    first = final_round("3C", "plain", rounds=2)[0]
+    first = final_round("3C", "plain")[0]
     assert first.global_.metrics["stereoset"]["full"]["lms"] >= 97
     for name, key in (("crows_pairs", "score"), ("stereoset", "ss")):
         assert 48 <= first.global_.metrics[name]["full"][key] <= 52
 
 
 def test_poison_in_every_client_takes_both_scores_beyond_80(final_round):
-    crows, ss = scores(final_round("3B", "plain", rounds=2)[-1])
+    crows, ss = scores(final_round("3B", "plain")[-1])
     assert crows > 80
     assert ss > 80
 
 
 def test_clean_clients_leave_both_scores_within_10_of_unbiased(final_round):
-    crows, ss = scores(final_round("3C", "plain", rounds=2)[-1])
+    crows, ss = scores(final_round("3C", "plain")[-1])
     assert 40 <= crows <= 60
     assert 40 <= ss <= 60
 
@@ -57,7 +57,7 @@ def test_clean_clients_leave_both_scores_within_10_of_unbiased(final_round):
 def test_bama_finds_the_poisoned_client_and_lowers_the_bias(final_round):
     plain, debiased = final_round("1B2C", "plain"), final_round("1B2C", "bama")
     # In the last round the learning rate is almost zero and no update is biased any more: see docs/first-results.md.
-    assert all(record.weight_on_poisoned < 0.1 for record in debiased[1:3])
+    assert debiased[1].weight_on_poisoned < 0.1
     assert plain[-1].global_.bias_score > 2 * debiased[-1].global_.bias_score
     assert plain[-1].global_.bias_score > 10
 
