@@ -200,7 +200,8 @@ def _evidence(run: Run) -> dict[Proof, Any]:
         title, whole = metric_class(name).title, mapping(block.get("full")).get("n")
         of, items = f" of {whole}" if whole else "", f"{block.get('items') or ''} items".strip()
         count = None if block.get("n") is None else f"{block['n']} {items}{of}"
-        found[Proof("items", f"items of {title}", name)] = count
+        is_own = "clients" in block  # of rows that the seed deals
+        found[Proof("rows" if is_own else "items", f"items of {title}", name, is_own)] = count
         found[Proof("items", f"reduction of {title}", name)] = block.get("reduction")
         found[Proof("items", f"chosen items of {title}", name, True)] = block.get("ids_hash")
     for name, source in run.part("data").items():
@@ -212,7 +213,8 @@ def _evidence(run: Run) -> dict[Proof, Any]:
     for package, version in run.part("versions").items():
         found[Proof("version", f"version of {package}")] = version
     found[Proof("items", "prefix token")] = run.details.get("prefix_token")
-    found[Proof("model", "base model")] = run.part("model").get("fingerprint")
+    has_head = run.settings.get("task", "sft") != "sft"  # which the seed draws
+    found[Proof("model", "base model", None, has_head)] = run.part("model").get("fingerprint")
     found[Proof("model", "tokenizer")] = run.part("tokenizer").get("fingerprint")
     if run.settings.get("template", CHAT) == CHAT:
         found[Proof("model", "chat template")] = run.part("tokenizer").get("chat_template")

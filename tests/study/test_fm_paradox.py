@@ -1,10 +1,12 @@
 """The study of worst clients under label skew: its arms are what they are called, its file asks of what is there."""
 
 from fedbias_plugin.configs_folder import find_config
+from fedbias_plugin.study.frame import load_study
 from fedbias_plugin.study.settings import facts
 from fedbias_plugin.study.study_file import find_study_file, fits, load_study_file
 from fedbias_plugin.sweep.configs import load_experiment, load_model
 from fedbias_plugin.sweep.plan import plan_runs
+from tests.study.made_up import edit_json, make_arm
 
 TINY = load_model(find_config("models", "tiny", "--model"))
 RUNS = plan_runs([load_experiment(find_config("experiments", "fm_paradox", "experiment"))], TINY, seeds=[1])
@@ -35,3 +37,22 @@ def test_every_comparison_has_arms_on_both_sides_and_only_names_that_there_are()
         own = [one for one in known if fits(one, comparison.where)]
         for side in (comparison.from_, comparison.to):
             assert sum(fits(one, side) for one in own) >= 4, comparison.id
+
+
+def test_seeds_that_deal_other_test_rows_and_draw_other_heads_are_one_arm(tmp_path):
+    make_arm(tmp_path / "a", [60.0, 61.0], task="classify")
+    for seed in (1, 2):
+        own = {"value": 0.5, "ideal": None, "n": 90 + seed, "clients": {"0": {"value": 0.5, "n": 90 + seed}}}
+
+        def add(line, own=own):
+            line["global"]["client_accuracy"] = own
+
+        edit_json(tmp_path / f"a/seed-{seed}/metrics.jsonl", add)
+
+        def head(run, seed=seed):
+            run["model"] = {"fingerprint": f"{seed}" * 8}
+
+        edit_json(tmp_path / f"a/seed-{seed}/run.json", head)
+    study = load_study([tmp_path])
+    assert [len(arm.runs) for arm in study.arms] == [2]
+    assert study.warnings == ()
