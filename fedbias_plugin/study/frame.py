@@ -170,12 +170,13 @@ class Study:
 
 def possible(measure: str) -> Interval:
     """Between which bounds a measure lies."""
-    name, _, part = measure.partition("/")
-    if part in ("delta", "change"):
-        low, high = possible(name)
-        if part == "change":
+    of, _, last = measure.rpartition("/")
+    if last in ("delta", "change"):
+        low, high = possible(of)
+        if last == "change":
             return low - high, high - low
         return (0.0, high / 2) if (low, high) == PERCENT else NOT_NEGATIVE
+    name, _, part = measure.partition("/")
     if (of_metric := metric_class(name).possible(part)) is not None:
         return of_metric
     if part in PERCENTAGES or name == "rouge_l" or (not part and metric_class(name).ideal == 50.0):

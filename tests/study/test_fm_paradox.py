@@ -1,7 +1,9 @@
 """The study of worst clients under label skew: its arms are what they are called, its file asks of what is there."""
 
+import math
+
 from fedbias_plugin.configs_folder import find_config
-from fedbias_plugin.study.frame import load_study
+from fedbias_plugin.study.frame import load_study, possible
 from fedbias_plugin.study.settings import facts
 from fedbias_plugin.study.study_file import find_study_file, fits, load_study_file
 from fedbias_plugin.sweep.configs import load_experiment, load_model
@@ -56,3 +58,10 @@ def test_seeds_that_deal_other_test_rows_and_draw_other_heads_are_one_arm(tmp_pa
     study = load_study([tmp_path])
     assert [len(arm.runs) for arm in study.arms] == [2]
     assert study.warnings == ()
+
+
+def test_a_difference_of_a_gap_may_be_negative():
+    assert possible("client_accuracy/mean_worst/change") == (-math.inf, math.inf)
+    assert possible("client_accuracy/worst/change") == (-1.0, 1.0)
+    assert possible("client_accuracy/worst") == (0.0, 1.0)
+    assert possible("gender_perplexity/l1_gap/change") == (-math.inf, math.inf)
