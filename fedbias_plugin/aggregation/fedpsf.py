@@ -211,17 +211,10 @@ def inner_products(global_state: State, local_states: Mapping[int, State]) -> ND
     """
     import torch
 
-    from fedbias_plugin.aggregation.pieces import flat, pieces
-    from fedbias_plugin.aggregation.substitution import check_fits
+    from fedbias_plugin.aggregation.substitution import stacked
 
-    clients = len(local_states)
-    total = torch.zeros(clients, clients, dtype=torch.float64)
-    for name, theta in global_state.items():
-        for client, state in local_states.items():
-            check_fits(client, name, state.get(name), theta)
-        local = [flat(state[name]) for state in local_states.values()]
-        for piece in pieces(theta, together=clients):
-            base = flat(theta)[piece].double()
-            rows = torch.stack([tensor[piece].double() - base for tensor in local])
-            total += (rows @ rows.T).cpu()
+    total = torch.zeros(len(local_states), len(local_states), dtype=torch.float64)
+    for theta, rows in stacked(global_state, local_states):
+        updates = rows - theta
+        total += (updates @ updates.T).cpu()
     return total.numpy()

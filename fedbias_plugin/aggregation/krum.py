@@ -113,17 +113,11 @@ def squared_distances(global_state: State, local_states: Mapping[int, State]) ->
     """
     import torch
 
-    from fedbias_plugin.aggregation.pieces import flat, pieces
-    from fedbias_plugin.aggregation.substitution import check_fits
+    from fedbias_plugin.aggregation.substitution import stacked
 
     clients = len(local_states)
     total = torch.zeros(clients, clients, dtype=torch.float64)
-    for name, theta in global_state.items():
-        for client, state in local_states.items():
-            check_fits(client, name, state.get(name), theta)
-        local = [flat(state[name]) for state in local_states.values()]
-        for piece in pieces(theta, together=clients):
-            rows = torch.stack([tensor[piece].double() for tensor in local])
-            for row in range(clients - 1):
-                total[row, row + 1 :] += (rows[row + 1 :] - rows[row]).square_().sum(dim=1).cpu()
+    for _, rows in stacked(global_state, local_states):
+        for row in range(clients - 1):
+            total[row, row + 1 :] += (rows[row + 1 :] - rows[row]).square_().sum(dim=1).cpu()
     return total + total.T

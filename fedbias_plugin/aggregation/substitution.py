@@ -6,7 +6,7 @@ Handed the same state ``theta + sum_i g_i (theta_i - theta)`` for every client o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
@@ -60,6 +60,20 @@ def substitute(
     """The states to hand to the host: for every client the one :func:`weighted_state` (shared, not copied)."""
     state = weighted_state(global_state, local_states, factors)
     return dict.fromkeys(local_states, state)
+
+
+def stacked(global_state: State, local_states: Mapping[int, State]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Every piece of every tensor in float64: of theta (entries,), and of the clients' states (clients, entries).
+
+    Raises:
+        ValueError: a client's state lacks a tensor or has another shape (client and name are given).
+    """
+    for name, theta in global_state.items():
+        for client, state in local_states.items():
+            check_fits(client, name, state.get(name), theta)
+        local = [flat(state[name]) for state in local_states.values()]
+        for piece in pieces(theta, together=len(local)):
+            yield flat(theta)[piece].double(), torch.stack([tensor[piece].double() for tensor in local])
 
 
 def check_fits(client: int, name: str, local: torch.Tensor | None, theta: torch.Tensor) -> None:

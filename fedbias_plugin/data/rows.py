@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,3 +84,9 @@ class RowSource:
     duplicates: int = 0
     empty: int = 0
     passed_over: tuple[str, ...] = ()
+
+
+def usual_response(rows: Iterable[Row]) -> str:
+    """The most frequent response, of a classifier's rows their majority label; the first by name of several."""
+    counts = Counter(row.response for row in rows)
+    return min(counts, key=lambda response: (-counts[response], response))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.data.partition import Partition, manifest
+from fedbias_plugin.data.rows import usual_response
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.metrics.client_tests import ClientTests
 from fedbias_plugin.metrics.heldout_accuracy import LabelledRows
 from fedbias_plugin.metrics.results import package_versions
-from fedbias_plugin.tasks.classify import Classify
 from fedbias_plugin.tasks.templates import TEMPLATES
 from fedbias_plugin.tracking.records import RunInfo
 from fedbias_plugin.tracking.wandb_names import EXPERIMENTS_VARIABLE, run_names
@@ -134,16 +133,18 @@ def client_tests(run: HostRun, partition: Partition | None) -> ClientTests | Non
 
 
 def labelled_rows(run: HostRun, partition: Partition | None) -> LabelledRows | None:
-    """The held-out rows of a run that classifies, None of another; its task has read the rows."""
+    """The held-out rows of a task that tells right from wrong, None of another."""
     task = run.task
-    if not isinstance(task, Classify) or partition is None or not partition.heldout:
+    if task is None or not task.tells_right or partition is None or not partition.heldout:
         return None
-    score = functools.partial(_scored, task, run.seq_length)
-    return LabelledRows(partition.heldout, score, task.majority, len(task.labels))
-
-
-def _scored(task: Task, seq_length: int, rows: Sequence[Row], scorer: SentenceScorer) -> RowScores:
-    return task.score_rows(rows, scorer, seq_length)
+    trained = [row for dataset in partition.clients for row in dataset.rows]
+    tested = [row for dataset in partition.clients for row in dataset.test]
+    return LabelledRows(
+        partition.heldout,
+        lambda rows, scorer: task.score_rows(rows, scorer, run.seq_length),
+        usual_response(trained),
+        len({row.response for row in (*trained, *tested, *partition.heldout)}),
+    )
 
 
 def first_files(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fedbias_plugin.data.rows import usual_response
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.metrics.base import Block
 from fedbias_plugin.metrics.client_loss import ClientAccuracy
@@ -69,7 +69,6 @@ def majority_shares(datasets: Iterable[ClientDataset]) -> dict[int, float]:
     """Client id -> accuracy on its test rows of always saying the most frequent label of its training rows."""
     found = {}
     for dataset in datasets:
-        counts = Counter(row.response for row in dataset.rows)
-        usual = min(counts, key=lambda label: (-counts[label], label))
+        usual = usual_response(dataset.rows)
         found[dataset.client] = sum(row.response == usual for row in dataset.test) / len(dataset.test)
     return found

@@ -97,9 +97,10 @@ def section_caption(metrics: Sequence[str], study: Study) -> str:
     last = study.last[study.last["part"] == ""]
     counts: list[str] = []
     for name in metrics:
-        found = sorted({int(n) for n in last[last["metric"] == name]["n"].dropna()})
-        if found:
-            counts.append(f"{' to '.join(map(str, (found[0], *found[1:][-1:])))} of {metric_class(name).short}")
+        found = last[last["metric"] == name]["n"].dropna()
+        if len(found):
+            low, high = f"{found.min():.0f}", f"{found.max():.0f}"
+            counts.append(f"{low if low == high else f'{low} to {high}'} of {metric_class(name).short}")
     of_items = f" Items of a run: {', '.join(counts)}." if counts else ""
     unbiased = f" Unbiased: {known}." if known else ""
     return f"Of the last measured round, each in its own unit.{unbiased}{of_items} A dash: not measured."

@@ -52,7 +52,6 @@ class Classify(Task):
         False, "start the classifier from weights drawn from --seed, not from those of --model_name_or_path"
     )
     labels: tuple[str, ...] = field(default=(), init=False)
-    majority: str = field(default="", init=False)
 
     tells_right = True
     reads_all_rows = True
@@ -93,16 +92,14 @@ class Classify(Task):
         return flags["text_field"], flags["label_field"]
 
     def read(self, partition: Partition) -> None:
-        """Learn the labels of all rows, and which is the most frequent one among those that are trained on.
+        """Learn the labels of all rows.
 
         Raises:
             UserError: there is one label only, or about every row has one of its own.
         """
-        from collections import Counter
-
         trained = [row.response for dataset in partition.clients for row in dataset.rows]
         kept = [row.response for row in partition.heldout]
-        kept += [row.response for dataset in partition.clients for row in getattr(dataset, "test", ())]
+        kept += [row.response for dataset in partition.clients for row in dataset.test]
         self.labels = tuple(sorted({*trained, *kept}))
         if len(self.labels) < 2:
             raise UserError(
@@ -114,8 +111,6 @@ class Classify(Task):
                 f"--label_field {self.label_field} has {len(self.labels):,} values in {len(trained):,} rows to train "
                 "on: that is no column of labels."
             )
-        counts = Counter(trained)
-        self.majority = min(counts, key=lambda label: (-counts[label], label))
 
     @property
     def model_kind(self) -> ModelKind:

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+_is_frozen = False
+"""Whether :func:`frozen_heap` is at work."""
+
+
 @contextmanager
 def training_mode(model: PreTrainedModel, gradient_checkpointing: bool) -> Iterator[None]:
     """Restore the model's mode, ``use_cache``, checkpointing and ``forward``, and the random states, after training."""
@@ -67,6 +71,3 @@ def frozen_heap() -> Iterator[None]:
     finally:
         gc.unfreeze()
         _is_frozen = False
-
-
-_is_frozen = False

@@ -11,7 +11,7 @@ import transformers
 
 from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.data.partition import ClientDataset, Partition
-from fedbias_plugin.data.rows import Row
+from fedbias_plugin.data.rows import Row, usual_response
 from fedbias_plugin.data.sources import load_rows
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.hosts.builtin.resolve import resolve
@@ -159,11 +159,11 @@ def test_textcnn_has_2_7_million_weights_and_a_row_s_logits_depend_on_no_other_r
 
 
 def test_accuracy_is_of_the_likeliest_label_and_stands_beside_the_majority_label_s():
-    made = task("aaabb")
+    majority = usual_response(row for dataset in partition("aaabb").clients for row in dataset.rows)
     metric = HeldoutAccuracy()
     rows = partition("", heldout="aabbb").heldout
     scores = RowScores(np.array([0.1, 0.2, 0.3, 2.0, 0.4]), np.ones(5), np.array([1, 1, 1, 0, 1]))
-    metric.prepare(SimpleNamespace(labelled=LabelledRows(rows, lambda *_: scores, made.majority, 2)))
+    metric.prepare(SimpleNamespace(labelled=LabelledRows(rows, lambda *_: scores, majority, 2)))
     block = metric.block(metric.result(metric.measure(None), seed=0))
     assert (block["value"], block["n"], block["majority"], block["labels"]) == (0.8, 5, 0.4, 2)
     assert block["loss"] == pytest.approx(0.6)
