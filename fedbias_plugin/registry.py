@@ -58,6 +58,7 @@ EXTENSIONS: dict[str, dict[str, str]] = {
         "client_accuracy": "fedbias_plugin.metrics.client_loss:ClientAccuracy",
         "heldout_accuracy": "fedbias_plugin.metrics.heldout_accuracy:HeldoutAccuracy",
         "local_only": "fedbias_plugin.metrics.local_only:LocalOnly",
+        "emulator": "fedbias_plugin.metrics.emulator:Emulator",
         "rouge_l": "fedbias_plugin.metrics.rouge_l:RougeL",
         "occupation_bias": "fedbias_plugin.metrics.occupation_bias:OccupationBias",
         "gender_count": "fedbias_plugin.metrics.gender_count:GenderCount",
@@ -93,6 +94,7 @@ EXTENSIONS: dict[str, dict[str, str]] = {
         "lora": "fedbias_plugin.training.trainables:Lora",
         "full": "fedbias_plugin.training.trainables:Full",
         "soft_prompt": "fedbias_plugin.training.soft_prompt:SoftPrompt",
+        "offsite": "fedbias_plugin.training.offsite:Offsite",
     },
     "term": {
         "prox": "fedbias_plugin.training.terms:Prox",

@@ -122,6 +122,8 @@ class Client:
                 "off. Raise --seq_length."
             )
         write_state(self.model, job.theta)
+        if self.trainable is not None:
+            self.trainable.take(self.model, job.broadcast)
         own = next((term for term in self.terms if term.trains), None)
         with training_mode(self.model, self.settings.gradient_checkpointing):
             train = self._train if own is None else functools.partial(self._train_with, own)

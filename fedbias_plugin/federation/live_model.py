@@ -99,12 +99,19 @@ class LiveModel:
         return scores
 
     def evaluate(
-        self, number: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, whole: bool = True
+        self,
+        number: int,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        whole: bool = True,
+        is_global: bool = True,
     ) -> Measurement:
         """The model as it is after round ``number``, by every metric on all its items.
 
         Without ``whole`` by those alone that are measured in every round; nothing is read where there are none. In
-        round 0 nobody has trained it yet, and other runs may have measured it before.
+        round 0 nobody has trained it yet, and other runs may have measured it before. Without ``is_global`` it is what
+        clients train in.
 
         Raises:
             UserError: a score is no number, or an item cannot be measured.
@@ -112,12 +119,13 @@ class LiveModel:
         texts = self._suite.texts_of(whole=whole)
         if not whole and not texts:
             return Measurement()
-        with self._progress.task(f"round {number}: score the global model", texts) as advance:
-            scorer = self._scorer(model, tokenizer, advance, original_scores() if number == 0 else None)
+        what = "global model" if is_global else "clients' model"
+        with self._progress.task(f"round {number}: score the {what}", texts) as advance:
+            scorer = self._scorer(model, tokenizer, advance, original_scores() if number == 0 and is_global else None)
             try:
                 return self._suite.evaluate(scorer, whole=whole)
             except NonFiniteScore as error:
-                raise UserError(f"The global model after round {number} is broken. {error}") from None
+                raise UserError(f"The {what} after round {number} is broken. {error}") from None
 
     def _scorer(
         self,

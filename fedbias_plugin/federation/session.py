@@ -22,6 +22,7 @@ from fedbias_plugin.federation.server import Server, Weighed
 from fedbias_plugin.memory import peak_memory_bytes
 from fedbias_plugin.metrics.base import Block
 from fedbias_plugin.metrics.client_tests import own_scores
+from fedbias_plugin.metrics.emulator import Emulator, emulator_block
 from fedbias_plugin.metrics.local_only import LocalOnly, majority_shares
 from fedbias_plugin.metrics.results import model_identity, package_versions
 from fedbias_plugin.progress import Progress
@@ -87,6 +88,11 @@ class BiasSession:
     def client_datasets(self) -> list[ClientDataset]:
         """Rows of every client, by client id; empty for ``--scenario none``, where the host brings its own."""
         return [] if self._inputs.partition is None else list(self._inputs.partition.clients)
+
+    @property
+    def partition(self) -> Partition | None:
+        """Every row of the run; None for ``--scenario none``."""
+        return self._inputs.partition
 
     def proximal_mu(self, client: int, mu: float) -> float:
         """The mu that a client trains FedProx with: ``mu``, or what the rule makes of it (eq. 6 of BAMA)."""
@@ -196,18 +202,23 @@ class BiasSession:
         *,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
+        of_clients: PreTrainedModel | None = None,
         beside: Mapping[str, Block] | None = None,
     ) -> RoundRecord:
         """Measure the global model, which ``model`` holds now, and write the round to every tracker.
 
-        Call it with ``round_number=0`` before any training to record the untouched model. ``beside`` are numbers of
-        other models, to be recorded with those of this one.
+        Call it with ``round_number=0`` before any training to record the untouched model. ``of_clients`` is what the
+        clients train in, where it is another model; it is measured too. ``beside`` are numbers of other models, to be
+        recorded with those of this one.
         """
         self.on_model(model)
         start = time.perf_counter()
         is_measured = self._arguments.measures_in(round_number, self._run.num_rounds)
         measured = self._live.evaluate(round_number, model, tokenizer, whole=is_measured)
         self._own_scores = own_scores(measured.metrics)
+        if of_clients is not None and is_measured:
+            of_emulator = self._live.evaluate(round_number, of_clients, tokenizer, is_global=False)
+            measured.metrics |= {Emulator.name: emulator_block(of_emulator.metrics, measured.metrics)}
         measured.metrics |= beside or {}
         if not self._recorder.is_open:
             prefix_token = self._live.prefix_token(model, tokenizer)

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+    from fedbias_plugin.data.partition import Partition
+    from fedbias_plugin.progress import Progress
     from fedbias_plugin.state import State
+    from fedbias_plugin.tasks.base import Task
     from fedbias_plugin.training.client_trainer import TrainingSettings
 
 
@@ -150,6 +153,27 @@ class Trainable(Extension):
 
     is_adapter: ClassVar[bool] = False
 
+    @classmethod
+    def uses_peft(cls, flags: Mapping[str, Any]) -> bool:
+        """What ``--use_peft`` is in a run with these ``flags``, of those that were written."""
+        return cls.is_adapter
+
+    @classmethod
+    def check_flags(cls, flags: Mapping[str, Any]) -> None:
+        """Raise :class:`UserError` where it does not fit the run's ``flags``; called before anything is read."""
+
+    @property
+    def terms(self) -> Sequence[Term]:
+        """What it adds to the local objective of every client."""
+        return ()
+
+    def read(self, partition: Partition | None, flags: Mapping[str, Any]) -> None:  # most need no rows
+        """Called with every row of the run and all flags, on the server, before the weights are read.
+
+        Raises:
+            UserError: rows that it needs are missing.
+        """
+
     @abstractmethod
     def prepare(self, model: PreTrainedModel, seed: int) -> PreTrainedModel:
         """The model with exactly the parameters that train requiring gradients; may be another object.
@@ -170,6 +194,35 @@ class Trainable(Extension):
         from fedbias_plugin.training.parameters import trained_parameters
 
         return trained_parameters(model)
+
+    def client_model(self, model: PreTrainedModel) -> PreTrainedModel:
+        """What clients train in: ``model``, the server's, or another whose states have the same names."""
+        return model
+
+    def probe_model(self, model: PreTrainedModel) -> PreTrainedModel:
+        """What the server loads a client's state into, to measure it: ``model`` or :meth:`client_model`."""
+        return model
+
+    def start(
+        self, model: PreTrainedModel, task: Task, tokenizer: Any, settings: TrainingSettings, seq_length: int
+    ) -> None:
+        """Called once on the server, with the model that :meth:`prepare` gave, before the first round."""
+
+    def before_round(self, round_idx: int, theta: State, progress: Progress) -> None:
+        """What the server does before it sends ``theta`` in round ``round_idx`` (from 0).
+
+        Called again for a round that was not finished; it must not do its work twice then.
+        """
+
+    def broadcast(self, client: int) -> dict[str, State]:
+        """Name -> state that ``client`` must be sent beside theta now, as it has not got it yet."""
+        return {}
+
+    def delivered(self, clients: Sequence[int]) -> None:
+        """The round is finished in which ``clients`` got :meth:`broadcast`."""
+
+    def take(self, model: PreTrainedModel, broadcast: Mapping[str, State]) -> None:
+        """At the client, before it trains: put into ``model`` what it was sent beside theta."""
 
 
 def check_host_trains(arguments: Any) -> None:

@@ -51,7 +51,7 @@ def trained_parameters(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
         ValueError: there are none.
     """
     if hasattr(model, "peft_config"):
-        parameters = _adapter_parameters(model)
+        parameters = adapter_parameters(model)
     else:
         parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not parameters:
@@ -96,7 +96,8 @@ def write_state(model: PreTrainedModel, state: State) -> None:
         parameter.copy_(state[name])
 
 
-def _adapter_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
+def adapter_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
+    """Those of the active adapter of a peft model, under the names of ``get_peft_model_state_dict``."""
     from peft import get_peft_model_state_dict
 
     prompt = soft_prompt(model)

@@ -40,6 +40,19 @@ class Prox(Term):
 
 
 @dataclass
+class AdapterProx(Prox):
+    """``mu ||a - a_0||^2`` over the adapter, a_0 as the round began; its gradient is 2 mu (a - a_0).
+
+    The released code of FedBiOT has this term without a gradient: 0 is what it does.
+    """
+
+    def begin(self, job: ClientRound, parameters: dict[str, torch.nn.Parameter]) -> None:
+        """Remember a_0."""
+        super().begin(job, parameters)
+        self._mu = 2 * self.prox_mu
+
+
+@dataclass
 class Scaffold(Term):
     """SCAFFOLD's control variates (Karimireddy et al. 2020, arXiv:1910.06378, Algorithm 1, option II).
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.options import option, split_list
@@ -50,6 +50,14 @@ class Lora(Trainable):
         Raises:
             UserError: peft has no choice for this kind of model, or no module has one of these names.
         """
+        return self.adapted(model, seed)
+
+    def adapted(self, model: PreTrainedModel, seed: int, **where: Any) -> PreTrainedModel:
+        """As :meth:`prepare`; ``where`` are further settings of peft's, such as the layers that get an adapter.
+
+        Raises:
+            UserError: peft has no choice for this kind of model, or no module has one of these names.
+        """
         import torch
         from peft import LoraConfig, get_peft_model
 
@@ -71,6 +79,7 @@ class Lora(Trainable):
             task_type="SEQ_CLS" if heads else "CAUSAL_LM",
             modules_to_save=heads or None,
             target_modules=split_list(modules) if isinstance(modules, str) and modules != "all-linear" else modules,
+            **where,
         )
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())), without_peft_notices():
             torch.manual_seed(seed)

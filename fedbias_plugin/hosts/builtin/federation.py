@@ -20,18 +20,19 @@ from fedbias_plugin.federation.client import Client, terms_of
 from fedbias_plugin.federation.local_only import local_only
 from fedbias_plugin.federation.saving import model_card, save_global_model, told_shares
 from fedbias_plugin.federation.session import BiasSession
-from fedbias_plugin.federation.state_store import StateStore, choose_store, state_bytes
+from fedbias_plugin.federation.state_store import StateStore, choose_store
 from fedbias_plugin.files import delete_temporary_files
 from fedbias_plugin.hosts.builtin.arguments import HostArguments
 from fedbias_plugin.hosts.builtin.model_and_rows import load_checked
 from fedbias_plugin.hosts.builtin.output_folder import check_is_free, resume_line
 from fedbias_plugin.hosts.builtin.stopping import StopSignals
+from fedbias_plugin.hosts.builtin.waiting import waiting_bytes
 from fedbias_plugin.progress import Progress
 from fedbias_plugin.registry import build
 from fedbias_plugin.state import State
 from fedbias_plugin.tasks.base import Task
 from fedbias_plugin.tracking.jsonl import METRICS_FILE
-from fedbias_plugin.training.base import ClientRound, Term, Trainable
+from fedbias_plugin.training.base import ClientRound, Trainable
 from fedbias_plugin.training.client_trainer import TrainingSettings
 from fedbias_plugin.training.fingerprint import model_fingerprint
 from fedbias_plugin.training.parameters import read_state, write_state
@@ -76,18 +77,23 @@ class Federation:
         self.checkpoints = CheckpointFolder(self.output)
         self._has_begun = False
         self._on_disk: int | None = None
-        terms = terms_of(host.fed_alg, host, bias)
-        trainable: Trainable = build("trainable", bias.trainable or ("lora" if host.use_peft else "full"), host, bias)
+        self.trainable: Trainable = build(
+            "trainable", bias.trainable or ("lora" if host.use_peft else "full"), host, bias
+        )
+        trainable, terms = self.trainable, [*terms_of(host.fed_alg, host, bias), *self.trainable.terms]
+        trainable.read(session.partition, vars(host) | vars(bias))
         self.model, self.features = load_checked(host, task, trainable, tokenizer, self.datasets_to_encode())
         self.global_state = read_state(self.model)
         self.start = {name: tensor.clone() for name, tensor in self.global_state.items()} if bias.local_baseline else {}
         waiting = waiting_bytes(host, terms, self.global_state, len(session.kept_by_stages))
+        settings = TrainingSettings.of(vars(host) | vars(bias))
+        trainable.start(self.model, task, tokenizer, settings, host.seq_length)
         self.client = Client(
-            self.model,
+            trainable.client_model(self.model),
             terms,
             trainable=trainable,
             task=task,
-            settings=TrainingSettings.of(vars(host) | vars(bias)),
+            settings=settings,
             pad_token_id=self.tokenizer.pad_token_id,
             store=choose_store(host.local_states, self.output / STATES, waiting),
             after_step=stop.check,
@@ -152,21 +158,30 @@ class Federation:
         elif self.host.checkpoint_every:
             self.checkpoints.write(Checkpoint(None, self._arguments, {"session": self.session.state_dict()}))
         self._has_begun = True
-        self.session.after_aggregation(0, model=self.model, tokenizer=self.tokenizer)
+        self.session.after_aggregation(0, **self._models)
         self._checkpoint(0)
         return 0
 
+    @property
+    def _models(self) -> dict[str, Any]:
+        """What is measured after a round: the live model, and that of the clients where it is another."""
+        others = {} if self.client.model is self.model else {"of_clients": self.client.model}
+        return {"model": self.model, "tokenizer": self.tokenizer, **others}
+
     def _round(self, round_idx: int) -> None:
+        with self.stop.held():  # half an alignment would be no state to go on from
+            self.trainable.before_round(round_idx, self.global_state, self.progress)
         updates, states = self._trained(round_idx, self.host.clients_of(round_idx, self.bias.schedule_seed))
         with self.stop.held(bool(self.host.checkpoint_every) and self._on_disk != round_idx):
             self._aggregate(round_idx, states, updates)
             write_state(self.model, self.global_state)
+            write_state(self.client.model, self.global_state)
+            self.trainable.delivered(list(updates))
             self.client.forget(updates.values())
             del updates, states  # as large as the model each, when all weights are trained
-            of_model = {"model": self.model, "tokenizer": self.tokenizer}
             is_last = round_idx + 1 == self.host.num_rounds
-            beside = self._local_only(of_model) if is_last and self.bias.local_baseline else None
-            self.session.after_aggregation(round_idx + 1, **of_model, beside=beside)
+            beside = self._local_only(self._models) if is_last and self.bias.local_baseline else None
+            self.session.after_aggregation(round_idx + 1, **self._models, beside=beside)
 
     def _local_only(self, of_model: Mapping[str, Any]) -> Mapping[str, Any]:
         rounds = [self.host.clients_of(one, self.bias.schedule_seed) for one in range(self.host.num_rounds)]
@@ -184,12 +199,14 @@ class Federation:
                 self._check_loss(updates[client], job)
                 advance()
         received = dict(updates), self.global_state
-        return updates, self.session.receive(round_idx + 1, *received, model=self.model, tokenizer=self.tokenizer)
+        probe = self.trainable.probe_model(self.model)
+        return updates, self.session.receive(round_idx + 1, *received, model=probe, tokenizer=self.tokenizer)
 
     def _job(self, client: int, round_idx: int) -> ClientRound:
         """What the client begins the round with."""
         mu = self.session.proximal_mu(client, self.host.prox_mu)
-        return self.client.begin(client, round_idx, self.global_state, mu=mu, broadcast=self.server.broadcast)
+        broadcast = {**self.server.broadcast, **self.trainable.broadcast(client)}
+        return self.client.begin(client, round_idx, self.global_state, mu=mu, broadcast=broadcast)
 
     def _check_loss(self, update: Update, job: ClientRound) -> None:
         """Refuse to go on with a client whose training has diverged.
@@ -279,13 +296,3 @@ class Federation:
     def _fingerprint(self) -> str:
         """Of what is not trained: the same in every round."""
         return model_fingerprint(self.model, self.tokenizer)
-
-
-def waiting_bytes(host: HostArguments, terms: Sequence[Term], global_state: State, kept_by_stages: int = 0) -> int:
-    """Bytes of the clients' states that wait at once.
-
-    One a client of the round, with what its terms send and keep beside it, and what all clients keep.
-    """
-    clients = len(host.clients_of(round_idx=0))
-    sent, kept = sum(len(term.sends) for term in terms), sum(len(term.keeps) for term in terms) + kept_by_stages
-    return (clients * (1 + sent + kept) + host.num_clients * kept) * state_bytes(global_state)

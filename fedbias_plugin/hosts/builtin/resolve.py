@@ -36,7 +36,7 @@ def resolve(
     if "max_steps" in written and written.get("local_epochs") is not None:
         raise UserError("--max_steps and --local_epochs are two ways to say how long a client trains; give one.")
     if written.get("trainable") is not None and "use_peft" not in written:
-        layers = [("--trainable", {"use_peft": load("trainable", written["trainable"]).is_adapter}), *layers]
+        layers = [("--trainable", {"use_peft": load("trainable", written["trainable"]).uses_peft(written)}), *layers]
         written |= layers[0][1]
     task = str(written.get("task", "sft"))
     if task in names("task"):
@@ -56,6 +56,9 @@ def resolve(
     if bias.split is not None and bias.split.num_clients is not None:
         layers = [(f"--scenario {bias.scenario}", {"num_clients": bias.split.num_clients}), *layers]
     host = build(HostArguments, layers)
-    if bias.trainable is not None and host.use_peft != load("trainable", bias.trainable).is_adapter:
+    flags = vars(host) | vars(bias)
+    if bias.trainable is not None:
+        load("trainable", bias.trainable).check_flags(flags)
+    if bias.trainable is not None and host.use_peft != load("trainable", bias.trainable).uses_peft(flags):
         raise UserError(f"--trainable {bias.trainable} and --use_peft {host.use_peft} contradict each other; give one.")
     return host, bias, recommended

@@ -1,0 +1,106 @@
+"""The emulator model of offsite tuning beside the whole one: its bias and its loss are other numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fedbias_plugin.metrics.base import Block, Metric, Source, metric_class
+from fedbias_plugin.metrics.formatting import interval, item_note, number, with_interval
+
+if TYPE_CHECKING:
+    from fedbias_plugin.scoring.scorer import SentenceScorer
+
+LOSS = "heldout_loss"
+
+
+@dataclass
+class Emulator(Metric):
+    """Held-out loss of the model that clients train in (``--trainable offsite``), and its other scores beside it.
+
+    Not measured by itself: the session measures that model as it does the whole one. For every metric NAME there are
+    ``NAME``, ``NAME_ci95``, ``NAME_n`` and ``NAME_gap``, the whole model's number minus this one's.
+    """
+
+    name = "emulator"
+    is_named = False
+    title = "emulator model: held-out loss"
+    short = "emulator model: held-out loss"
+    higher_is_better = False
+    digits = 4
+    section = "Emulator"
+    panels = (
+        ("Emulator model: held-out loss, nats per token", ("value",)),
+        ("Emulator model: CrowS-Pairs score, %", ("crows_pairs",)),
+        ("Emulator model: SS, %", ("stereoset",)),
+        ("Whole model minus emulator model", ("loss_gap", "crows_pairs_gap", "stereoset_gap")),
+    )
+    beside = ("perplexity", "loss_gap", "crows_pairs", "crows_pairs_gap", "stereoset", "stereoset_gap")
+
+    @property
+    def is_on(self) -> bool:
+        """Never by itself."""
+        return False
+
+    def prepare(self, source: Source) -> None:
+        """It reads nothing of its own."""
+
+    @property
+    def text_count(self) -> int:
+        """None of its own."""
+        return 0
+
+    def measure(self, scorer: SentenceScorer, indices: Sequence[int] | None = None) -> None:
+        """Nothing by itself."""
+
+    def result(self, scores: Any, *, seed: int) -> Any:
+        """There are no scores by itself."""
+        raise NotImplementedError
+
+    @classmethod
+    def line(cls, block: Block) -> str:
+        """The loss, and every other score with its interval."""
+        return "; ".join(f"{label} {shown} ({note})" for label, shown, note in _parts(block))
+
+    @classmethod
+    def rows(cls, block: Block) -> Iterator[tuple[str, str, str, str]]:
+        """A row a score."""
+        yield cls.title, number(block["value"], cls.digits), interval(block.get("ci95")), item_note(block)
+        for name in _others(block):
+            metric, part = metric_class(name), _part(block, name)
+            shown = number(part["value"], metric.digits), interval(part.get("ci95"))
+            yield f"emulator model: {metric.short}", *shown, item_note(part)
+
+
+def emulator_block(of_emulator: Mapping[str, Block], of_whole: Mapping[str, Block]) -> Block:
+    """The block of :class:`Emulator`, from what was measured of both models by the same metrics on the same items."""
+    loss = of_emulator.get(LOSS, {})
+    block: Block = {"value": loss.get("value"), "ideal": None, "ci95": loss.get("ci95"), "noise_floor": None}
+    block |= {"n": loss.get("n", 0)}
+    if loss.get("value") is not None:
+        block |= {"perplexity": math.exp(min(loss["value"], 700)), "loss_gap": of_whole[LOSS]["value"] - loss["value"]}
+    for name, found in of_emulator.items():
+        if name != LOSS and found.get("value") is not None and of_whole.get(name, {}).get("value") is not None:
+            block |= {name: found["value"], f"{name}_ci95": found.get("ci95"), f"{name}_n": found.get("n")}
+            block[f"{name}_gap"] = of_whole[name]["value"] - found["value"]
+    return block
+
+
+def _others(block: Block) -> list[str]:
+    """The metrics whose values stand beside the loss."""
+    return [key.removesuffix("_gap") for key in block if key.endswith("_gap") and key != "loss_gap"]
+
+
+def _part(block: Block, name: str) -> Block:
+    """The numbers of one of them, under the keys of a block."""
+    return {"value": block[name], "ci95": block[f"{name}_ci95"], "n": block[f"{name}_n"]}
+
+
+def _parts(block: Block) -> Iterator[tuple[str, str, str]]:
+    if block["value"] is not None:
+        yield Emulator.short, with_interval(block["value"], block.get("ci95"), 2), item_note(block)
+    for name in _others(block):
+        metric, part = metric_class(name), _part(block, name)
+        yield metric.short, with_interval(part["value"], part["ci95"], metric.digits), item_note(part)

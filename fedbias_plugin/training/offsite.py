@@ -1,0 +1,228 @@
+"""Clients that do not hold the model: FedBiOT (Wu et al. 2024, arXiv:2406.17706).
+
+The server has the whole model. Clients get an *emulator*, some of its lower layers, and below the head the *adapter*,
+its last layers, which they train against the frozen emulator. The server averages the adapters, plugs them into the
+whole model, and trains the emulator to follow it on public rows (:mod:`fedbias_plugin.training.alignment`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fedbias_plugin.errors import UserError
+from fedbias_plugin.training.base import Term
+from fedbias_plugin.training.offsite_flags import OffsiteFlags
+from fedbias_plugin.training.terms import AdapterProx
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from fedbias_plugin.data.partition import Partition
+    from fedbias_plugin.data.rows import Row
+    from fedbias_plugin.progress import Progress
+    from fedbias_plugin.state import State
+    from fedbias_plugin.tasks.base import Task
+    from fedbias_plugin.training.client_trainer import TrainingSettings
+
+EMULATOR = "_fedbias_emulates"
+"""Attribute of an emulator model: the numbers that its layers have in the whole model."""
+SPARE_ROWS = 1024
+"""Public rows at most that are taken of the clean data set."""
+
+
+@dataclass
+class Offsite(OffsiteFlags):
+    """The last layers, trained by clients behind an emulator of the layers below them."""
+
+    @property
+    def terms(self) -> Sequence[Term]:
+        """The proximal one, where it has a weight."""
+        return (AdapterProx(self.ot_prox),) if self.ot_prox else ()
+
+    def read(self, partition: Partition | None, flags: Mapping[str, Any]) -> None:
+        """Find the public rows.
+
+        Raises:
+            UserError: there are none.
+        """
+        self._public: list[Row] = []
+        if self.ot_align == "none":
+            return
+        if self.ot_public != "auto":
+            from fedbias_plugin.data.sources import load_rows
+
+            self._public = load_rows(self.ot_public, "clean", flags["data_dir"], flags["columns"]).rows
+            return
+        if partition is not None and "clean" in partition.sources:
+            groups = [rows for client in partition.clients for rows in (client.rows, client.test)]
+            used = {(row.unit or row.id) for rows in [*groups, partition.heldout] for row in rows}
+            spare = [row for row in partition.sources["clean"].rows if row.id not in used]
+            self._public = spare[:SPARE_ROWS]
+        if not self._public:
+            raise UserError(
+                "--ot_public auto: every clean row is a client's or measured, and the server needs public ones to "
+                "align the emulator: give --ot_public FILE, a smaller --client_samples, or --ot_align none."
+            )
+
+    def prepare(self, model: PreTrainedModel, seed: int) -> PreTrainedModel:
+        """The whole model; the emulator model of clients is made beside it (:meth:`client_model`).
+
+        Raises:
+            UserError: the model has too few layers, is no causal LM, or LoRA does not fit it.
+        """
+        from fedbias_plugin.training.parameters import TRAINABLE
+        from fedbias_plugin.training.surgery import kept_layers, layer_count, with_layers
+
+        if model.get_output_embeddings() is None:
+            raise UserError(f"--trainable offsite is for causal language models, not for a {type(model).__name__}.")
+        layers, own = layer_count(model), self.ot_adapter_layers
+        if own > layers - 2:
+            raise UserError(
+                f"--ot_adapter_layers {own}: the model has {layers} layers, and the emulator needs two below the "
+                "adapter."
+            )
+        adapter = list(range(layers - own, layers))
+        numbers = [*kept_layers(layers - own, self.ot_drop_ratio), *adapter]
+        emulator = with_layers(model, numbers)
+        if self.ot_params == "lora":
+            model = self.adapted(model, seed, **_without_layers(model, range(layers - own)))
+            below = range(0 if self.ot_align != "none" else len(numbers) - own)
+            emulator = self.adapted(emulator, seed, **_without_layers(emulator, below))
+        setattr(emulator, EMULATOR, numbers)
+        setattr(emulator, TRAINABLE, self)
+        self._emulator = emulator
+        for one in (model, emulator):
+            wanted = {id(parameter) for parameter in self.parameters(one).values()}
+            for parameter in one.parameters():
+                if parameter.is_floating_point():
+                    parameter.requires_grad_(id(parameter) in wanted)
+        return model
+
+    def parameters(self, model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
+        """Those of the adapter, under their names in the whole model, of it or of the emulator model."""
+        from fedbias_plugin.training.surgery import layer_count, layer_number, renumbered
+
+        numbers = getattr(model, EMULATOR, None) or range(layer_count(model))
+        first = len(numbers) - self.ot_adapter_layers
+        return {
+            renumbered(name, numbers[number]): parameter
+            for name, parameter in self._layers_of(model).items()
+            if (number := layer_number(name)) is not None and number >= first
+        }
+
+    def _layers_of(self, model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
+        """Name in ``model`` -> parameter of what may be trained of it: LoRA's, or all."""
+        from fedbias_plugin.training.parameters import adapter_parameters
+
+        return adapter_parameters(model) if hasattr(model, "peft_config") else dict(model.named_parameters())
+
+    @property
+    def emulator_parameters(self) -> dict[str, torch.nn.Parameter]:
+        """Name in the emulator model -> parameter that an alignment trains."""
+        from fedbias_plugin.training.surgery import layer_number
+
+        if self.ot_align == "none":
+            return {}
+        first = len(getattr(self._emulator, EMULATOR)) - self.ot_adapter_layers
+        return {
+            name: parameter
+            for name, parameter in self._layers_of(self._emulator).items()
+            if (number := layer_number(name)) is not None and number < first
+        }
+
+    def client_model(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The emulator with the adapter."""
+        return self._emulator
+
+    def probe_model(self, model: PreTrainedModel) -> PreTrainedModel:
+        """By ``--ot_probe``."""
+        return model if self.ot_probe == "plugin" else self._emulator
+
+    def start(
+        self, model: PreTrainedModel, task: Task, tokenizer: Any, settings: TrainingSettings, seq_length: int
+    ) -> None:
+        """Give both models the same adapter, and encode the public rows.
+
+        Raises:
+            UserError: no public row has anything to learn from.
+        """
+        from fedbias_plugin.training.alignment import Aligner, Goal, Teacher
+        from fedbias_plugin.training.parameters import read_state, write_state
+
+        write_state(self._emulator, read_state(model))
+        self._aligned, self._version, self._holds = 0, 0, dict[int, int]()
+        self._aligner: Aligner | None = None
+        if self.ot_align == "none":
+            return
+        features = [one for one in task.encode(self._public, tokenizer, seq_length) if task.is_trainable(one)]
+        if not features:
+            raise UserError(f"--ot_public {self.ot_public}: the response of every row is cut off; raise --seq_length.")
+        kept = getattr(self._emulator, EMULATOR)[: -self.ot_adapter_layers]
+        mapped = list(enumerate(kept)) if self.ot_layerwise else [(len(kept) - 1, kept[-1])]
+        weights = {"sim_weight": 1.0, "kl_weight": self.ot_kl_weight}
+        if self.ot_align == "initial":
+            weights = {"sim_weight": self.ot_kl_weight, "lm_weight": self.ot_lm_weight}
+        goal = Goal(self.ot_sim, mapped, **weights)
+        self._teacher = Teacher(model, [layer for _, layer in mapped], features, with_logits=goal.kl_weight > 0)
+        self._aligner = Aligner(
+            self._emulator,
+            self.emulator_parameters,
+            self._teacher,
+            goal,
+            task.collator(tokenizer.pad_token_id),
+            batch_size=settings.batch_size,
+            learning_rate=self.ot_align_learning_rate or settings.learning_rate,
+            seed=settings.seed,
+        )
+
+    def before_round(self, round_idx: int, theta: State, progress: Progress) -> None:
+        """Align the emulator with the whole model, which holds theta; many steps before the first round."""
+        from fedbias_plugin.training.parameters import write_state
+
+        write_state(self._emulator, theta)
+        if self._aligner is None or self._aligned > round_idx or (self._aligned and self.ot_align == "initial"):
+            return
+        steps = self.ot_align_steps * (1 if self._aligned else self.ot_initial_rounds)
+        self._teacher.forget()
+        with progress.task(f"round {round_idx + 1}: align the emulator", steps) as advance:
+            self._aligner.align(round_idx, steps, advance)
+        self._aligned, self._version = round_idx + 1, self._version + 1
+
+    def broadcast(self, client: int) -> dict[str, State]:
+        """What the client has not got of the emulator model: what is frozen once, the emulator where it changed."""
+        emulator = self.emulator_parameters
+        aligned: dict[str, State] = {"emulator": {name: one.detach() for name, one in emulator.items()}}
+        held = self._holds.get(client)
+        if held is not None:
+            return aligned if held != self._version else {}
+        trained = {id(one) for one in [*emulator.values(), *self.parameters(self._emulator).values()]}
+        frozen = {name: one.detach() for name, one in self._emulator.named_parameters() if id(one) not in trained}
+        return {"frozen layers": frozen, **(aligned if emulator else {})}
+
+    def delivered(self, clients: Sequence[int]) -> None:
+        """These clients hold the emulator as it is now."""
+        self._holds |= dict.fromkeys(clients, self._version)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The emulator with its optimizer, and which client holds which version of it."""
+        kept = {"aligned": self._aligned, "version": self._version}
+        holds = {str(client): version for client, version in self._holds.items()}
+        return {**kept, "holds": holds, "aligner": self._aligner.state_dict() if self._aligner else {}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what :meth:`state_dict` gave."""
+        self._aligned, self._version = state["aligned"], state["version"]
+        self._holds = {int(client): version for client, version in state["holds"].items()}
+        if self._aligner is not None:
+            self._aligner.load_state_dict(state["aligner"])
+
+
+def _without_layers(model: PreTrainedModel, numbers: Sequence[int]) -> dict[str, str]:
+    """peft's setting that keeps adapters out of the decoder layers ``numbers``."""
+    from fedbias_plugin.training.surgery import decoder_layers
+
+    listed = "|".join(map(str, numbers))
+    return {"exclude_modules": rf"(.*\.)?{decoder_layers(model)[1]}\.({listed})\..*"} if numbers else {}
