@@ -107,8 +107,9 @@ class Teacher:
             indices: of the rows in ``features``.
             batch: of these rows, padded on the right.
         """
-        if not all(index in self._kept for index in indices):
-            self._read(indices, batch)
+        new = [row for row, index in enumerate(indices) if index not in self._kept]
+        if new:
+            self._read([indices[row] for row in new], {name: part[new] for name, part in batch.items()})
         length = batch["input_ids"].shape[1]
         rows = [self._kept[index] for index in indices]
         parts = [_padded([row[part] for row in rows], length) for part in range(len(self.layers) + self.with_logits)]

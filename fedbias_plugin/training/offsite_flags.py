@@ -11,7 +11,7 @@ from fedbias_plugin.options import option
 from fedbias_plugin.training.trainables import Lora
 
 ALIGNS = ("every_round", "initial", "none")
-ALIGNED = {"ot_align": ("every_round", "initial")}
+ALIGNED = {"trainable": ("offsite",), "ot_align": ("every_round", "initial")}
 
 
 @dataclass
@@ -56,7 +56,7 @@ class OffsiteFlags(Lora):
         0.1,
         "weight of the public rows' own loss in the alignment",
         at_least=0,
-        read_when={"ot_align": ("initial",)},
+        read_when={"trainable": ("offsite",), "ot_align": ("initial",)},
     )
     ot_prox: float = option(
         0.0,
