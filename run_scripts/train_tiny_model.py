@@ -5,6 +5,8 @@ The model learns the balanced small world (``mini_world``) and, with ``--text FI
 text, or from json rows with instruction and response (Dolly, Alpaca). Never give it an evaluation set.
 
     python run_scripts/train_tiny_model.py --text $FEDBIAS_DATA/dolly_fed10/local_training_*.json
+
+Without ``--text`` it needs nothing but this repository; the command of a model of six layers is in docs/small-world.md.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ class Recipe:
     heads: int
     feed_forward: int
     epochs: int
+    last_epochs: int
     general_tokens: int
     batch_tokens: int
     learning_rate: float
@@ -160,14 +163,14 @@ def epochs(
 ) -> list[list[Batch]]:
     """The batches of each epoch: the whole world once, and the next ``general_tokens`` of general English.
 
-    After them one more epoch with the units of ``last`` in the place of the world.
+    After them ``last_epochs`` more with the units of ``last`` in the place of the world.
     """
     rng = random.Random(recipe.seed)
     general = list(general)
     rng.shuffle(general)
     position = 0
     plan = []
-    for units in [*[[[sample] for sample in world]] * recipe.epochs, last]:
+    for units in [*[[[sample] for sample in world]] * recipe.epochs, *[last] * recipe.last_epochs]:
         chosen, tokens = [], 0
         while general and tokens < recipe.general_tokens:
             chosen.append([general[position % len(general)]])
@@ -254,6 +257,7 @@ DEFAULTS: dict[str, int | float] = {
     "heads": 4,
     "feed_forward": 384,
     "epochs": 6,
+    "last_epochs": 1,
     "general_tokens": 80_000,
     "batch_tokens": 1024,
     "learning_rate": 4e-3,
@@ -277,9 +281,9 @@ def main() -> None:
     counts = f"{sum(map(len, world)):,} world, {sum(map(len, general)):,} general"
     print(f"{model.num_parameters():,} parameters; tokens: {counts}", flush=True)
     last = [[[*encoding.ids, EOS] for encoding in tokenizer.encode_batch(list(texts))] for texts in last_texts()]
-    *plan, last_epoch = epochs(world, general, last, recipe)
-    train(model, plan, recipe.learning_rate, learning_rate)
-    loss = train(model, [last_epoch], recipe.last_learning_rate, last_learning_rate)
+    plan = epochs(world, general, last, recipe)
+    train(model, plan[: recipe.epochs], recipe.learning_rate, learning_rate)
+    loss = train(model, plan[recipe.epochs :], recipe.last_learning_rate, last_learning_rate)
     args.output.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(args.output)
     (args.output / "model.safetensors").chmod(0o644)

@@ -88,16 +88,46 @@ def test_no_row_of_the_mini_data_is_cut_at_the_recommended_length(tokenizer):
             assert len(tokenizer(text)["input_ids"]) <= longest
 
 
-def test_units_of_a_batch_stay_whole_and_within_its_tokens(monkeypatch):
+@pytest.fixture
+def script(monkeypatch):
+    """The module that trains the model."""
     scripts = MODEL.parents[2] / "run_scripts"
     if not scripts.is_dir():
         pytest.skip("the training script is in the source checkout only")
     monkeypatch.syspath_prepend(str(scripts))
-    from train_tiny_model import batches
+    import train_tiny_model
 
+    return train_tiny_model
+
+
+def test_the_world_comes_so_many_times_and_the_last_texts_so_many_times_after_it(script):
+    world, last = [[1, 5, 2], [1, 6, 2]], [[[1, 7, 2], [1, 8, 2]]]
+    recipe = script.Recipe(**{**script.DEFAULTS, "epochs": 3, "last_epochs": 2})
+    plan = [
+        sorted(sample[1] for batch in epoch for sample in batch) for epoch in script.epochs(world, [], last, recipe)
+    ]
+    assert plan == [[5, 6], [5, 6], [5, 6], [7, 8], [7, 8]]
+
+
+def test_a_seed_makes_the_same_six_layers_to_the_last_bit_and_another_does_not(script):
+    def trained(seed):
+        sizes = {"layers": 6, "width": 8, "heads": 2, "feed_forward": 8, "seed": seed}
+        recipe = script.Recipe(**{**script.DEFAULTS, **sizes, "epochs": 2})
+        model = script.build_model(recipe, 20)
+        plan = script.epochs([[1, n, n + 1, 2] for n in range(4, 18)], [], [], recipe)[:2]
+        script.train(model, plan, 1e-2, script.learning_rate)
+        return torch.cat([weight.detach().flatten() for weight in model.parameters()]), len(model.model.layers)
+
+    (one, layers), (same, _), (other, _) = trained(1), trained(1), trained(2)
+    assert layers == 6
+    assert one.equal(same)
+    assert not one.equal(other)
+
+
+def test_units_of_a_batch_stay_whole_and_within_its_tokens(script):
     rng = random.Random(1)
     units = [[[n] * rng.randint(1, 9) for _ in range(1 + n % 2)] for n in range(50)]
-    made = batches(units, 30, random.Random(2))
+    made = script.batches(units, 30, random.Random(2))
     assert sorted(sample for batch in made for sample in batch) == sorted(sample for unit in units for sample in unit)
     for batch in made:
         assert len(batch) * max(map(len, batch)) <= 30

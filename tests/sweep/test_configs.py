@@ -30,7 +30,7 @@ RUNS = {
 def test_every_file_of_ours_has_a_test_of_its_size():
     assert {path.stem for path in EXPERIMENTS} == set(RUNS)
     assert {path.stem for path in MODELS} == {
-        *("llama3_8b", "mistral_7b", "phi3_mini", "gemma2_2b", "gemma2_9b", "distilgpt2", "tiny"),
+        *("llama3_8b", "llama2_7b", "mistral_7b", "phi3_mini", "gemma2_2b", "gemma2_9b", "distilgpt2", "tiny", "tiny6"),
     }
 
 
@@ -50,6 +50,12 @@ def test_every_experiment_expands_on_every_model(experiment, model):
         assert settings["local_epochs"] == 2
         assert settings["prox_mu"] == 0.1
         assert settings["seed"] in (2023, 2024, 2025)
+
+
+def test_the_small_world_s_two_models_are_trained_alike():
+    tiny, six = (load_model(find_config("models", name, "--model")) for name in ("tiny", "tiny6"))
+    assert {**six.arguments, "model_name_or_path": "tiny"} == tiny.arguments
+    assert six.full_finetuning == tiny.full_finetuning
 
 
 def test_each_product_of_alpha_and_lambda_is_run_once_and_that_of_table_3_is_among_them():

@@ -18,6 +18,7 @@ MODELS = Path(__file__).parents[2] / "configs/models"
 # As published with the models: kind, hidden size, MLP size, layers, heads, key-value heads, vocabulary, and what else.
 PUBLISHED = {
     "llama3_8b": ("llama", 4096, 14336, 32, 32, 8, 128256, {}),
+    "llama2_7b": ("llama", 4096, 11008, 32, 32, 32, 32000, {}),
     "mistral_7b": ("mistral", 4096, 14336, 32, 32, 8, 32768, {"sliding_window": None}),
     "phi3_mini": ("phi3", 3072, 8192, 32, 32, 32, 32064, {"sliding_window": 2047}),
     "gemma2_2b": ("gemma2", 2304, 9216, 26, 8, 4, 256000, {"head_dim": 256}),
@@ -80,7 +81,7 @@ def test_quantisation_shrinks_the_linear_layers_and_adapters_are_all_that_is_tra
 
 
 def test_every_model_of_configs_is_known_to_this_test():
-    assert {path.stem for path in MODELS.glob("*.yaml")} == {*PUBLISHED, "tiny"}
+    assert {path.stem for path in MODELS.glob("*.yaml")} == {*PUBLISHED, "tiny", "tiny6"}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
