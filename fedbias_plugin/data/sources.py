@@ -44,9 +44,9 @@ def load_rows(
 ) -> RowSource:
     """All usable rows of a data set, in file order.
 
-    A row with an empty text is dropped, and so is an exact repetition of an earlier row's texts. Of rows to be classified
-    those go, too, whose text stands under several labels: nobody knows which is right, and one of them may be trained on
-    and another tested. The counts are logged and kept in the result.
+    A row with an empty text is dropped, and so is an exact repetition of an earlier row's texts. Of rows to be
+    classified those go, too, whose text stands under several labels: nobody knows which is right, and one of them may
+    be trained on and another tested. The counts are logged and kept in the result.
 
     Args:
         name_or_path: as :func:`fedbias_plugin.data.catalog.locate` takes it: a known name, a hub name, a file,

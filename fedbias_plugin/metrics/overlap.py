@@ -64,7 +64,8 @@ def overlap_warnings(partition: Partition | None, benchmarks: Mapping[str, Metri
 def row_overlap_warnings(partition: Partition | None, *, by_label: bool) -> list[str]:
     """A sentence where a held-out row, or a test row of a client, is a row that some client trains on.
 
-    Equal rows of one data set are dropped where it is read; two data sets, or a split of another package, may share some.
+    Equal rows of one data set are dropped where it is read; two data sets, or a split of another package, may share
+    some.
 
     Args:
         partition: every client's rows; None, for a host's own rows, gives none.
