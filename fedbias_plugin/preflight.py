@@ -15,7 +15,7 @@ from typing import Any
 
 from fedbias_plugin.assets import TINY, TINY_ANYWHERE, TINY_MODEL
 from fedbias_plugin.data.hub import cached_data_set, cached_snapshot, hub_cache, why_no_hub
-from fedbias_plugin.errors import UserError, first_line, quoted
+from fedbias_plugin.errors import UserError, first_line, printable, quoted
 from fedbias_plugin.options import check_range
 from fedbias_plugin.registry import all_options
 from fedbias_plugin.versions import installed_version
@@ -26,6 +26,8 @@ NUMBERS = ("batch_size", "gradient_accumulation_steps", "seq_length", "peft_lora
 """What OpenFedLLM asks of a number too; it takes steps of -1 and any learning rate."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 PICKLED_WEIGHTS = ("*.bin", "*.pt", "*.pth")
+CLASSIFIERS = ("ForSequenceClassification", "TextCnn")
+"""How names of models end that tell labels; the last one is ours."""
 HUB_NAME = r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?"
 
 
@@ -151,6 +153,30 @@ def _fault_of_folder(path: Path, pickled_weights: bool) -> str | None:
     if not any((path / name).is_file() for name in TOKENIZER_FILES):
         return "holds no tokenizer; save it there with tokenizer.save_pretrained (tokenizer.json)."
     return next(_faults_of_weights(path), None)
+
+
+def check_is_no_classifier(path: str, *, only_ours: bool = False) -> None:
+    """Refuse a model that tells labels where texts are to be scored or written; its config.json alone is read.
+
+    Args:
+        path: folder, or hub name of which the cache may have the config.
+        only_ours: whether a sequence classifier of Transformers will do, and only a ``textcnn`` not.
+
+    Raises:
+        UserError: it is one.
+    """
+    folder = Path(path) if os.path.isdir(path) else cached_snapshot(path, "models")
+    try:
+        config = json.loads((folder / "config.json").read_bytes()) if folder else {}
+        classes = [str(name) for name in config.get("architectures") or ()]
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
+        return  # whoever loads it says what is wrong
+    if any(name.endswith(CLASSIFIERS[-1] if only_ours else CLASSIFIERS) for name in classes):
+        raise UserError(
+            f"--model_name_or_path {path} is a classifier ({printable(classes[0])}), which tells labels and scores no "
+            "texts: give a causal LM, such as the one that it was made of. How often the classifier is right stands in "
+            "the folder of its run (fedbias report RUN)."
+        )
 
 
 def _faults_of_weights(path: Path) -> Iterator[str]:

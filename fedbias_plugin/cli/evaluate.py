@@ -16,7 +16,13 @@ from fedbias_plugin.errors import UserError, printable
 from fedbias_plugin.flags import add_flags, build, given_flags
 from fedbias_plugin.hosts.builtin.arguments import ModelArguments
 from fedbias_plugin.options import check_options, option, options, split_list
-from fedbias_plugin.preflight import check_adapter, check_bitsandbytes, check_model, check_quantisation
+from fedbias_plugin.preflight import (
+    check_adapter,
+    check_bitsandbytes,
+    check_is_no_classifier,
+    check_model,
+    check_quantisation,
+)
 from fedbias_plugin.registry import load, with_extensions
 from fedbias_plugin.terminal import say
 
@@ -128,6 +134,7 @@ def _measure_model(arguments: Any) -> BiasResult:
             name, file = base_model(adapter)
             logger.info("base model: %s, as %s says", name, file)
     path = check_model(str(name))
+    check_is_no_classifier(path)
     check_bitsandbytes(arguments.load_in_8bit, arguments.load_in_4bit)
     chosen = list(dict.fromkeys(split_list(arguments.bias_benchmarks)))
     theirs = {flag for name in chosen for flag in options(load("metric", name))}

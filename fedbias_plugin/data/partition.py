@@ -118,6 +118,7 @@ def manifest(partition: Partition) -> dict[str, Any]:
                 "rows": len(source.rows),
                 "dropped_repeated": source.duplicates,
                 "dropped_empty": source.empty,
+                **({"dropped_contradicting": source.contradicting} if source.contradicting else {}),
             }
             for kind, source in partition.sources.items()
         },

@@ -71,6 +71,8 @@ class Row:
 class RowSource:
     """All usable rows of one data set, in file order, without empty rows and without exact duplicates.
 
+    Of labelled rows ``contradicting`` were dropped, too: those whose text stands under several labels.
+
     ``sha256`` is the hash of the file (of the list of hashes for several files; of the rows for a hub data set, and
     where ``--columns`` says what is read); ``origin`` says where the data set was found, see
     :class:`fedbias_plugin.data.catalog.Located`. ``passed_over`` are its columns where it lacks those of ``--columns``.
@@ -83,6 +85,7 @@ class RowSource:
     origin: str
     duplicates: int = 0
     empty: int = 0
+    contradicting: int = 0
     passed_over: tuple[str, ...] = ()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -43,8 +44,9 @@ def load_rows(
 ) -> RowSource:
     """All usable rows of a data set, in file order.
 
-    A row with an empty text is dropped, and so is an exact repetition of an earlier row's texts; both counts are logged
-    and kept in the result.
+    A row with an empty text is dropped, and so is an exact repetition of an earlier row's texts. Of rows to be
+    classified those go, too, whose text stands under several labels: nobody knows which is right, and one of them may
+    be trained on and another tested. The counts are logged and kept in the result.
 
     Args:
         name_or_path: as :func:`fedbias_plugin.data.catalog.locate` takes it: a known name, a hub name, a file,
@@ -71,6 +73,7 @@ def load_rows(
     names = parse_columns(columns)
     source = _usable_rows(located, _records(located, kind), kind, names, fields)
     dropped = [(source.empty, "empty"), (source.duplicates, "repeated")]
+    dropped += [(source.contradicting, "whose text stands under several labels")]
     note = " and ".join(f"{count:,} {what}" for count, what in dropped if count)
     note = f"; dropped {note}" if note else ""
     chats = sum(isinstance(row.instruction, Chat) and row.instruction.has_several_turns for row in source.rows)
@@ -140,11 +143,21 @@ def _usable_rows(
             seen.add(texts)
             labels = shape.labels(record.values) | ({fields[1]: response} if fields else {})
             rows.append(Row(f"{name}:{index}", instruction, response, kind == "biased", name, rejected, labels))
-    if not rows:
-        raise UserError(f"{what}: every one of its {len(records):,} rows has an empty text.")
+    several = _of_several_labels(rows) if fields else set()
+    kept = [row for row in rows if row.instruction not in several]
+    if not kept:
+        why = "a text that stands under several labels" if several else "an empty text"
+        raise UserError(f"{what}: every one of its {len(records):,} rows has {why}.")
+    contradicting, rows = len(rows) - len(kept), kept
     sha256 = sha256_of_rows(rows) if is_renamed or not located.sha256 else located.sha256
     passed_over = tuple(records[0].values) if names and not is_renamed else ()
-    return RowSource(name, rows, located.paths, sha256, located.origin, duplicates, empty, passed_over)
+    counts = duplicates, empty, contradicting
+    return RowSource(name, rows, located.paths, sha256, located.origin, *counts, passed_over)
+
+
+def _of_several_labels(rows: Iterable[Row]) -> set[str]:
+    """The texts of more than one of these rows, which no two share with their label."""
+    return {text for text, count in Counter(row.instruction for row in rows).items() if count > 1}
 
 
 def check_columns_are_found(columns: str | None, *sources: RowSource) -> None:

@@ -19,7 +19,7 @@ from fedbias_plugin.errors import UserError
 from fedbias_plugin.federation.run_description import HostRun, client_tests, heldout_pairs, labelled_rows
 from fedbias_plugin.metrics.base import Metric, Source
 from fedbias_plugin.metrics.client_tests import ClientTests
-from fedbias_plugin.metrics.overlap import overlap_warnings
+from fedbias_plugin.metrics.overlap import overlap_warnings, row_overlap_warnings
 from fedbias_plugin.metrics.suite import Suite
 from fedbias_plugin.registry import active
 from fedbias_plugin.updates.pipeline import Pipeline
@@ -112,6 +112,8 @@ def load_inputs(
     said = announce_mini_data(metrics, partition.sources if partition else {})
     overlaps = overlap_warnings(partition, of_files)
     partition, warnings = pipeline.on_data(partition, of_files)
+    is_labelled = run.task is not None and run.task.fields(vars(arguments)) is not None
+    overlaps += row_overlap_warnings(partition, by_label=is_labelled)
     if partition is not None and elsewhere:
         clients = [elsewhere.get(dataset.client, dataset) for dataset in partition.clients]
         partition = dataclasses.replace(partition, clients=clients)

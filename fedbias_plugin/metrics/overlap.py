@@ -1,4 +1,4 @@
-"""Benchmark items inside training rows: scores on them tell what a model remembers, not what it prefers.
+"""Benchmark items and test rows inside training rows: scores on them tell what a model remembers.
 
 As GPT-3 (Brown et al. 2020, arXiv:2005.14165, appendix C) and lm-evaluation-harness's decontamination do, two texts
 overlap when they share 13 words in a row, lower-cased and without punctuation; a shorter sentence must occur whole.
@@ -59,6 +59,38 @@ def overlap_warnings(partition: Partition | None, benchmarks: Mapping[str, Metri
             "remembers: take those rows out."
         )
     return warnings
+
+
+def row_overlap_warnings(partition: Partition | None, *, by_label: bool) -> list[str]:
+    """A sentence where a held-out row, or a test row of a client, is a row that some client trains on.
+
+    Equal rows of one data set are dropped where it is read; two data sets, or a split of another package, may share
+    some.
+
+    Args:
+        partition: every client's rows; None, for a host's own rows, gives none.
+        by_label: whether rows are classified: equal texts are one row then, whatever their labels. Without it rows are
+            equal whose instruction and response are.
+    """
+    if partition is None:
+        return []
+
+    def key(row: Row) -> str | tuple[str, str]:
+        return row.instruction if by_label else (row.instruction, row.response)
+
+    trained = {key(row): row.id for dataset in partition.clients for row in dataset.rows}
+    tested = [row for dataset in partition.clients for row in dataset.test]
+    parts = [("held-out rows", partition.heldout), ("test rows of clients", tested)]
+    counts = [(what, len(rows), [row for row in rows if key(row) in trained]) for what, rows in parts]
+    shared = [f"{len(twice):,} of the {total:,} {what}" for what, total, twice in counts if twice]
+    if not shared:
+        return []
+    one = next(row for _, _, twice in counts for row in twice)
+    return [
+        f"tested on training rows: {' and '.join(shared)} have the {'text' if by_label else 'texts'} of a row that a "
+        f"client trains on, such as {one.id} and {trained[key(one)]}. What is measured on them tells what the model "
+        "remembers: take them out of one of the data sets."
+    ]
 
 
 def find_overlaps(partition: Partition, benchmarks: Mapping[str, Metric]) -> dict[str, Overlap]:

@@ -16,7 +16,7 @@ import torch
 from fedbias_plugin.assets import TINY
 from fedbias_plugin.errors import UserError, first_line, quoted
 from fedbias_plugin.options import check_choice
-from fedbias_plugin.preflight import check_adapter, check_bitsandbytes, check_quantisation
+from fedbias_plugin.preflight import check_adapter, check_bitsandbytes, check_is_no_classifier, check_quantisation
 from fedbias_plugin.scoring.soft_prompts import soft_prompt, virtual_tokens
 from fedbias_plugin.tasks.base import ModelKind
 from fedbias_plugin.training.heads import new_heads, seeded, set_pad_token, without_load_report
@@ -49,7 +49,8 @@ def load_model(
     OpenFedLLM. Without ``device`` it goes to the first GPU if there is one, else the CPU.
 
     Raises:
-        UserError: the files are unreadable or incomplete, the hub refuses them, or the model cannot be quantised here.
+        UserError: the files are unreadable or incomplete, the hub refuses them, the model is a classifier and no causal
+            LM, or cannot be quantised here.
     """
     check_choice("dtype", dtype, DTYPES)
     check_quantisation(load_in_8bit, load_in_4bit)
@@ -58,6 +59,7 @@ def load_model(
     kind = kind or ModelKind()
     if kind.random_weights:
         return _drawn(path, kind, seed, None if dtype == "auto" else DTYPES[dtype], trust_remote_code).to(target)
+    check_is_no_classifier(path, only_ours=not kind.is_causal_lm)
     _load_config(path, trust_remote_code)
     options: dict[str, Any] = {"dtype": DTYPES[dtype], **kind.settings}
     is_quantised = load_in_8bit or load_in_4bit
@@ -123,6 +125,8 @@ def model_outline(path: str, *, trust_remote_code: bool = False, kind: ModelKind
     import transformers
 
     kind = kind or ModelKind()
+    if kind.make is None:
+        check_is_no_classifier(path, only_ours=not kind.is_causal_lm)
     config = None if kind.make else _load_config(path, trust_remote_code, **kind.settings)
     try:
         with preserved_random_states(), torch.device("meta"):

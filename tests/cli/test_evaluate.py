@@ -95,3 +95,27 @@ def test_wrong_flags_end_with_code_2_before_anything_is_scored(flags, message, c
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert main(["evaluate", "--data_dir", "mini", *flags]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("made", ["TextCnn", "LlamaForSequenceClassification"])
+def test_a_classifier_is_refused_in_one_sentence_that_says_what_can_be_done(made, random_model, tmp_path, capsys):
+    from transformers import AutoModelForSequenceClassification
+
+    from fedbias_plugin.tasks.textcnn import TextCnn, TextCnnConfig
+    from fedbias_plugin.training.models import load_model, model_outline
+
+    folder = shutil.copytree(random_model, tmp_path / "classifier")
+    if made == "TextCnn":
+        TextCnn(TextCnnConfig(vocab_size=10, num_labels=3)).save_pretrained(folder)
+    else:
+        AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3).save_pretrained(folder)
+    capsys.readouterr()
+    assert main(["evaluate", "--data_dir", "mini", "--model_name_or_path", str(folder)]) == 2
+    assert capsys.readouterr().err == (
+        f"fedbias: error: --model_name_or_path {folder} is a classifier ({made}), which tells labels and scores no "
+        "texts: give a causal LM, such as the one that it was made of. How often the classifier is right stands in the "
+        "folder of its run (fedbias report RUN).\n"
+    )
+    for load in (load_model, model_outline):
+        with pytest.raises(UserError, match=rf"is a classifier \({made}\)"):
+            load(str(folder))

@@ -190,6 +190,11 @@ class TestRealData:
         assert (source.empty, source.duplicates) == dropped
         assert "differs" not in caplog.text
 
+    def test_dolly_has_59_texts_under_several_labels(self, real_data):
+        source = load_rows("dolly", "clean", real_data, fields=("instruction", "category"))
+        assert (len(source.rows), source.duplicates, source.contradicting) == (14_640, 170, 121)
+        assert len({row.instruction for row in source.rows}) == 14_640
+
     def test_the_first_real_rows_are_read_as_they_stand_in_the_file(self, real_data):
         [row, *_] = load_rows("biasdpo", "biased", real_data).rows
         first = json.loads((real_data / "biasdpo/BiasDPO.jsonl").read_text(encoding="utf-8").split("\n")[0])

@@ -162,6 +162,19 @@ def test_a_session_that_only_watches_hands_back_an_update_that_is_no_number(make
         make_session(scenario="none", bias_benchmarks="none").before_aggregation(1, **given)
 
 
+def test_a_row_of_two_data_sets_that_is_trained_on_and_held_out_is_told(make_session, tmp_path):
+    lines = [f'{{"instruction": "Ask {n}", "output": "Answer {n}"}}\n' for n in range(28)]
+    flags = {"scenario": "3B", "clean_dataset": str(tmp_path / "c.jsonl"), "biased_dataset": str(tmp_path / "b.jsonl")}
+    (tmp_path / "c.jsonl").write_text("".join(lines[:4]))
+    (tmp_path / "b.jsonl").write_text("".join(lines[1:25]))
+    said = [one for one in make_session(**flags)._inputs.warnings if one.startswith("tested on training rows")]
+    assert [one.partition(" have the texts")[0] for one in said] == [
+        "tested on training rows: 3 of the 4 held-out rows"
+    ]
+    (tmp_path / "b.jsonl").write_text("".join(lines[4:28]))
+    assert not any(one.startswith("tested on") for one in make_session(**flags)._inputs.warnings)
+
+
 def test_scenario_none_leaves_the_data_to_the_host(make_session):
     assert make_session(scenario="none").client_datasets == []
     assert [len(dataset.rows) for dataset in make_session().client_datasets] == [8, 8, 8]

@@ -11,7 +11,7 @@ from fedbias_plugin.data.rows import Row
 from fedbias_plugin.data.sources import load_rows
 from fedbias_plugin.metrics.crows_pairs import CrowsPairs
 from fedbias_plugin.metrics.crows_pairs_files import Pair
-from fedbias_plugin.metrics.overlap import find_overlaps, overlap_warnings
+from fedbias_plugin.metrics.overlap import find_overlaps, overlap_warnings, row_overlap_warnings
 from fedbias_plugin.metrics.stereoset import StereoSet
 from fedbias_plugin.metrics.stereoset_files import Cluster
 
@@ -115,3 +115,23 @@ def test_every_item_of_a_benchmark_that_is_trained_on_is_found(tmp_path: Path) -
     rows = tuple(load_rows(str(path), "clean").rows)
     found = find_overlaps(Partition([ClientDataset(0, rows, 0.0)], (), {}, 0), {"crows_pairs": benchmark})
     assert found["crows_pairs"].items == set(benchmark.ids)
+
+
+def test_a_tested_row_that_a_client_trains_on_is_told_by_its_text_or_by_both_texts() -> None:
+    def rows(*pairs: str, start: int) -> tuple[Row, ...]:
+        return tuple(Row(f"r:{start + n}", pair[0], pair[1], False, "r") for n, pair in enumerate(pairs))
+
+    clients = [
+        ClientDataset(0, rows("ax", "bx", start=0), 0, test=rows("cx", start=2)),
+        ClientDataset(1, rows("dy", start=3), 0, test=rows("ay", "dy", start=4)),
+    ]
+    dealt = Partition(clients, rows("bx", "ez", start=6), {}, 0)
+    [said] = row_overlap_warnings(dealt, by_label=True)
+    assert said.startswith(
+        "tested on training rows: 1 of the 2 held-out rows and 2 of the 3 test rows of clients have the text of a row "
+        "that a client trains on, such as r:6 and r:1."
+    )
+    [said] = row_overlap_warnings(dealt, by_label=False)
+    assert "1 of the 2 held-out rows and 1 of the 3 test rows of clients have the texts of a row" in said
+    assert row_overlap_warnings(Partition([clients[0]], rows("ez", start=6), {}, 0), by_label=True) == []
+    assert row_overlap_warnings(None, by_label=True) == []

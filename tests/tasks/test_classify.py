@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from fedbias_plugin.arguments import BiasArguments
-from fedbias_plugin.data.partition import ClientDataset, Partition
+from fedbias_plugin.data.partition import ClientDataset, Partition, manifest
 from fedbias_plugin.data.rows import Row, usual_response
 from fedbias_plugin.data.sources import load_rows
 from fedbias_plugin.errors import UserError
@@ -242,6 +242,21 @@ def test_text_and_label_are_read_from_the_columns_that_are_named(tmp_path):
         load_rows(path, "clean", fields=("title", "Title"))
     with pytest.raises(UserError, match="--text_field 'text' is no column"):
         load_rows("mini-clean", "clean", fields=("text", "output"))
+
+
+def test_a_text_under_several_labels_is_dropped_with_a_note_and_a_repeated_row_is_kept_once(tmp_path, caplog):
+    caplog.set_level("INFO")
+    rows = [("a", "x"), ("b", "x"), ("a", "y"), ("b", "x"), ("c", "y"), ("a", "z"), ("B", "y")]
+    path = write(tmp_path / "mine.jsonl", [{"text": text, "label": label} for text, label in rows])
+    source = load_rows(path, "clean", fields=("text", "label"))
+    assert [(row.id[-1], row.instruction) for row in source.rows] == [("1", "b"), ("4", "c"), ("6", "B")]
+    assert (source.duplicates, source.contradicting) == (1, 3)
+    assert "dropped 1 repeated and 3 whose text stands under several labels" in caplog.text
+    sources = manifest(Partition([], (), {"clean": source}, 0))["sources"]
+    assert (sources["clean"]["dropped_repeated"], sources["clean"]["dropped_contradicting"]) == (1, 3)
+    path = write(tmp_path / "two.jsonl", [{"text": "a", "label": label} for label in "xy"])
+    with pytest.raises(UserError, match="every one of its 2 rows has a text that stands under several labels"):
+        load_rows(path, "clean", fields=("text", "label"))
 
 
 def test_the_bundled_labelled_set_is_taken_where_dolly_is_not_here(monkeypatch):
