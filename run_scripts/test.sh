@@ -27,7 +27,7 @@ pinned_part() { # it installs while the checks run, and then takes the time in w
 }
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-make_venv .venv wandb,workspace,tensorboard,report,slurm,flower,rouge,sentiment,privacy,quantization,openfedllm,dev
+make_test_venv
 python -m compileall -q fedbias_plugin # under PYTHONDONTWRITEBYTECODE each of some hundred processes would do it again
 if [ $# = 0 ]; then
   log=$(mktemp)
