@@ -14,7 +14,7 @@ if [ "${1:-}" = --quick ]; then
   set -- "${whole_runs[@]/#/--ignore=}" "$@"
   echo "The checks and the units: about 2 minutes on 2 cores, after set-up."
 elif [ $# = 0 ]; then
-  echo "All checks and tests: about 17 minutes on 2 cores, after set-up (--quick: 2)."
+  echo "All checks and tests: about 20 minutes on 2 cores, after set-up (--quick: 2)."
 fi
 pinned_part() { # it installs while the checks run, and then takes the time in which the other tests wait for processes
   local venv=.venv-openfedllm-pinned made=0
