@@ -10,6 +10,10 @@ make_venv() { # make_venv FOLDER [EXTRA...]: create FOLDER with constraints.txt,
   export PATH="$PWD/$venv/bin:$PATH" VIRTUAL_ENV="$PWD/$venv"
 }
 
+make_test_venv() { # the one that the checks and tests run in
+  make_venv .venv wandb,workspace,tensorboard,report,slurm,flower,rouge,sentiment,privacy,quantization,openfedllm,dev
+}
+
 make_pinned_venv() { # make_pinned_venv FOLDER: as docs/openfedllm.md says, by its own lines; 1 where no Python has it
   local venv=$1 python found= line lines
   for python in "${PYTHON:-python3}" python3.11 python3.10; do

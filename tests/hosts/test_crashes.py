@@ -121,8 +121,10 @@ def test_a_run_killed_before_it_has_anything_to_keep_can_be_begun_again(server, 
     assert (output / "metrics.jsonl").exists()
 
 
-@pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
-@pytest.mark.parametrize("every", ["1", "5"])
+@pytest.mark.parametrize(
+    ("signal_number", "code", "every"),
+    [(signal.SIGTERM, 143, "1"), (signal.SIGTERM, 143, "5"), (signal.SIGINT, 130, "5"), (signal.SIGHUP, 129, "5")],
+)
 def test_a_signal_ends_the_step_writes_a_checkpoint_and_says_how_to_go_on(
     server, flags, quiet, tmp_path, signal_number, code, every
 ):

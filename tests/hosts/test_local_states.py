@@ -36,10 +36,15 @@ def files_seen(tmp_path, monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize("aggregation", ["host", "bama"])
 @pytest.mark.parametrize(
-    ("fed_alg", "flags"),
-    [("fedavg", WHOLE), ("scaffold", LORA), ("scaffold", WHOLE), ("fedadam", LORA), ("fedprox", LORA)],
+    ("fed_alg", "flags", "aggregation"),
+    [
+        ("fedavg", WHOLE, "host"),
+        ("scaffold", LORA, "bama"),
+        ("scaffold", WHOLE, "host"),
+        ("fedadam", LORA, "host"),
+        ("fedprox", LORA, "bama"),
+    ],
     ids=lambda value: value if isinstance(value, str) else "lora" if value is LORA else "whole",
 )
 def test_disk_gives_the_bytes_and_numbers_of_memory(run_builtin, tmp_path, fed_alg, flags, aggregation):

@@ -75,5 +75,5 @@ def test_a_run_that_is_stopped_and_killed_in_many_ways_ends_with_the_bytes_of_a_
         assert "Flower's superlink ended with -9" in log.read_text()
         assert wait_for(lambda: not run.living(), 60)
 
-    assert start(*resume, "--supernodes", "2").wait() == 0, log.read_text()
+    assert start(*resume, "--supernodes", "1").wait() == 0, log.read_text()  # who trains whom changes no byte
     assert_same_results(tmp_path / "quiet", output)

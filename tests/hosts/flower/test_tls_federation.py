@@ -123,7 +123,7 @@ def of_client(output: Path, client: str) -> list[str | None]:
 def test_same_bytes_as_the_built_in_host(
     algorithm: str, rule: str, federation: Path, random_model: Path, small_data: Path, run_builtin, tmp_path: Path
 ) -> None:
-    flags = ["--fed_alg", algorithm, "--aggregation", rule, "--num_rounds", "3", *LORA]
+    flags = ["--fed_alg", algorithm, "--aggregation", rule, "--num_rounds", "2", *LORA]
     run_builtin(*flags, output="built-in")
     run_there(federation, tmp_path / "log", *run_flags(random_model, small_data, tmp_path / "flower"), *flags)
     assert_same_bytes(tmp_path / "built-in", tmp_path / "flower")

@@ -15,7 +15,7 @@ from tests.hosts.openfedllm.runner import cut_off, dpo_flags, run_script, sft_fl
 
 FLAGS = "--num_rounds 3 --scenario 1B2C --client_samples 8 --heldout_samples 4 --seed 7 --save_model_freq 2 "
 FLAGS += "--bama_crows_fraction 0.5 --bama_stereoset_fraction 0.5 --fedopt_eta 0.05"
-CUTS = [("print", "Round 3", 2), ("os.replace", "round_002", 1), ("print", "Round 2", 1)]
+CUTS = [("print", "Round 3", 2), ("os.replace", "round_002", 1)]
 """Function and what is in its last argument when the process dies, and the rounds that are finished by then.
 
 The second: the folder of a checkpoint is there, but has not got its name yet.

@@ -17,7 +17,11 @@ from tests.hosts.openfedllm.runner import run_script
 STACK = detect_stack()
 current_only = pytest.mark.skipif(STACK != "current", reason="the built-in host needs the current libraries")
 pinned_only = pytest.mark.skipif(STACK != "pinned", reason="the unpatched host runs with the libraries it pins only")
-WEIGHTED = [(fed_alg, aggregation) for fed_alg in ALGORITHMS for aggregation in ("host", "bama")]
+WEIGHTED = [
+    *((fed_alg, "bama") for fed_alg in ALGORITHMS),
+    *((name, "host") for name in ("fedavg", "scaffold", "fedadam")),
+]
+"""Weights of ours with every algorithm; the host's own where it averages, corrects, and steps on the server."""
 IDLE = ["--aggregation", "host", "--scenario", "none", "--bias_benchmarks", "none"]
 LOOP = [
     "--num_clients", "3", "--sample_clients", "2", "--num_rounds", "3", "--max_steps", "2", "--batch_size", "2",
@@ -77,8 +81,7 @@ def test_every_algorithm_runs_weighted_on_the_pinned_stack(patched, start, small
     assert any(tensor.abs().sum() > 0 for name, tensor in adapter(folder).items() if "lora_B" in name)
 
 
-@pytest.mark.parametrize("aggregation", ["host", "bama"])
-@pytest.mark.parametrize("fed_alg", ["fedavg", "fedprox", "scaffold"])
+@pytest.mark.parametrize(("fed_alg", "aggregation"), [("fedavg", "host"), ("fedprox", "bama"), ("scaffold", "bama")])
 def test_dpo_runs_with_flipped_preferences(patched, start, small_data, fed_alg, aggregation):
     flags = [*LOOP, "--data_dir", str(small_data), "--fed_alg", fed_alg, "--aggregation", aggregation]
     folder, _ = start(patched, "main_dpo.py", *flags)
@@ -91,8 +94,11 @@ def test_dpo_runs_with_flipped_preferences(patched, start, small_data, fed_alg, 
 
 
 @pinned_only
-@pytest.mark.parametrize("script", ["main_sft.py", "main_dpo.py"])
-@pytest.mark.parametrize("fed_alg", [name for name in ALGORITHMS if name != "fedadagrad"])  # which crashes unpatched
+@pytest.mark.parametrize(
+    ("script", "fed_alg"),
+    [("main_sft.py", name) for name in ALGORITHMS if name != "fedadagrad"]  # which crashes unpatched
+    + [("main_dpo.py", name) for name in ("fedavg", "fedprox", "scaffold")],  # each with a trainer of its own
+)
 def test_an_idle_plugin_changes_no_bit_of_the_hosts_result(checkout, start, script, fed_alg):
     import torch
 
