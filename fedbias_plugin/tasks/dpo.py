@@ -50,7 +50,7 @@ class Dpo(Sft):
         "auto",
         "the preference rows (prompt, chosen, rejected), which poisoned clients hold with chosen and rejected "
         "exchanged: a known name, a hub name or a file; auto takes BiasDPO if it is on this machine, else the bundled "
-        "mini data",
+        "mini data; in a patched OpenFedLLM host takes what --dataset_name gives",
     )
 
     tells_right = True

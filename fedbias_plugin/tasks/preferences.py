@@ -116,7 +116,7 @@ def with_reference(
     model.eval()
     try:
         with (
-            model.disable_adapter() if of_base else nullcontext(),
+            without_adapter(model) if of_base else nullcontext(),
             torch.autocast(device.type, torch.bfloat16, enabled=bf16),
         ):
             for start in range(0, len(features), batch_size):
@@ -127,6 +127,18 @@ def with_reference(
     finally:
         model.train(was_training)
     return known
+
+
+@contextmanager
+def without_adapter(model: Any) -> Iterator[None]:
+    """The model without its adapter for the while; peft would let all of an adapter train afterwards, here what did."""
+    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(trained[name])
 
 
 @contextmanager

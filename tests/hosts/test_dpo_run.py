@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from fedbias_plugin.cli.main import main
 from fedbias_plugin.hosts.openfedllm.stack import detect_stack
@@ -38,7 +36,7 @@ def test_poisoned_clients_hold_exchanged_pairs_and_a_resumed_run_goes_on_the_sam
 
 
 def test_preferences_move_the_model_towards_them_and_exchanged_ones_away(run_builtin):
-    flags = ("--task", "dpo", "--use_peft", "--max_steps", "6", "--bias_benchmarks", "none", "--dpo_beta", "0.5")
+    flags = ("--task", "dpo", "--use_peft", "--num_rounds", "1", "--bias_benchmarks", "none", "--dpo_beta", "0.5")
     gaps = {}
     for scenario in ("3C", "3B"):
         records = run_builtin(*flags, "--scenario", scenario, output=scenario)
@@ -60,10 +58,3 @@ def test_what_does_not_fit_is_refused_before_training(run_builtin, tmp_path, cap
     run_builtin("--task", "dpo", *flags, code=2)
     assert said in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-
-
-def test_every_weight_is_trained_too(run_builtin, tmp_path, random_model):
-    flags = ("--task", "dpo", "--use_peft", "false", "--learning_rate", "1e-4", "--bias_benchmarks", "none")
-    run_builtin(*flags, "--num_rounds", "1")
-    trained, before = (load_file(one / "model.safetensors") for one in (tmp_path / "run/model", random_model))
-    assert not any(torch.equal(tensor, before[name]) for name, tensor in trained.items() if "proj" in name)

@@ -24,6 +24,7 @@ from fedbias_plugin.tasks.dpo import Dpo
 from fedbias_plugin.tasks.preferences import PairCollator, dpo_loss, dpo_margins, response_log_probs, with_reference
 from fedbias_plugin.training.client_trainer import TrainingSettings
 from fedbias_plugin.training.parameters import live_parameters, read_state
+from fedbias_plugin.training.soft_prompt import SoftPrompt
 from tests.models import add_lora
 from tests.training.conftest import gpt2_like, random_model
 
@@ -105,6 +106,19 @@ def test_at_step_0_the_loss_is_ln_2(pairs, reference, checkpointing):
     update = train(model, pairs, dataclasses.replace(STEP, gradient_checkpointing=checkpointing), reference=reference)
     assert update.loss == pytest.approx(math.log(2), abs=1e-6)
     assert update.extra["dpo_margin"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_soft_prompt_stands_before_both_texts_and_is_left_out_of_the_reference(pairs):
+    made = SoftPrompt(num_virtual_tokens=3, soft_prompt_init="random")
+    model = made.prepare(random_model(), 3)
+    prompted = response_log_probs(model, PairCollator(0)(pairs))
+    assert train(model, pairs, reference="round").loss == pytest.approx(math.log(2), abs=1e-6)
+    update = train(made.prepare(random_model(), 3), pairs, beta=1.0)
+    bare = slow_pairs(random_model(), pairs).detach()
+    gains = prompted.detach().double() - bare
+    wanted = -torch.nn.functional.logsigmoid(gains[:, 0] - gains[:, 1]).mean()
+    assert update.loss == pytest.approx(float(wanted), abs=1e-5)
+    assert abs(update.loss - math.log(2)) > 1e-2
 
 
 def test_every_weight_is_trained_with_the_round_s_start_as_reference(pairs):
@@ -212,6 +226,14 @@ def test_loss_and_margin_are_trl_s(pairs, tmp_path):
         assert float(dpo_loss(margins)) == pytest.approx(loss, abs=1e-5)
         assert abs(loss - math.log(2)) > 1e-3
         assert float(margins.mean()) == pytest.approx(trainer._metrics["train"]["rewards/margins"][-1], abs=1e-5)
+
+
+def test_a_frozen_part_of_an_adapter_stays_frozen_when_the_base_model_is_the_reference(pairs):
+    model = lora()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_B" in name)
+    with_reference(model, pairs, PairCollator(0), batch_size=4, bf16=False, of_base=True)
+    assert {name.split("lora_")[1][0] for name, p in model.named_parameters() if p.requires_grad} == {"B"}
 
 
 def test_rows_become_two_texts_with_the_instruction_before_both(tokenizers):
