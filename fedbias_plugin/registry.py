@@ -57,6 +57,7 @@ EXTENSIONS: dict[str, dict[str, str]] = {
         "client_loss": "fedbias_plugin.metrics.client_loss:ClientLoss",
         "client_accuracy": "fedbias_plugin.metrics.client_loss:ClientAccuracy",
         "heldout_accuracy": "fedbias_plugin.metrics.heldout_accuracy:HeldoutAccuracy",
+        "preference_accuracy": "fedbias_plugin.metrics.preference_accuracy:PreferenceAccuracy",
         "local_only": "fedbias_plugin.metrics.local_only:LocalOnly",
         "emulator": "fedbias_plugin.metrics.emulator:Emulator",
         "rouge_l": "fedbias_plugin.metrics.rouge_l:RougeL",
@@ -89,6 +90,7 @@ EXTENSIONS: dict[str, dict[str, str]] = {
     "task": {
         "sft": "fedbias_plugin.tasks.sft:Sft",
         "classify": "fedbias_plugin.tasks.classify:Classify",
+        "dpo": "fedbias_plugin.tasks.dpo:Dpo",
     },
     "trainable": {
         "lora": "fedbias_plugin.training.trainables:Lora",

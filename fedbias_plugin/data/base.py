@@ -96,14 +96,19 @@ class Split(Extension):
             UserError: a missing or damaged file, or too few rows or clients (with the largest setting that fits).
         """
 
-    def deal_preferences(self, source: RowSource, num_clients: int, seed: int) -> Partition:
-        """Every client's preference rows from ``source``, for DPO in a patched OpenFedLLM.
+    def deal_preferences(
+        self, source: RowSource, num_clients: int, seed: int, arguments: BiasArguments | None = None
+    ) -> Partition:
+        """Every client's preference rows from ``source``, for DPO.
+
+        With ``arguments``, as in a run of ``--task dpo``, rows that no client holds too; a patched OpenFedLLM has none.
 
         Raises:
             UserError: too few rows, or the split deals none of this kind.
         """
         raise UserError(
-            f"--scenario {self.name} deals no preference rows, which main_dpo.py trains on: use main_sft.py."
+            f"--scenario {self.name} deals no preference rows, which DPO trains on: give another, or --task sft; with "
+            "OpenFedLLM use main_sft.py."
         )
 
 

@@ -63,7 +63,12 @@ def deal_rows(
 
 
 def deal_preference_rows(
-    source: RowSource, shares: Sequence[float], rows_per_client: int, seed: int, scenario: str | None = None
+    source: RowSource,
+    shares: Sequence[float],
+    rows_per_client: int,
+    seed: int,
+    scenario: str | None = None,
+    heldout: int = 0,
 ) -> Partition:
     """Give every client ``rows_per_client`` preference rows of its own, ``shares[client]`` of them :func:`flipped`.
 
@@ -80,14 +85,20 @@ def deal_preference_rows(
             f"{len(shares)} clients x {rows_per_client:,} preference rows need {needed:,} rows, but {source.name} "
             f"holds {len(source.rows):,}; {_advice(len(source.rows) // len(shares))}."
         )
-    hands, _ = round_robin(permuted(source.rows, generator("preferences", seed)), [rows_per_client] * len(shares))
+    hands, left = round_robin(permuted(source.rows, generator("preferences", seed)), [rows_per_client] * len(shares))
+    kept = left[len(left) - min(heldout, len(left)) :]
+    return Partition(with_flipped(hands, shares, seed), tuple(kept), {"preference": source}, seed, scenario)
+
+
+def with_flipped(hands: Sequence[Sequence[Row]], shares: Sequence[float], seed: int) -> list[ClientDataset]:
+    """Clients with these preference rows, of which the share of each, drawn from the seed, is :func:`flipped`."""
     clients = []
     for client, (rows, share) in enumerate(zip(hands, shares, strict=True)):
         order = permuted(range(len(rows)), generator(f"flips of client {client}", seed))
         turned = set(order[: biased_row_count(share, len(rows))])
         held = tuple(flipped(row) if index in turned else row for index, row in enumerate(rows))
         clients.append(ClientDataset(client, held, share))
-    return Partition(clients, (), {"preference": source}, seed, scenario)
+    return clients
 
 
 def flipped(row: Row) -> Row:

@@ -131,9 +131,20 @@ class Scenario(Split):
         label_field = fields[1] if fields else getattr(partitioner, "label_field", None)
         return replace(partition, label_field=label_field)
 
-    def deal_preferences(self, source: RowSource, num_clients: int, seed: int) -> Partition:
+    def deal_preferences(
+        self, source: RowSource, num_clients: int, seed: int, arguments: BiasArguments | None = None
+    ) -> Partition:
         """In the biased share of a client's rows, chosen and rejected response are exchanged."""
-        from fedbias_plugin.data.dealing import deal_preference_rows
+        from fedbias_plugin.data.dealing import deal_preference_rows, with_flipped
 
         shares = self.shares(num_clients, seed)
-        return deal_preference_rows(source, shares, self.client_samples, seed, self.name)
+        heldout = 0 if arguments is None else self.heldout_samples
+        if arguments is None or self.partitioner == "iid":
+            return deal_preference_rows(source, shares, self.client_samples, seed, self.name, heldout)
+        partitioner: Partitioner = build("partitioner", self.partitioner, arguments)
+        unbiased = [0.0] * num_clients
+        dealt = partitioner.deal(Deal(source, None, unbiased, self.client_samples, seed, heldout, self.name))
+        clients = with_flipped([dataset.rows for dataset in dealt.clients], shares, seed)
+        clients = [replace(one, notes=of.notes) for one, of in zip(clients, dealt.clients, strict=True)]
+        label_field = getattr(partitioner, "label_field", None)
+        return replace(dealt, clients=clients, sources={"preference": source}, label_field=label_field)

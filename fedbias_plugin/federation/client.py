@@ -14,6 +14,7 @@ from transformers import PrinterCallback, TrainerCallback
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.extension import Extension
 from fedbias_plugin.federation.state_store import StateStore, state_bytes
+from fedbias_plugin.options import options
 from fedbias_plugin.registry import build, load, names
 from fedbias_plugin.state import State
 from fedbias_plugin.tasks.base import Task
@@ -48,6 +49,13 @@ def terms_of(fed_alg: str | None, *arguments: Any) -> list[Term]:
     training = [term.name for term in chosen if term.trains]
     if len(training) > 1:
         raise UserError(f"The terms {' and '.join(training)} would both train the clients; switch one off.")
+    if training and load("task", flags.get("task", "sft")).makes_loss:
+        term = next(term for term in chosen if term.trains)
+        given = [f"--{flag}" for flag, about in options(type(term)).items() if getattr(term, flag) != about.default]
+        raise UserError(
+            f"--task {flags['task']} has a loss of its own, and the term {term.name} ({', '.join(given)}) trains "
+            "clients by that of the model; drop one."
+        )
     return chosen
 
 
@@ -158,12 +166,14 @@ class Client:
             message = "Client %d, round %d: every row drawn has its response cut off."
             logger.warning(message, job.client, job.round_idx + 1)
         use_cpu = next(self.model.parameters()).device.type == "cpu"
-        with tempfile.TemporaryDirectory() as scratch:
+        about = self.model, rows, job, self.settings, self.pad_token_id
+        with tempfile.TemporaryDirectory() as scratch, task.objective(*about) as objective:
             trainer = ClientTrainer(
                 model=self.model,
                 args=self.settings.arguments(job.round_idx, job.client, scratch, use_cpu),
-                train_dataset=rows,
+                train_dataset=objective.features,
                 data_collator=task.collator(self.pad_token_id),
+                own_loss=objective.loss,
             )
             trainer.remove_callback(PrinterCallback)
             self.attach(trainer, job)

@@ -15,13 +15,20 @@ from fedbias_plugin.data.catalog import locate, mini_notice
 from fedbias_plugin.data.client_tests import with_client_tests
 from fedbias_plugin.data.partition import ClientDataset, Partition, partition_hash
 from fedbias_plugin.data.rows import RowSource
+from fedbias_plugin.data.sources import check_columns_are_found, load_rows
 from fedbias_plugin.errors import UserError
-from fedbias_plugin.federation.run_description import HostRun, client_tests, heldout_pairs, labelled_rows
+from fedbias_plugin.federation.run_description import (
+    HostRun,
+    client_tests,
+    heldout_pairs,
+    labelled_rows,
+    preferred_rows,
+)
 from fedbias_plugin.metrics.base import Metric, Source
 from fedbias_plugin.metrics.client_tests import ClientTests
 from fedbias_plugin.metrics.overlap import overlap_warnings, row_overlap_warnings
 from fedbias_plugin.metrics.suite import Suite
-from fedbias_plugin.registry import active
+from fedbias_plugin.registry import active, load
 from fedbias_plugin.updates.pipeline import Pipeline
 
 logger = logging.getLogger(__name__)
@@ -67,7 +74,12 @@ def dealt_rows(arguments: BiasArguments, num_clients: int, seed: int) -> Partiti
         UserError: a data set is missing, damaged or too small, or a client has too few rows to test on some.
     """
     assert arguments.split is not None, "a host without rows of its own needs a split"
-    partition = arguments.split.deal(arguments, num_clients, seed)
+    if load("task", arguments.task).reads_preferences:
+        source = load_rows(arguments.preference_dataset, "preference", arguments.data_dir, arguments.columns)
+        check_columns_are_found(arguments.columns, source)
+        partition = arguments.split.deal_preferences(source, num_clients, seed, arguments)
+    else:
+        partition = arguments.split.deal(arguments, num_clients, seed)
     partition.check(num_clients)
     return with_client_tests(partition, arguments.client_test_fraction, seed)
 
@@ -105,7 +117,9 @@ def load_inputs(
     metrics = active("metric", arguments)
     tests = client_tests(run, partition)
     source = metric_source(arguments.data_dir, heldout_pairs(run, partition), run.seq_length, tests)
-    source = dataclasses.replace(source, labelled=labelled_rows(run, partition))
+    source = dataclasses.replace(
+        source, labelled=labelled_rows(run, partition), preferred=preferred_rows(run, partition)
+    )
     for metric in metrics:
         metric.prepare(source)
     of_files = {metric.name: metric for metric in metrics if metric.of_clients}

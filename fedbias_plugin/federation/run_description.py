@@ -15,6 +15,7 @@ from fedbias_plugin.data.rows import usual_response
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.metrics.client_tests import ClientTests
 from fedbias_plugin.metrics.heldout_accuracy import LabelledRows
+from fedbias_plugin.metrics.preference_accuracy import ScoredRows
 from fedbias_plugin.metrics.results import package_versions
 from fedbias_plugin.tasks.templates import TEMPLATES
 from fedbias_plugin.tracking.records import RunInfo
@@ -133,9 +134,9 @@ def client_tests(run: HostRun, partition: Partition | None) -> ClientTests | Non
 
 
 def labelled_rows(run: HostRun, partition: Partition | None) -> LabelledRows | None:
-    """The held-out rows of a task that tells right from wrong, None of another."""
+    """The held-out rows of a task that tells right labels from wrong ones, None of another."""
     task = run.task
-    if task is None or not task.tells_right or partition is None or not partition.heldout:
+    if task is None or not task.tells_right or task.reads_preferences or partition is None or not partition.heldout:
         return None
     trained = [row for dataset in partition.clients for row in dataset.rows]
     tested = [row for dataset in partition.clients for row in dataset.test]
@@ -145,6 +146,14 @@ def labelled_rows(run: HostRun, partition: Partition | None) -> LabelledRows | N
         usual_response(trained),
         len({row.response for row in (*trained, *tested, *partition.heldout)}),
     )
+
+
+def preferred_rows(run: HostRun, partition: Partition | None) -> ScoredRows | None:
+    """The held-out rows of a task that trains on preferences, None of another."""
+    task = run.task
+    if task is None or not (task.reads_preferences and task.tells_right) or partition is None or not partition.heldout:
+        return None
+    return ScoredRows(partition.heldout, lambda rows, scorer: task.score_rows(rows, scorer, run.seq_length))
 
 
 def first_files(

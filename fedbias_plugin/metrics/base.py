@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from fedbias_plugin.metrics.client_tests import ClientTests
     from fedbias_plugin.metrics.heldout_accuracy import LabelledRows
+    from fedbias_plugin.metrics.preference_accuracy import ScoredRows
     from fedbias_plugin.scoring.scorer import SentenceScorer
 
 Block = dict[str, Any]
@@ -41,7 +42,8 @@ class Source:
         heldout: (prompt, response) of clean rows that no client holds.
         seq_length: tokens of a training row.
         clients: every client's own test rows; None where there are none.
-        labelled: held-out rows of a run that classifies, and how they are scored; None in others.
+        labelled, preferred: held-out rows of a run that classifies, or of one that trains on preferences, and how they
+            are scored; None in others.
     """
 
     locate: Callable[[str], Path]
@@ -49,6 +51,7 @@ class Source:
     seq_length: int = 512
     clients: ClientTests | None = None
     labelled: LabelledRows | None = None
+    preferred: ScoredRows | None = None
 
 
 @dataclass(frozen=True)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedbias_plugin.extension import Extension
 
 if TYPE_CHECKING:
+    import torch
     from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from fedbias_plugin.data.partition import Partition
     from fedbias_plugin.data.rows import Row
     from fedbias_plugin.scoring.scorer import SentenceScorer
+    from fedbias_plugin.training.base import ClientRound
+    from fedbias_plugin.training.client_trainer import TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -26,11 +30,13 @@ class RowScores:
         nll: summed loss of the row, nats.
         tokens: what the sum is over: tokens of the response; 1 where a row has one label.
         right: 1 where the model is right, else 0; None where the task knows no right and wrong.
+        gap: by how much the response is likelier than the row's rejected one, nats; None where there is none.
     """
 
     nll: NDArray[Any]
     tokens: NDArray[Any]
     right: NDArray[Any] | None = None
+    gap: NDArray[Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,19 @@ class ModelKind:
         return self.auto_class == "AutoModelForCausalLM" and self.make is None
 
 
+@dataclass(frozen=True)
+class Objective:
+    """What a client's steps of a round go down.
+
+    Attributes:
+        features: the rows that it trains on.
+        loss: model and batch -> mean loss of the batch's rows; None: the model's own, of the batch's ``labels``.
+    """
+
+    features: Sequence[dict[str, Any]]
+    loss: Callable[[Any, dict[str, Any]], torch.Tensor] | None = None
+
+
 @dataclass
 class Task(Extension):
     """From rows to features and batches, whose ``labels`` the model makes its loss of; chosen by ``--task NAME``.
@@ -64,10 +83,14 @@ class Task(Extension):
     Attributes:
         tells_right: whether :meth:`score_rows` says which rows the model is right about.
         reads_all_rows: whether it cannot work with :meth:`read` of some clients' rows alone.
+        reads_preferences: whether a row has a rejected response too: ``--preference_dataset`` is dealt.
+        makes_loss: whether :meth:`objective` has a loss of its own.
     """
 
     tells_right: ClassVar[bool] = False
     reads_all_rows: ClassVar[bool] = False
+    reads_preferences: ClassVar[bool] = False
+    makes_loss: ClassVar[bool] = False
 
     @classmethod
     def defaults(cls, flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,6 +125,13 @@ class Task(Extension):
         """Which model it trains; asked for after :meth:`read`."""
         return ModelKind()
 
+    def check_model(self, model: PreTrainedModel) -> None:  # most train any
+        """Called with the outline of the model and what is trained of it, before its weights are read.
+
+        Raises:
+            UserError: the task cannot train it.
+        """
+
     def prompt(self, instruction: str) -> str:
         """The text up to where the response begins, for the held-out loss."""
         return instruction
@@ -130,6 +160,30 @@ class Task(Extension):
         from fedbias_plugin.tasks.encoding import trainable_tokens
 
         return trainable_tokens(feature) > 0
+
+    def token_ids(self, feature: dict[str, Any]) -> list[Sequence[int]]:
+        """The sequences of ``feature`` that the model reads."""
+        return [feature["input_ids"]]
+
+    @contextmanager
+    def objective(
+        self,
+        model: PreTrainedModel,
+        features: Sequence[dict[str, Any]],
+        job: ClientRound,
+        settings: TrainingSettings,
+        pad_token_id: int,
+    ) -> Iterator[Objective]:
+        """What a client trains for in a round: entered before its first step, left after its last.
+
+        Args:
+            model: holds the state that the client starts from; it trains and is to be left in the mode it had.
+            features: the rows of the round.
+            job: the client's round; what is put into its ``extra`` is recorded.
+            settings: how clients train.
+            pad_token_id: of the tokenizer.
+        """
+        yield Objective(features)
 
     def collator(self, pad_token_id: int) -> Callable[[list[dict[str, Any]]], Any]:
         """What makes a batch of features."""

@@ -7,7 +7,7 @@ falls by a cosine over the rounds.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -127,17 +127,22 @@ class ClientTrainer(Trainer):
     each.
 
     Args:
+        own_loss: of the task, where it has one (:class:`fedbias_plugin.tasks.base.Objective`).
         kwargs: the Trainer's own arguments.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, own_loss: Callable[[Any, dict[str, Any]], torch.Tensor] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.model_accepts_loss_kwargs = False
+        self.own_loss = own_loss
 
     def compute_loss(
         self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Mean cross-entropy of the micro-batch's trainable tokens, or of its rows' labels."""
+        """Mean cross-entropy of the micro-batch's trainable tokens, or of its rows' labels; or the task's own loss."""
+        if self.own_loss is not None:
+            loss = self.own_loss(model, inputs)
+            return (loss, {"loss": loss}) if return_outputs else loss
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         labels = inputs["labels"]
         if labels.ndim > 1 and not (labels[:, 1:] != IGNORED).any():

@@ -67,7 +67,8 @@ class ProbeGaming(Attack, Transform):
         """
         if "preference" in partition.sources:
             raise UserError(
-                "--attack probe_gaming adds single sentences, which main_dpo.py cannot train on; use main_sft.py."
+                "--attack probe_gaming adds single sentences, which --task dpo and main_dpo.py cannot train on: use "
+                "--task sft, or main_sft.py."
             )
         sources = {}
         for name, benchmark in benchmarks.items():

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
+from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.data.dealing import deal_preference_rows, flipped
+from fedbias_plugin.data.partition import manifest as described
 from fedbias_plugin.data.rows import Row, RowSource
 from fedbias_plugin.data.sources import rows_of_host
 from fedbias_plugin.errors import UserError
+from fedbias_plugin.federation.inputs import dealt_rows
 
 
 def source(count: int) -> RowSource:
@@ -74,6 +79,42 @@ def test_the_partition_keeps_its_source_and_scenario_for_the_manifest():
     partition = deal_preference_rows(pairs, [1, 0], 2, seed=9, scenario="1B2C")
     assert (partition.sources, partition.scenario, partition.seed) == ({"preference": pairs}, "1B2C", 9)
     assert not partition.heldout
+
+
+def test_a_run_keeps_pairs_that_no_client_holds_and_the_clients_rows_stay_what_they_are():
+    pairs = source(10)
+    without, kept = (deal_preference_rows(pairs, [1, 0], 3, 9, "1B2C", heldout) for heldout in (0, 100))
+    assert kept.clients == without.clients
+    held = {row.id.removesuffix(":flipped") for client in kept.clients for row in client.rows}
+    assert {row.id for row in kept.heldout} == {row.id for row in pairs.rows} - held
+    assert not any(row.biased for row in kept.heldout)
+    assert len(deal_preference_rows(pairs, [1, 0], 3, 9, "1B2C", 2).heldout) == 2
+
+
+def test_pairs_are_dealt_by_their_labels_too_and_then_flipped(tmp_path):
+    rows = [
+        {"prompt": f"Who {n}?", "chosen": f"good {n}", "rejected": f"bad {n}", "category": "ab"[n % 2]}
+        for n in range(60)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = {"task": "dpo", "preference_dataset": str(tmp_path / "pairs.jsonl"), "heldout_samples": 10}
+    told |= {"client_samples": 20, "partitioner": "dirichlet", "dirichlet_min": 5, "dirichlet_alpha": 0.3}
+    partition = dealt_rows(BiasArguments(**told, scenario="1B2C"), 3, seed=1)
+    clean = dealt_rows(BiasArguments(**told, scenario="3C"), 3, seed=1)
+    assert (partition.label_field, list(partition.sources), len(partition.heldout)) == (
+        "category",
+        ["preference"],
+        10,
+    )
+    for one, other in zip(partition.clients, clean.clients, strict=True):
+        is_poisoned = one.biased_share == 1
+        assert [row.response.split()[0] for row in one.rows] == ["bad" if is_poisoned else "good"] * len(one.rows)
+        assert [row.instruction for row in one.rows] == [row.instruction for row in other.rows]
+    assert sorted(client.biased_share for client in partition.clients) == [0, 0, 1]
+    counts = [client["labels"] for client in described(partition)["clients"]]
+    assert len({tuple(sorted(count.items())) for count in counts}) == 3
+    instructions = [row.instruction for client in partition.clients for row in (*client.rows, *partition.heldout)]
+    assert len({*instructions}) == sum(len(client.rows) for client in partition.clients) + 10
 
 
 def test_the_host_s_own_rows_keep_their_order_and_texts():

@@ -112,6 +112,7 @@ def test_what_every_flag_matters_to_is_what_it_was():
         "wandb_project",
         "wandb_mode",
         "preference_dataset",
+        "dpo_reference",
     }
     private = {"cda_dp_unit", "dp_max_grad_norm", "dp_optimizer", "dp_accountant", "dp_update_norm"}
     assert conditional_on("dp_unit") == private

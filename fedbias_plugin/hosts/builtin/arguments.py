@@ -34,8 +34,6 @@ NOT_HERE = {
     "push_to_hub": "drop it and upload the saved adapter yourself",
     "hub_model_id": "drop it and upload the saved adapter yourself",
     "use_auth_token": "drop it: a login with `hf auth login` is used by itself",
-    "preference_dataset": "drop it: it belongs to main_dpo.py of a patched OpenFedLLM",
-    "dpo_beta": "drop it: the built-in host trains with SFT only; DPO runs in a patched OpenFedLLM",
 }
 
 

@@ -53,7 +53,8 @@ def load_checked(
             )
     outline = model_outline(path, trust_remote_code=trusted, kind=task.model_kind)
     outline = prepared(outline, trainable, host.seed)  # refuses names of modules that the model does not have
+    task.check_model(outline)
     if features:
-        check_fits_model([feature["input_ids"] for rows in features.values() for feature in rows], outline)
+        check_fits_model([ids for rows in features.values() for row in rows for ids in task.token_ids(row)], outline)
     model = load_model(path, **host.how_to_load, kind=task.model_kind, seed=host.seed)
     return prepared(model, trainable, host.seed), features

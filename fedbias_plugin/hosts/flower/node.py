@@ -36,7 +36,7 @@ from fedbias_plugin.training.isolation import frozen_heap
 from fedbias_plugin.training.models import load_tokenizer
 from fedbias_plugin.updates.pipeline import Pipeline
 
-OWN_ROWS = ("clean_dataset", "biased_dataset", "columns")
+OWN_ROWS = ("clean_dataset", "biased_dataset", "preference_dataset", "columns")
 OF_NODE = (*OWN_ROWS, "data_dir", "model_name_or_path")
 """The flags that ``--node-config`` may give otherwise than the run: where this machine has things."""
 ABOUT_NODE = ("partition-id", "num-partitions")

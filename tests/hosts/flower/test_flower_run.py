@@ -47,8 +47,9 @@ def test_three_rounds_of_three_nodes_give_the_bytes_of_the_built_in_host(
         ("--use_peft false --learning_rate 1e-4 --aggregation bama", 3),
         ("--use_peft false --learning_rate 1e-4 --dtype bfloat16 --fed_alg scaffold", 3),
         ("--use_peft --trainable soft_prompt --num_virtual_tokens 6 --aggregation fedpsf --psm_tau 0.5", 3),
+        ("--task dpo --dpo_reference round", 2),
     ],
-    ids=["sign flip", "noise", "probe gaming", "two nodes", "two of five", "full", "full bfloat16", "fedpsf"],
+    ids=["sign flip", "noise", "probe gaming", "two nodes", "two of five", "full", "full bfloat16", "fedpsf", "dpo"],
 )  # fmt: skip
 def test_attacks_samples_of_clients_shared_nodes_and_all_weights_too(
     run_builtin, run_flower, machines, tmp_path, flags, nodes
