@@ -17,7 +17,7 @@ GROUPS = {
         "rule",
         "bama_alpha exact_lora",
         "How much each client counts. BAMA's equations: [metrics.md](metrics.md#client-bias-score-and-bama); "
-        "robust rules: [attacks.md](attacks.md#robust-rules); fairness: [fair-rules.md](fair-rules.md).",
+        "robust rules: [attacks.md](attacks.md#robust-rules); fairness: [fairness.md](fairness.md).",
     ),
     "Privacy": (
         "",

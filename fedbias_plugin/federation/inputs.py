@@ -25,7 +25,7 @@ from fedbias_plugin.federation.run_description import (
     preferred_rows,
 )
 from fedbias_plugin.metrics.base import Metric, Source
-from fedbias_plugin.metrics.client_tests import ClientTests
+from fedbias_plugin.metrics.client_tests import ClientTests, uncovered
 from fedbias_plugin.metrics.overlap import overlap_warnings, row_overlap_warnings
 from fedbias_plugin.metrics.suite import Suite
 from fedbias_plugin.registry import active, load
@@ -43,6 +43,7 @@ class Inputs:
         shares: client id -> share of biased rows, where it is known.
         suite: the metrics, prepared.
         pipeline: the stages that updates pass.
+        tests: every client's own test rows; None where there are none.
         said: warnings that the user has read already.
         warnings: what a reader of the run's numbers must know, those in ``said`` among them.
     """
@@ -51,6 +52,7 @@ class Inputs:
     shares: dict[int, float]
     suite: Suite
     pipeline: Pipeline
+    tests: ClientTests | None = None
     said: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -127,12 +129,13 @@ def load_inputs(
     overlaps = overlap_warnings(partition, of_files)
     partition, warnings = pipeline.on_data(partition, of_files)
     is_labelled = run.task is not None and run.task.fields(vars(arguments)) is not None
+    warnings = [*warnings, *uncovered(vars(arguments))]
     overlaps += row_overlap_warnings(partition, by_label=is_labelled)
     if partition is not None and elsewhere:
         clients = [elsewhere.get(dataset.client, dataset) for dataset in partition.clients]
         partition = dataclasses.replace(partition, clients=clients)
     suite = Suite(metrics, alpha=arguments.bama_alpha, seed=run.seed)
-    return Inputs(partition, shares, suite, pipeline, said, [*said, *overlaps, *warnings])
+    return Inputs(partition, shares, suite, pipeline, tests, said, [*said, *overlaps, *warnings])
 
 
 def _check_tests(preferences: Partition | None, elsewhere: Mapping[int, ClientDataset] | None) -> None:

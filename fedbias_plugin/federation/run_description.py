@@ -179,7 +179,7 @@ def first_files(
     files["run.json"] = {
         "config": dict(run.config),
         "versions": package_versions(),
-        "model": model,
+        "model": {**model, "drawn_by_seed": run.task is not None and run.task.model_kind.draws_weights},
         "tokenizer": tokenizer,
         "prefix_token": prefix_token,
         "seed": run.seed,

@@ -23,7 +23,6 @@ from fedbias_plugin.memory import peak_memory_bytes
 from fedbias_plugin.metrics.base import Block
 from fedbias_plugin.metrics.client_tests import own_scores
 from fedbias_plugin.metrics.emulator import Emulator, emulator_block
-from fedbias_plugin.metrics.local_only import LocalOnly, majority_shares
 from fedbias_plugin.metrics.results import model_identity, package_versions
 from fedbias_plugin.progress import Progress
 from fedbias_plugin.redaction import redacted, redacted_text
@@ -180,7 +179,12 @@ class BiasSession:
         """What the host is to take for its new global state: ``new``, its average, or what a stage makes of it."""
         return self._server.on_result(new, theta, round_number)
 
-    def local_only(
+    @property
+    def measures_own_models(self) -> bool:
+        """Whether the last round wants each client's own model, trained alone (:meth:`of_own_models`)."""
+        return bool(self._inputs.suite.of_own_models)
+
+    def of_own_models(
         self,
         states: Iterable[tuple[int, State]],
         theta: State,
@@ -188,13 +192,11 @@ class BiasSession:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
     ) -> dict[str, Block]:
-        """What ``--local_baseline`` shows beside the last round's numbers; ``states``: client id -> its own model."""
-        metric = next(metric for metric in self._inputs.suite.metrics if isinstance(metric, LocalOnly))
-        assert metric.tests is not None, "its flags ask for test rows"
-        scores = self._live.own_models(model, tokenizer, theta, states, metric.tests)
-        shares = majority_shares(self.client_datasets)
-        majority = sum(shares.values()) / len(shares)
-        return {metric.name: metric.block(metric.result(scores, seed=self._run.seed)) | {"majority": majority}}
+        """What the metrics of own models show beside the last round's; ``states``: client id -> its own model."""
+        assert self._inputs.tests is not None, "such a metric asks for test rows"
+        scores = self._live.own_models(model, tokenizer, theta, states, self._inputs.tests)
+        asked, seed = self._inputs.suite.of_own_models, self._run.seed
+        return {metric.name: metric.own_block(scores, self.client_datasets, seed=seed) for metric in asked}
 
     def after_aggregation(
         self,

@@ -1,7 +1,5 @@
 """The contract of a metric: items in, per-item scores, and one number with what it takes to read it.
-
-A new metric is one file beside this one and its name in the registry. Importing its file imports neither torch nor
-numpy: its flags are read for every ``--help``, and its words by everything that shows a record.
+Importing the file of a metric imports neither torch nor numpy.
 """
 
 from __future__ import annotations
@@ -101,8 +99,8 @@ class Metric(Extension):
         of_parts: keys of a block that its parts (``full``, ``report``, ``probe``) have too.
         of_runs: its flags that only a run reads, and not ``fedbias evaluate``.
         path, sha256: of the file that it measures on; None and empty where there is none.
-        datasets: the data sets that it measures on, which ``fedbias data`` lists and fetches.
-        mini_file: the bundled small one that stands for the first of them, below ``assets/mini``.
+        datasets: that it measures on, which ``fedbias data`` lists and fetches.
+        mini_file: the bundled small one in the place of the first of them, below ``assets/mini``.
         mini_is_invented: whether that is of the invented world, which only the bundled model knows; False for a short
             list of ours in plain English.
         panels: (title, keys of a block, or ``delta``) of a dashboard's panels; each key is a curve. Without them the
@@ -111,6 +109,7 @@ class Metric(Extension):
         beside: keys of a block that a report's tables show beside the value.
         by_round: keys of a block that ``compare`` and a report's figures show by round, beside the value.
         every_round: whether it is measured in every round, whatever ``--bias_eval_every`` says.
+        of_own_models: whether it is of each client's own model, trained alone, at the end of a run (:meth:`own_block`).
     """
 
     title: ClassVar[str] = ""
@@ -128,7 +127,7 @@ class Metric(Extension):
     beside: ClassVar[tuple[str, ...]] = ()
     by_round: ClassVar[tuple[str, ...]] = ()
     every_round: ClassVar[bool] = False
-
+    of_own_models: ClassVar[bool] = False
     path: ClassVar[Path | None] = None
     sha256: ClassVar[str] = ""
     datasets: ClassVar[tuple[KnownDataset, ...]] = ()
@@ -142,6 +141,10 @@ class Metric(Extension):
 
     def __post_init__(self) -> None:
         check_options(self)
+
+    def own_block(self, scores: Mapping[int, Any], clients: Sequence[Any], *, seed: int) -> Block:
+        """Of ``of_own_models``: from scores of each client's model on its test rows, and every ``ClientDataset``."""
+        raise NotImplementedError
 
     def check_flags(self, flags: Mapping[str, Any]) -> None:
         """Raise :class:`UserError` where its flags do not fit the other ``flags``; called before anything is read."""

@@ -15,6 +15,22 @@ if TYPE_CHECKING:
     from fedbias_plugin.scoring.scorer import SentenceScorer
 
 
+NOT_COVERED = (
+    "row privacy: epsilon covers the rows that clients train on and no test row of theirs (--client_test_fraction): "
+    "what is measured on those, its gaps, and weights made of it (qfedavg, agnostic, fedavgw by accuracy) have no "
+    "noise: do not publish them"
+)
+
+
+def uncovered(flags: Mapping[str, Any]) -> list[str]:
+    """What a reader of a run with privacy of rows must know: clients' test rows have none.
+
+    With privacy of clients as a whole the run says so of more (``updates/client_dp.py``).
+    """
+    is_asked = any(flags[name] is not None for name in ("dp_epsilon", "dp_noise_multiplier"))
+    return [NOT_COVERED] * bool(is_asked and flags["dp_unit"] == "example" and flags["client_test_fraction"])
+
+
 class ClientTests:
     """Every client's own test rows.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ class LocalOnly(ClientAccuracy):
     name = "local_only"
     title = "local only"
     every_round = False
+    of_own_models = True
     panels = (("Accuracy of clients trained alone: mean, worst", ("value", "worst")),)
 
     @property
@@ -57,6 +58,11 @@ class LocalOnly(ClientAccuracy):
     def text_count(self) -> int:
         """None: what it is of is not the run's model."""
         return 0
+
+    def own_block(self, scores: Mapping[int, Any], clients: Sequence[ClientDataset], *, seed: int) -> Block:
+        """As of the global model, with ``majority``: the mean accuracy of each client's own majority label."""
+        shares = majority_shares(clients)
+        return self.block(self.result(scores, seed=seed)) | {"majority": sum(shares.values()) / len(shares)}
 
     @classmethod
     def rows(cls, block: Block) -> Iterator[tuple[str, str, str, str]]:

@@ -58,6 +58,11 @@ class Suite:
         }
 
     @property
+    def of_own_models(self) -> list[Metric]:
+        """Those of each client's own model, which no measurement here is of."""
+        return [metric for metric in self.metrics if metric.of_own_models]
+
+    @property
     def probe_texts(self) -> int:
         """Texts that :meth:`assess` reads, about."""
         counts = ((len(self.splits[name][0]), metric) for name, metric in self.of_clients.items())

@@ -213,8 +213,9 @@ def _evidence(run: Run) -> dict[Proof, Any]:
     for package, version in run.part("versions").items():
         found[Proof("version", f"version of {package}")] = version
     found[Proof("items", "prefix token")] = run.details.get("prefix_token")
-    has_head = run.settings.get("task", "sft") != "sft"  # which the seed draws
-    found[Proof("model", "base model", None, has_head)] = run.part("model").get("fingerprint")
+    model = run.part("model")
+    is_drawn = model.get("drawn_by_seed", run.settings.get("task", "sft") != "sft")  # older runs do not say it
+    found[Proof("model", "base model", None, bool(is_drawn))] = model.get("fingerprint")
     found[Proof("model", "tokenizer")] = run.part("tokenizer").get("fingerprint")
     if run.settings.get("template", CHAT) == CHAT:
         found[Proof("model", "chat template")] = run.part("tokenizer").get("chat_template")

@@ -76,6 +76,12 @@ class Study:
     arms: tuple[Arm, ...]
     warnings: tuple[str, ...] = ()
 
+    def called(self, names: Mapping[Any, str]) -> Study:
+        """The same with settings and their values in the labels by ``names`` of a study file."""
+        labels = numbered(arm_labels([arm.runs[0] for arm in self.arms], names))
+        arms = (dataclasses.replace(arm, label=label) for arm, label in zip(self.arms, labels, strict=True))
+        return dataclasses.replace(self, arms=tuple(arms))
+
     def ordered(self, order: Mapping[str, Sequence[Any]]) -> Study:
         """The same with its arms in an order that their facts alone decide; ``order``: fact -> its values."""
 

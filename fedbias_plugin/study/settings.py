@@ -151,8 +151,11 @@ def shown_models(paths: Iterable[str]) -> dict[str, str]:
     return shown
 
 
-def arm_labels(firsts: Sequence[Run]) -> list[str]:
-    """Short names of arms by their first runs; equal ones get the settings that differ."""
+def arm_labels(firsts: Sequence[Run], shown_as: Mapping[Any, str] | None = None) -> list[str]:
+    """Short names of arms by their first runs; equal ones get the settings that differ.
+
+    ``shown_as``: setting, or value of one, -> its name: ``DP off`` for ``dp_epsilon=none``.
+    """
     several = len({run.model_path for run in firsts if run.settings}) > 1
     labels = [_label(run, with_model=several) for run in firsts]
     result = list(labels)
@@ -164,12 +167,21 @@ def arm_labels(firsts: Sequence[Run]) -> list[str]:
         values = {
             name: {str(one.get(name)) for one in read if name in one or name not in conditions()} for name in names
         }
-        shown = [name for name in names if len(values[name]) > 1][:MOST_DIFFERENCES]
+        differing = [name for name in names if len(values[name]) > 1][:MOST_DIFFERENCES]
         for index, one in zip(same, read, strict=True):
-            own = [name for name in shown if name in one or name not in conditions()]
-            extra = ", ".join(one_line(f"{name}={value_text(one.get(name))}") for name in own)
+            own = [name for name in differing if name in one or name not in conditions()]
+            extra = ", ".join(_setting(name, one.get(name), shown_as or {}) for name in own)
             result[index] = f"{label} {extra}".strip()
     return [label[:LONGEST_LABEL] for label in result]
+
+
+def _setting(name: str, value: Any, shown_as: Mapping[Any, str]) -> str:
+    """``dp_epsilon=3.0``; of a setting with a name of its own ``DP 3``, its value by its name, too."""
+    if name not in shown_as:
+        return one_line(f"{name}={value_text(value)}")
+    plain = f"{value:g}" if isinstance(value, float) else value_text(value)
+    known = shown_as.get(value, plain) if isinstance(value, str | int | float | None) else plain
+    return one_line(f"{shown_as[name]} {known}")
 
 
 def _label(run: Run, *, with_model: bool) -> str:

@@ -126,7 +126,7 @@ class StudyFile:
 
     Attributes:
         order: fact -> the order of its values; others follow by size or name.
-        names: value of a fact -> how it is shown.
+        names: value of a fact -> how it is shown; and setting -> its name where labels of arms tell them apart by it.
         published: the numbers of a paper that stand beside ours; in the file the name of theirs, from its own folder.
     """
 

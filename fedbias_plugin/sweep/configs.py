@@ -26,12 +26,14 @@ class Experiment:
     """One table or figure: runs with the flags ``arguments``, each with every seed.
 
     ``grid`` says what varies: each is a mapping of a flag to the values it takes; all combinations within one are run.
+    ``extends`` names a file beside its own, whose seeds, grid and arguments it has where it gives none.
     """
 
     name: str
     title: str
     seeds: tuple[int, ...]
     grid: tuple[Mapping[str, tuple[Any, ...]], ...]
+    extends: str = ""
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -58,11 +60,26 @@ def load_experiment(path: Path) -> Experiment:
         UserError: it cannot be read, or a name or a value in it is not what it should be; both are named.
     """
     content = _read(Experiment, path, "experiment", "arguments")
+    if "extends" in content:
+        content = _extended(content, path)
     given = content.get("grid")
     grids = given if isinstance(given, list) else [given]
     content["grid"] = tuple(_grid(grid, f"experiment {path}") for grid in grids)
     content["seeds"] = check_seeds(content.get("seeds"), f"experiment {path}")
     return Experiment(**content)
+
+
+def _extended(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """``content`` of the experiment at ``path`` on what it extends."""
+    where, base = f"experiment {path}", path.parent / f"{content['extends']}.yaml"
+    if not base.is_file():
+        ours = sorted(one.stem for one in path.parent.glob("*.yaml"))
+        hint = did_you_mean(str(content["extends"]), ours)
+        raise UserError(f"{where}: extends {quoted(content['extends'])}, and there is no {base}.{hint}")
+    below = _read(Experiment, base, "experiment", "arguments")
+    if "extends" in below:
+        raise UserError(f"{where}: extends {quoted(content['extends'])}, which extends another; name that one.")
+    return {**below, **content, "arguments": {**below["arguments"], **content["arguments"]}}
 
 
 def load_model(path: Path) -> ModelConfig:

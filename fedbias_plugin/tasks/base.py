@@ -56,6 +56,11 @@ class ModelKind:
     make: Callable[[Mapping[str, Any]], PreTrainedModel] | None = None
 
     @property
+    def draws_weights(self) -> bool:
+        """Whether the seed draws some of its weights, all or those of a head, so that runs start from others."""
+        return self.random_weights or self.auto_class.endswith("ForSequenceClassification")
+
+    @property
     def is_causal_lm(self) -> bool:
         """Whether it predicts the next token."""
         return self.auto_class == "AutoModelForCausalLM" and self.make is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.by_hand import BiasSession
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.federation.session import HostRun
+from fedbias_plugin.training.parameters import read_state
 from fedbias_plugin.updates.base import Update
 
 
@@ -173,6 +176,31 @@ def test_a_row_of_two_data_sets_that_is_trained_on_and_held_out_is_told(make_ses
     ]
     (tmp_path / "b.jsonl").write_text("".join(lines[4:28]))
     assert not any(one.startswith("tested on") for one in make_session(**flags)._inputs.warnings)
+
+
+@pytest.mark.parametrize(
+    ("flags", "is_said"),
+    [({"dp_epsilon": 3.0}, True), ({}, False), ({"dp_epsilon": 3.0, "client_test_fraction": 0.0}, False)],
+)
+def test_privacy_of_rows_says_that_test_rows_have_none(make_session, flags, is_said):
+    warnings = make_session(**{"client_test_fraction": 0.25, "bias_benchmarks": "none", **flags})._inputs.warnings
+    said = [one for one in warnings if one.startswith("row privacy: epsilon covers the rows that clients train on")]
+    assert len(said) == is_said
+
+
+def test_any_metric_says_that_it_is_of_each_clients_own_model(make_session, model):
+    base, tokenizer = model
+    session = make_session(client_test_fraction=0.25, bias_benchmarks="none")
+    assert not session.measures_own_models
+
+    def own_block(scores, clients, *, seed):
+        return {"value": seed, "n": len(clients), "scored": sorted(scores)}
+
+    session._inputs.suite.metrics.append(SimpleNamespace(name="own", of_own_models=True, own_block=own_block))
+    assert session.measures_own_models
+    theta = read_state(base)
+    found = session.of_own_models([(2, theta)], theta, model=base, tokenizer=tokenizer)
+    assert found == {"own": {"value": 3, "n": 3, "scored": [2]}}
 
 
 def test_scenario_none_leaves_the_data_to_the_host(make_session):

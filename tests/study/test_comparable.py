@@ -11,6 +11,7 @@ from fedbias_plugin.study.comparable import conflicts, faults
 from fedbias_plugin.study.compare import compare, load_runs
 from fedbias_plugin.study.comparisons import answer_all
 from fedbias_plugin.study.frame import load_study
+from fedbias_plugin.study.runs import read_run
 from fedbias_plugin.study.study_file import find_study_file, load_study_file
 from tests.study.made_up import edit_json, make_run
 
@@ -228,6 +229,19 @@ def test_a_held_out_loss_on_other_rows_does_not_tell_of_other_weights(tmp_path):
     assert [clash.text for clash in conflicts(one, other, ("learning_rate",))][-1] == (
         "starting weights (round 0, held-out loss: 2.0000 and 1.1000)"
     )
+
+
+@pytest.mark.parametrize(
+    ("says", "task", "agree"),
+    [(True, "mine", True), (False, "mine", False), (None, "mine", True), (None, "sft", False), (True, "sft", True)],
+)
+def test_seeds_start_from_other_weights_where_the_run_says_that_they_are_drawn(tmp_path, says, task, agree):
+    runs = [make_run(tmp_path / f"run-{seed}", 60.0, 60.0, seed=seed, task=task) for seed in (1, 2)]
+    for digit, run in zip("ab", runs, strict=True):
+        more = {"fingerprint": digit * 64} | ({} if says is None else {"drawn_by_seed": says})
+        edit_json(run / RUN, lambda content, more=more: content["model"].update(more))
+    one, other = (read_run(run.name, run, []) for run in runs)
+    assert any("base model" in str(found) for found in conflicts(one, other)) is not agree
 
 
 def test_plain_weights_may_be_those_of_the_rows_or_equal_and_nothing_else(tmp_path):

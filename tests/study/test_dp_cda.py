@@ -98,11 +98,13 @@ def test_a_table_of_what_no_run_measured_is_left_out(tmp_path):
 
 
 def test_arms_are_told_apart_by_epsilon_c_and_share_of_copies(tmp_path):
-    labels = [one.label for one in write_study(tmp_path).arms]
+    study = write_study(tmp_path)
+    assert "fedavg 3C plain cda_ratio=0.0, dp_epsilon=none" in [one.label for one in study.arms]
+    labels = [one.label for one in study.called(STUDY.names).arms]
     assert len(labels) == 9
-    assert "fedavg 3C plain cda_ratio=0.0, dp_epsilon=none" in labels
-    assert "fedavg 3C plain cda_ratio=1.0, dp_epsilon=3.0, dp_max_grad_norm=0.1" in labels
-    assert "fedavg 3C plain cda_ratio=0.0, dp_epsilon=10.0, dp_max_grad_norm=0.01" in labels
+    assert "fedavg 3C plain CDA 0, DP ε off" in labels
+    assert "fedavg 3C plain CDA 1, DP ε 3, C 0.1" in labels
+    assert "fedavg 3C plain CDA 0, DP ε 10, C 0.01" in labels
 
 
 def test_amplification_and_what_copies_take_back_are_supported_and_a_gap_that_stays_is_a_null_result(tmp_path):

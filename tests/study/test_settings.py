@@ -10,7 +10,7 @@ from fedbias_plugin.fed_algs import ALGORITHMS
 from fedbias_plugin.hosts.builtin.resolve import defaults
 from fedbias_plugin.options import idle_flags
 from fedbias_plugin.registry import all_options, flags_for, free_to_change
-from fedbias_plugin.study.settings import conditions, read_settings, same_arm
+from fedbias_plugin.study.settings import _setting, conditions, read_settings, same_arm
 
 
 def conditional_on(name):
@@ -121,6 +121,15 @@ def test_what_every_flag_matters_to_is_what_it_was():
     assert conditions().keys() == (
         server | rules | lora | prompt | offsite | metrics | dealt | skew | classes | private | others
     )
+
+
+def test_labels_call_settings_and_their_values_by_the_names_of_the_study_file():
+    shown_as = {None: "off", "dp_epsilon": "DP ε", "cda_ratio": "CDA"}
+    assert _setting("dp_epsilon", None, shown_as) == "DP ε off"
+    assert _setting("dp_epsilon", 3.0, shown_as) == "DP ε 3"
+    assert _setting("cda_ratio", 0.5, shown_as) == "CDA 0.5"
+    assert _setting("prox_mu", None, shown_as) == "prox_mu=none"
+    assert _setting("cda_ratio", [1], shown_as) == "CDA [1]"
 
 
 def test_every_condition_is_on_a_flag_that_there_is():

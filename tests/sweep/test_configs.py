@@ -114,6 +114,29 @@ def test_a_wrong_experiment_is_refused_by_name(text, said, tmp_path):
         load_experiment(path)
 
 
+def test_an_experiment_has_what_it_extends_where_it_gives_nothing_of_its_own(tmp_path):
+    (tmp_path / "mine.yaml").write_text(GOOD.replace("{num_rounds: 2}", "{num_rounds: 2, max_steps: 7}"))
+    less = tmp_path / "less.yaml"
+    less.write_text("name: less\nextends: mine\narguments: {num_rounds: 1}\n")
+    found = load_experiment(less)
+    assert (found.name, found.title, found.seeds) == ("less", "less", (1,))
+    assert found.arguments == {"num_rounds": 1, "max_steps": 7}
+    assert found.grid == ({"fed_alg": ("fedavg",)},)
+    less.write_text("name: less\nextends: mien\n")
+    with pytest.raises(UserError, match=r"extends 'mien', and there is no .*mien.yaml. Did you mean 'mine'"):
+        load_experiment(less)
+    less.write_text("name: less\nextends: less\n")
+    with pytest.raises(UserError, match="extends 'less', which extends another; name that one"):
+        load_experiment(less)
+
+
+def test_the_small_paradox_has_the_arguments_of_the_whole_one_but_for_two():
+    whole, small = (
+        load_experiment(configs_folder() / f"experiments/{name}.yaml") for name in ("fm_paradox", "fm_paradox_small")
+    )
+    assert small.arguments == {**whole.arguments, "dirichlet_min": 100, "num_rounds": 10}
+
+
 def test_a_wrong_model_is_refused_by_name(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("name: mine\nargument: {}\n")

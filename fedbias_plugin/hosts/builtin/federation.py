@@ -84,7 +84,7 @@ class Federation:
         trainable.read(session.partition, vars(host) | vars(bias))
         self.model, self.features = load_checked(host, task, trainable, tokenizer, self.datasets_to_encode())
         self.global_state = read_state(self.model)
-        self.start = {name: tensor.clone() for name, tensor in self.global_state.items()} if bias.local_baseline else {}
+        self.start = {name: tensor.clone() for name, tensor in self.global_state.items() if session.measures_own_models}
         waiting = waiting_bytes(host, terms, self.global_state, len(session.kept_by_stages))
         settings = TrainingSettings.of(vars(host) | vars(bias))
         trainable.start(self.model, task, tokenizer, settings, host.seq_length)
@@ -175,19 +175,20 @@ class Federation:
         with self.stop.held(bool(self.host.checkpoint_every) and self._on_disk != round_idx):
             self._aggregate(round_idx, states, updates)
             write_state(self.model, self.global_state)
-            write_state(self.client.model, self.global_state)
+            if self.client.model is not self.model:
+                write_state(self.client.model, self.global_state)
             self.trainable.delivered(list(updates))
             self.client.forget(updates.values())
             del updates, states  # as large as the model each, when all weights are trained
             is_last = round_idx + 1 == self.host.num_rounds
-            beside = self._local_only(self._models) if is_last and self.bias.local_baseline else None
+            beside = self._local_only(self._models) if is_last and self.session.measures_own_models else None
             self.session.after_aggregation(round_idx + 1, **self._models, beside=beside)
 
     def _local_only(self, of_model: Mapping[str, Any]) -> Mapping[str, Any]:
         rounds = [self.host.clients_of(one, self.bias.schedule_seed) for one in range(self.host.num_rounds)]
         with self.progress.task("train every client alone", len(self.features)) as advance:
             states = local_only(self.client, self.start, self.features, rounds, advance)
-            return self.session.local_only(states, self.global_state, **of_model)
+            return self.session.of_own_models(states, self.global_state, **of_model)
 
     def _trained(self, round_idx: int, clients: Sequence[int]) -> tuple[dict[int, Update], Mapping[int, State]]:
         """Every client's update as it was trained, and the states that the session gives back to be averaged."""
