@@ -270,7 +270,7 @@ def test_a_row_is_scored_by_both_responses(tokenizers):
     for place, feature in enumerate(task.encode(ROWS, tokenizer, 200)):
         for prefix in ("", "rejected_"):  # an end of the text is trained, and not scored
             assert feature[f"{prefix}labels"].pop() == feature[f"{prefix}input_ids"].pop() == end
-        kept, rejected = float(slow(model, feature)), float(slow(model, feature, "rejected_"))
+        kept, rejected = slow(model, feature).item(), slow(model, feature, "rejected_").item()
         assert (-found.nll[place], found.gap[place]) == pytest.approx((kept, kept - rejected), abs=1e-4)
         assert found.right[place] == (kept > rejected)
 
