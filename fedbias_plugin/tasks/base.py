@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fedbias_plugin.data.partition import Partition
     from fedbias_plugin.data.rows import Row
     from fedbias_plugin.scoring.scorer import SentenceScorer
-    from fedbias_plugin.training.base import ClientRound
+    from fedbias_plugin.training.base import ClientRound, Trainable
     from fedbias_plugin.training.client_trainer import TrainingSettings
 
 
@@ -130,8 +130,8 @@ class Task(Extension):
         """Which model it trains; asked for after :meth:`read`."""
         return ModelKind()
 
-    def check_model(self, model: PreTrainedModel) -> None:  # most train any
-        """Called with the outline of the model and what is trained of it, before its weights are read.
+    def check_trainable(self, trainable: Trainable) -> None:  # most train any
+        """Called with what is trained, before the model is read.
 
         Raises:
             UserError: the task cannot train it.

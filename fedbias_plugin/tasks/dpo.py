@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from fedbias_plugin.errors import UserError
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from fedbias_plugin.data.rows import Row
     from fedbias_plugin.scoring.scorer import SentenceScorer
-    from fedbias_plugin.training.base import ClientRound
+    from fedbias_plugin.training.base import ClientRound, Trainable
     from fedbias_plugin.training.client_trainer import TrainingSettings
 
 OF_ONE_SET = ("clean_dataset", "biased_dataset")
@@ -53,6 +53,9 @@ class Dpo(Sft):
         "mini data; in a patched OpenFedLLM host takes what --dataset_name gives",
     )
 
+    _has_base: bool = field(default=False, init=False, repr=False)
+    """Whether the model is there without what is trained."""
+
     tells_right = True
     reads_preferences = True
     makes_loss = True
@@ -67,9 +70,10 @@ class Dpo(Sft):
                     "with --preference_dataset."
                 )
 
-    def check_model(self, model: PreTrainedModel) -> None:
-        """The base model is a reference where an adapter stands on it."""
-        if self.dpo_reference == "base" and not hasattr(model, "peft_config"):
+    def check_trainable(self, trainable: Trainable) -> None:
+        """The base model is a reference where nothing but an adapter on it is trained."""
+        self._has_base = trainable.is_adapter
+        if self.dpo_reference == "base" and not self._has_base:
             raise UserError(
                 "--dpo_reference base is the model without its adapter, and here is none: a second model would have to "
                 "be held. Give --dpo_reference round, or --use_peft."
@@ -122,7 +126,7 @@ class Dpo(Sft):
         """
         from fedbias_plugin.tasks.preferences import Margins, with_reference, without_dropout
 
-        base = self.dpo_reference == "base" or (self.dpo_reference == "auto" and hasattr(model, "peft_config"))
+        base = self.dpo_reference == "base" or (self.dpo_reference == "auto" and self._has_base)
         with without_dropout(model):
             known = with_reference(
                 *(model, features, self.collator(pad_token_id)),

@@ -25,6 +25,7 @@ from fedbias_plugin.tasks.preferences import PairCollator, dpo_loss, dpo_margins
 from fedbias_plugin.training.client_trainer import TrainingSettings
 from fedbias_plugin.training.parameters import live_parameters, read_state
 from fedbias_plugin.training.soft_prompt import SoftPrompt
+from fedbias_plugin.training.trainables import Full, Lora
 from tests.models import add_lora
 from tests.training.conftest import gpt2_like, random_model
 
@@ -73,6 +74,7 @@ def slow_pairs(model, rows):
 
 def train(model, rows, settings=STEP, *, reference="auto", beta=0.1, fed_alg="fedavg", mu=0.0):
     task = Dpo(dpo_beta=beta, dpo_reference=reference)
+    task.check_trainable(Lora() if hasattr(model, "peft_config") else Full())
     client = Client(model, terms_of(fed_alg, HostArguments(), BiasArguments()), task=task, settings=settings)
     return client.fit(client.begin(0, 0, read_state(model), mu=mu), rows)
 
@@ -268,7 +270,7 @@ def test_a_row_is_scored_by_both_responses(tokenizers):
     for place, feature in enumerate(task.encode(ROWS, tokenizer, 200)):
         for prefix in ("", "rejected_"):  # an end of the text is trained, and not scored
             assert feature[f"{prefix}labels"].pop() == feature[f"{prefix}input_ids"].pop() == end
-        kept, rejected = float(slow(model, feature)), float(slow(model, feature, "rejected_"))
+        kept, rejected = slow(model, feature).item(), slow(model, feature, "rejected_").item()
         assert (-found.nll[place], found.gap[place]) == pytest.approx((kept, kept - rejected), abs=1e-4)
         assert found.right[place] == (kept > rejected)
 
@@ -293,10 +295,10 @@ def test_data_sets_that_are_not_read_are_refused(flag):
 
 def test_a_reference_without_an_adapter_is_refused_only_where_it_is_asked_for():
     for reference in ("auto", "round"):
-        Dpo(dpo_reference=reference).check_model(random_model())
-    Dpo(dpo_reference="base").check_model(lora())
+        Dpo(dpo_reference=reference).check_trainable(Full())
+    Dpo(dpo_reference="base").check_trainable(Lora())
     with pytest.raises(UserError, match=r"^--dpo_reference base is the model without its adapter"):
-        Dpo(dpo_reference="base").check_model(random_model())
+        Dpo(dpo_reference="base").check_trainable(Full())
 
 
 def test_gradients_of_single_rows_are_refused():

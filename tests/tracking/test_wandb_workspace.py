@@ -49,6 +49,7 @@ def logged(make_record: Make) -> set[str]:
         record.global_.metrics["rouge_l"] = {"value": 25.0, "ideal": None, "f1": 25.0, "n": 4, "max_new_tokens": 128}
         accuracy = {"value": 0.5, "ideal": None, "majority": 0.2, "loss": 1.5, "n": 10}
         record.global_.metrics["heldout_accuracy"] = accuracy
+        record.global_.metrics["preference_accuracy"] = {"value": 0.5, "ideal": None, "gap": -2.0, "n": 10}
         for name in OF_CLIENTS:
             record.global_.metrics[name] = {"value": 0.5, "clients": {"0": {"value": 0.4}, "4": {"value": 0.6}}}
         sides = {"sent": {"adapter": 8}, "received": {"adapter": 8}}
@@ -154,7 +155,8 @@ def test_the_panels_of_bias_are_those_of_the_metrics_scores_first(workspace: Any
     assert lines[-1] == (
         "  columns: displayName, final/crows_pairs/delta, final/stereoset/delta, final/stereoset/lms, "
         "final/stereoset/icat, final/heldout_loss, final/heldout_accuracy, final/heldout_accuracy/majority, "
-        "final/heldout_accuracy/loss, final/rouge_l, final/bias_score, final/weight_on_poisoned"
+        "final/heldout_accuracy/loss, final/preference_accuracy, final/preference_accuracy/gap, final/rouge_l, "
+        "final/bias_score, final/weight_on_poisoned"
     )
 
 

@@ -33,6 +33,7 @@ def load_checked(
         UserError: a client has no token to train on, its rows or what is trained do not fit the model (found before the
             weights are read), or the model cannot be loaded.
     """
+    task.check_trainable(trainable)
     path, trusted = model_path(host.model_name_or_path), host.trust_remote_code
     features = {}
     for dataset in datasets:
@@ -53,7 +54,6 @@ def load_checked(
             )
     outline = model_outline(path, trust_remote_code=trusted, kind=task.model_kind)
     outline = prepared(outline, trainable, host.seed)  # refuses names of modules that the model does not have
-    task.check_model(outline)
     if features:
         check_fits_model([ids for rows in features.values() for row in rows for ids in task.token_ids(row)], outline)
     model = load_model(path, **host.how_to_load, kind=task.model_kind, seed=host.seed)
