@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fedbias_plugin.errors import UserError
+from fedbias_plugin.registry import load
 from fedbias_plugin.training.base import Term
 from fedbias_plugin.training.offsite_flags import OffsiteFlags
 from fedbias_plugin.training.terms import AdapterProx
@@ -51,15 +52,16 @@ class Offsite(OffsiteFlags):
         self._public: list[Row] = []
         if self.ot_align == "none":
             return
+        kind = "preference" if load("task", flags["task"]).reads_preferences else "clean"
         if self.ot_public != "auto":
             from fedbias_plugin.data.sources import load_rows
 
-            self._public = load_rows(self.ot_public, "clean", flags["data_dir"], flags["columns"]).rows
+            self._public = load_rows(self.ot_public, kind, flags["data_dir"], flags["columns"]).rows
             return
-        if partition is not None and "clean" in partition.sources:
+        if partition is not None and kind in partition.sources:
             groups = [rows for client in partition.clients for rows in (client.rows, client.test)]
             used = {(row.unit or row.id) for rows in [*groups, partition.heldout] for row in rows}
-            spare = [row for row in partition.sources["clean"].rows if row.id not in used]
+            spare = [row for row in partition.sources[kind].rows if row.id not in used]
             self._public = spare[:SPARE_ROWS]
         if not self._public:
             raise UserError(
@@ -149,6 +151,7 @@ class Offsite(OffsiteFlags):
         Raises:
             UserError: no public row has anything to learn from.
         """
+        from fedbias_plugin.tasks.collator import PaddingCollator
         from fedbias_plugin.training.alignment import Aligner, Goal, Teacher
         from fedbias_plugin.training.parameters import read_state, write_state
 
@@ -157,7 +160,9 @@ class Offsite(OffsiteFlags):
         self._aligner: Aligner | None = None
         if self.ot_align == "none":
             return
-        features = [one for one in task.encode(self._public, tokenizer, seq_length) if task.is_trainable(one)]
+        collate = PaddingCollator(tokenizer.pad_token_id)  # of a preference the response that is preferred
+        encoded = task.encode(self._public, tokenizer, seq_length)
+        features = [{name: one[name] for name in collate.fill} for one in encoded if task.is_trainable(one)]
         if not features:
             raise UserError(f"--ot_public {self.ot_public}: the response of every row is cut off; raise --seq_length.")
         kept = getattr(self._emulator, EMULATOR)[: -self.ot_adapter_layers]
@@ -172,7 +177,7 @@ class Offsite(OffsiteFlags):
             self.emulator_parameters,
             self._teacher,
             goal,
-            task.collator(tokenizer.pad_token_id),
+            collate,
             batch_size=settings.batch_size,
             learning_rate=self.ot_align_learning_rate or settings.learning_rate,
             seed=settings.seed,

@@ -18,6 +18,8 @@ ALIGNED = {"trainable": ("offsite",), "ot_align": ("every_round", "initial")}
 class OffsiteFlags(Lora):
     """Which layers are whose, what is trained of them, and how the emulator is aligned."""
 
+    is_adapter = False  # without it a client's model is the emulator, and not the frozen model
+
     ot_adapter_layers: int = option(2, "last layers of the model that clients train, the adapter", at_least=1)
     ot_drop_ratio: float = option(
         0.2, "share of the layers below the adapter that the emulator goes without", at_least=0, at_most=1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -91,3 +92,15 @@ def test_flags_that_contradict_it_are_refused(flags, named):
 def test_ot_params_says_whether_peft_is_used():
     assert resolve([("here", {"trainable": "offsite"})])[0].use_peft is True
     assert resolve([("here", {"trainable": "offsite", "ot_params": "full"})])[0].use_peft is False
+
+
+def test_the_adapter_is_trained_by_preferences_from_the_round_s_first_adapter_behind_the_emulator(
+    run_builtin, deep_model
+):
+    flags = (*OFFSITE, *SHORT, "--model_name_or_path", str(deep_model), "--task", "dpo", "--num_rounds", "1")
+    (_, only) = run_builtin(*flags, "--max_steps", "1", "--peft_lora_dropout", "0")
+    for client in only.clients.values():
+        assert client.train_loss == pytest.approx(
+            math.log(2), abs=1e-6
+        )  # at the first step the model is its own reference
+        assert client.extra["dpo_margin"] == pytest.approx(0, abs=1e-6)
