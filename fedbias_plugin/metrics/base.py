@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.extension import Extension
 from fedbias_plugin.known_dataset import KnownDataset
-from fedbias_plugin.metrics.formatting import interval, item_note, number, with_interval
+from fedbias_plugin.metrics.formatting import interval, item_note, number, plain, with_interval
 from fedbias_plugin.options import check_options
 from fedbias_plugin.registry import load
 
@@ -73,13 +73,6 @@ class Result:
         return plain(dataclasses.asdict(self))
 
 
-def plain(value: Any) -> Any:
-    """JSON-ready: tuples become lists, keys strings."""
-    if isinstance(value, dict):
-        return {str(key): plain(part) for key, part in value.items()}
-    return [plain(part) for part in value] if isinstance(value, (list, tuple)) else value
-
-
 @dataclass
 class Metric(Extension):
     """Something that is measured of the global model every round, and of every client's update if it can be.
@@ -109,6 +102,7 @@ class Metric(Extension):
         beside: keys of a block that a report's tables show beside the value.
         by_round: keys of a block that ``compare`` and a report's figures show by round, beside the value.
         every_round: whether it is measured in every round, whatever ``--bias_eval_every`` says.
+        n_is_of_items: whether n counts what it measures on; False where it counts what the model wrote of interest.
         of_own_models: whether it is of each client's own model, trained alone, at the end of a run (:meth:`own_block`).
     """
 
@@ -127,6 +121,7 @@ class Metric(Extension):
     beside: ClassVar[tuple[str, ...]] = ()
     by_round: ClassVar[tuple[str, ...]] = ()
     every_round: ClassVar[bool] = False
+    n_is_of_items: ClassVar[bool] = True
     of_own_models: ClassVar[bool] = False
     path: ClassVar[Path | None] = None
     sha256: ClassVar[str] = ""

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedbias_plugin.errors import UserError
-from fedbias_plugin.metrics.base import Block, Metric, Result, Source, plain
-from fedbias_plugin.metrics.formatting import interval, number
+from fedbias_plugin.metrics.base import Block, Metric, Result, Source
+from fedbias_plugin.metrics.formatting import interval, number, plain
 from fedbias_plugin.options import option
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedbias_plugin.errors import UserError
-from fedbias_plugin.metrics.base import plain
 from fedbias_plugin.metrics.crows_pairs_files import DIRECTIONS, Pair
+from fedbias_plugin.metrics.formatting import plain
 from fedbias_plugin.metrics.statistics import Interval, bootstrap_ci, noise_floor
 from fedbias_plugin.scoring.items import (
     FloatArray,

@@ -54,3 +54,10 @@ def named_clients(clients: Iterable[int]) -> str:
     """``client 0`` or ``clients 0, 2``."""
     numbers = [str(client) for client in clients]
     return f"client{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}"
+
+
+def plain(value: Any) -> Any:
+    """JSON-ready: tuples become lists, keys strings."""
+    if isinstance(value, dict):
+        return {str(key): plain(part) for key, part in value.items()}
+    return [plain(part) for part in value] if isinstance(value, (list, tuple)) else value

@@ -69,6 +69,7 @@ class GenderCount(Sampled):
     short = "gender count"
     ideal = 0.0
     higher_is_better = False
+    n_is_of_items = False
     digits = 3
     section = SECTION
     datasets: ClassVar[tuple[KnownDataset, ...]] = (BOLD_PROFESSIONS,)

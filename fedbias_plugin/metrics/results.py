@@ -7,7 +7,7 @@ import platform
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fedbias_plugin.metrics.base import plain
+from fedbias_plugin.metrics.formatting import plain
 
 if TYPE_CHECKING:
     from fedbias_plugin.scoring.scorer import SentenceScorer

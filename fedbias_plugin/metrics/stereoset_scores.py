@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedbias_plugin.errors import UserError
-from fedbias_plugin.metrics.base import plain
+from fedbias_plugin.metrics.formatting import plain
 from fedbias_plugin.metrics.statistics import (
     Interval,
     jackknife_interval,

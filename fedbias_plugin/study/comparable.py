@@ -201,7 +201,10 @@ def _evidence(run: Run) -> dict[Proof, Any]:
         of, items = f" of {whole}" if whole else "", f"{block.get('items') or ''} items".strip()
         count = None if block.get("n") is None else f"{block['n']} {items}{of}"
         is_own = "clients" in block  # of rows that the seed deals
-        found[Proof("rows" if is_own else "items", f"items of {title}", name, is_own)] = count
+        if metric_class(name).n_is_of_items:
+            is_half = bool(whole) and block["n"] != whole  # whose size differs between seeds where terms stay whole
+            found[Proof("rows" if is_own else "items", f"items of {title}", name, is_own or is_half)] = count
+            found[Proof("items", f"items of {title} in all", name)] = whole
         found[Proof("items", f"reduction of {title}", name)] = block.get("reduction")
         found[Proof("items", f"chosen items of {title}", name, True)] = block.get("ids_hash")
     for name, source in run.part("data").items():

@@ -154,7 +154,7 @@ def shown_models(paths: Iterable[str]) -> dict[str, str]:
 def arm_labels(firsts: Sequence[Run], shown_as: Mapping[Any, str] | None = None) -> list[str]:
     """Short names of arms by their first runs; equal ones get the settings that differ.
 
-    ``shown_as``: setting, or value of one, -> its name: ``DP off`` for ``dp_epsilon=none``.
+    ``shown_as``: setting, or value of one, -> its name: ``ε=off`` for ``dp_epsilon=none``.
     """
     several = len({run.model_path for run in firsts if run.settings}) > 1
     labels = [_label(run, with_model=several) for run in firsts]
@@ -176,12 +176,13 @@ def arm_labels(firsts: Sequence[Run], shown_as: Mapping[Any, str] | None = None)
 
 
 def _setting(name: str, value: Any, shown_as: Mapping[Any, str]) -> str:
-    """``dp_epsilon=3.0``; of a setting with a name of its own ``DP 3``, its value by its name, too."""
+    """``dp_epsilon=3.0``; of a setting with a name of its own ``ε=3``, its value by its name, too. No blank: figures
+    drop the words that all labels share."""
     if name not in shown_as:
         return one_line(f"{name}={value_text(value)}")
     plain = f"{value:g}" if isinstance(value, float) else value_text(value)
     known = shown_as.get(value, plain) if isinstance(value, str | int | float | None) else plain
-    return one_line(f"{shown_as[name]} {known}")
+    return one_line(f"{shown_as[name]}={known}")
 
 
 def _label(run: Run, *, with_model: bool) -> str:

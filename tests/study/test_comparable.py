@@ -295,3 +295,20 @@ def test_rows_that_a_transform_adds_are_no_fault_and_without_one_they_are(tmp_pa
     edit_json(run / METRICS, lambda line: [row.update(rows=45) for row in line["clients"].values()])
     is_off = ["its clients hold 45 rows, not the 30 of --client_samples"]
     assert faults(load_runs([run])[0]) == ([] if ratio else is_off)
+
+
+def test_halves_that_each_seed_draws_may_differ_in_size_and_the_whole_may_not(tmp_path):
+    """Target terms stay whole, and so halves are of other sizes; a count of what was written counts no items."""
+    one, other = make_run(tmp_path / "1", seed=1), make_run(tmp_path / "2", seed=2)
+    edit_json(other / METRICS, of_block(n=84))
+    assert not conflicts(read_run("r", one, []), read_run("r", other, []))
+    twin, third = make_run(tmp_path / "twin", seed=1), make_run(tmp_path / "3", seed=3)
+    edit_json(twin / METRICS, of_block(n=84))
+    edit_json(third / METRICS, of_full(n=119))
+    apart = conflicts(read_run("r", one, []), read_run("r", third, []))
+    assert [found.text for found in apart] == ["items of CrowS-Pairs score in all (120 and 119)"]
+    found = " ".join(map(str, conflicts(read_run("r", one, []), read_run("r", twin, []))))
+    assert "items of CrowS-Pairs score (90 report items of 120 and 84 report items of 120)" in found
+    for run, written in ((one, 14), (other, 11)):
+        edit_json(run / METRICS, lambda line, n=written: line["global"].update(gender_count={"value": 0.4, "n": n}))
+    assert not conflicts(read_run("r", one, []), read_run("r", other, []))

@@ -102,9 +102,9 @@ def test_arms_are_told_apart_by_epsilon_c_and_share_of_copies(tmp_path):
     assert "fedavg 3C plain cda_ratio=0.0, dp_epsilon=none" in [one.label for one in study.arms]
     labels = [one.label for one in study.called(STUDY.names).arms]
     assert len(labels) == 9
-    assert "fedavg 3C plain CDA 0, DP ε off" in labels
-    assert "fedavg 3C plain CDA 1, DP ε 3, C 0.1" in labels
-    assert "fedavg 3C plain CDA 0, DP ε 10, C 0.01" in labels
+    assert "fedavg 3C plain CDA=0, ε=off" in labels
+    assert "fedavg 3C plain CDA=1, ε=3, C=0.1" in labels
+    assert "fedavg 3C plain CDA=0, ε=10, C=0.01" in labels
 
 
 def test_amplification_and_what_copies_take_back_are_supported_and_a_gap_that_stays_is_a_null_result(tmp_path):

@@ -124,12 +124,12 @@ def test_what_every_flag_matters_to_is_what_it_was():
 
 
 def test_labels_call_settings_and_their_values_by_the_names_of_the_study_file():
-    shown_as = {None: "off", "dp_epsilon": "DP ε", "cda_ratio": "CDA"}
-    assert _setting("dp_epsilon", None, shown_as) == "DP ε off"
-    assert _setting("dp_epsilon", 3.0, shown_as) == "DP ε 3"
-    assert _setting("cda_ratio", 0.5, shown_as) == "CDA 0.5"
+    shown_as = {None: "off", "dp_epsilon": "ε", "cda_ratio": "CDA"}
+    assert _setting("dp_epsilon", None, shown_as) == "ε=off"
+    assert _setting("dp_epsilon", 3.0, shown_as) == "ε=3"
+    assert _setting("cda_ratio", 0.5, shown_as) == "CDA=0.5"
     assert _setting("prox_mu", None, shown_as) == "prox_mu=none"
-    assert _setting("cda_ratio", [1], shown_as) == "CDA [1]"
+    assert _setting("cda_ratio", [1], shown_as) == "CDA=[1]"
 
 
 def test_every_condition_is_on_a_flag_that_there_is():
