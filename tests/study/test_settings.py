@@ -90,7 +90,9 @@ def test_what_every_flag_matters_to_is_what_it_was():
     lora |= {"load_in_8bit", "load_in_4bit", "fedavgw_scope", "exact_lora"}
     assert conditional_on("use_peft") == lora
     prompt = {"num_virtual_tokens", "soft_prompt_init"}
-    assert conditional_on("trainable") == {*prompt, "fedavgw_scope", *(name for name in lora if name[:5] == "peft_")}
+    offsite = {*(name for name in all_options() if name.startswith("ot_")), "client_memory_mb"}
+    by_trainable = {*prompt, *offsite, "fedavgw_scope", *(name for name in lora if name[:5] == "peft_")}
+    assert conditional_on("trainable") | conditional_on("ot_align") == by_trainable
     metrics = {"crows_reduction", "stereoset_reduction", "bama_crows_fraction", "bama_stereoset_fraction"}
     metrics |= {"sample_prompts", "sample_tokens", "sample_seed", "winobias_split"}
     metrics |= {"gender_gradient_texts", "gender_clip", "gender_texts"}
@@ -114,7 +116,8 @@ def test_what_every_flag_matters_to_is_what_it_was():
     assert conditional_on("dp_unit") == private
     skew = {"partitioner", "dirichlet_alpha", "dirichlet_min", "client_field"}
     classes = {"text_field", "classifier", "random_weights"}
-    assert conditions().keys() == server | rules | lora | prompt | metrics | dealt | skew | classes | private | others
+    every = server | rules | lora | prompt | offsite | metrics | dealt | skew | classes | private | others
+    assert conditions().keys() == every
 
 
 def test_every_condition_is_on_a_flag_that_there_is():
