@@ -49,6 +49,7 @@ EXTENSIONS: dict[str, dict[str, str]] = {
         "exact_lora": "fedbias_plugin.updates.exact_lora:ExactLora",
         "dp_maximum": "fedbias_plugin.updates.dp_maximum:DpMaximum",
         "psm": "fedbias_plugin.updates.psm:Psm",
+        "layer_mean": "fedbias_plugin.updates.layer_mean:LayerMean",
     },
     "metric": {
         "crows_pairs": "fedbias_plugin.metrics.crows_pairs:CrowsPairs",

@@ -7,6 +7,7 @@ import logging
 import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from transformers import PrinterCallback, TrainerCallback
@@ -19,6 +20,7 @@ from fedbias_plugin.registry import build, load, names
 from fedbias_plugin.state import State
 from fedbias_plugin.tasks.base import Task
 from fedbias_plugin.training.base import ClientRound, LocalTraining, Term, Trainable
+from fedbias_plugin.training.client_memory import client_memory
 from fedbias_plugin.training.client_trainer import ClientTrainer, TrainingSettings
 from fedbias_plugin.training.isolation import training_mode
 from fedbias_plugin.training.parameters import live_parameters, read_state, write_state
@@ -130,13 +132,23 @@ class Client:
                 "off. Raise --seq_length."
             )
         write_state(self.model, job.theta)
+        around = nullcontext() if self.trainable is None else self.trainable.at_client(self.model, job)
         if self.trainable is not None:
             self.trainable.take(self.model, job.broadcast)
         own = next((term for term in self.terms if term.trains), None)
-        with training_mode(self.model, self.settings.gradient_checkpointing):
+        with around, training_mode(self.model, self.settings.gradient_checkpointing):
             train = self._train if own is None else functools.partial(self._train_with, own)
+            job.extra |= {} if own is not None else self._memory()
             steps, loss = train(job, features, self.task)
         return self.finish(job, read_state(self.model), steps, loss)
+
+    def _memory(self) -> dict[str, float]:
+        """What a training step takes on the client's device, by estimate; nothing for other models than decoders."""
+        try:
+            needed = client_memory(self.model, self.settings).total
+        except UserError:
+            return {}
+        return {"client_memory_bytes": float(needed)}
 
     def plan(self) -> None:
         """Before a run trains: the terms look at it, see :meth:`Term.plan`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -223,6 +224,10 @@ class Trainable(Extension):
 
     def take(self, model: PreTrainedModel, broadcast: Mapping[str, State]) -> None:
         """At the client, before it trains: put into ``model`` what it was sent beside theta."""
+
+    def at_client(self, model: PreTrainedModel, job: ClientRound) -> AbstractContextManager[None]:
+        """Around the training of a client, which trains what requires a gradient in ``model`` meanwhile."""
+        return nullcontext()
 
 
 def check_host_trains(arguments: Any) -> None:

@@ -28,7 +28,7 @@ class TrainingSettings:
     Every micro-batch counts the same in an optimizer step, whatever its tokens. ``num_rounds`` None keeps the learning
     rate constant. ``schedule_seed`` is that of the rows drawn each round and of the Trainer (row order, dropout), which
     then differ by client and round; None draws rows by the round number alone, and the Trainer has :data:`SEED`.
-    ``seed`` and what stands below it are for terms that must know the whole run.
+    ``seed`` and what stands below it are for terms that must know the whole run; ``seq_length`` is for the memory.
     """
 
     batch_size: int = 16
@@ -40,6 +40,7 @@ class TrainingSettings:
     gradient_checkpointing: bool = False
     schedule_seed: int | None = None
     bf16: bool = False
+    seq_length: int = 512
     seed: int = SEED
     fed_alg: str = "fedavg"
     num_clients: int = 1

@@ -7,13 +7,14 @@ whole model, and trains the emulator to follow it on public rows (:mod:`fedbias_
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.registry import load
-from fedbias_plugin.training.base import Term
+from fedbias_plugin.training.base import ClientRound, Term
 from fedbias_plugin.training.offsite_flags import OffsiteFlags
 from fedbias_plugin.training.terms import AdapterProx
 
@@ -38,6 +39,10 @@ SPARE_ROWS = 1024
 class Offsite(OffsiteFlags):
     """The last layers, trained by clients behind an emulator of the layers below them."""
 
+    def __post_init__(self) -> None:
+        self._flags: dict[str, Any] = {}
+        self._chosen: list[int] = []
+
     @property
     def terms(self) -> Sequence[Term]:
         """The proximal one, where it has a weight."""
@@ -50,6 +55,7 @@ class Offsite(OffsiteFlags):
             UserError: there are none.
         """
         self._public: list[Row] = []
+        self._flags = dict(flags)
         if self.ot_align == "none":
             return
         kind = "preference" if load("task", flags["task"]).reads_preferences else "clean"
@@ -80,10 +86,11 @@ class Offsite(OffsiteFlags):
 
         if model.get_output_embeddings() is None:
             raise UserError(f"--trainable offsite is for causal language models, not for a {type(model).__name__}.")
-        layers, own = layer_count(model), self.ot_adapter_layers
+        layers, own = layer_count(model), self.adapter_layers
         if own > layers - 2:
+            given = "layers" if self.ot_adapter_choices is None else "choices"
             raise UserError(
-                f"--ot_adapter_layers {own}: the model has {layers} layers, and the emulator needs two below the "
+                f"--ot_adapter_{given} {own}: the model has {layers} layers, and the emulator needs two below the "
                 "adapter."
             )
         adapter = list(range(layers - own, layers))
@@ -101,14 +108,28 @@ class Offsite(OffsiteFlags):
             for parameter in one.parameters():
                 if parameter.is_floating_point():
                     parameter.requires_grad_(id(parameter) in wanted)
+        if self.client_memory_mb is not None and not self._chosen:  # of the outline, where there is one
+            from fedbias_plugin.training.devices import fitted
+
+            self._chosen = fitted(emulator, self.parameters(emulator), self.choices, self._flags)
         return model
+
+    @contextmanager
+    def at_client(self, model: PreTrainedModel, job: ClientRound) -> Iterator[None]:
+        """The client trains the last layers that its device can."""
+        from fedbias_plugin.training.devices import training_last
+
+        layers = self._chosen[job.client] if self._chosen else self.adapter_layers
+        job.extra["adapter_layers"] = float(layers)
+        with training_last(self.parameters(model), layers):
+            yield
 
     def parameters(self, model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
         """Those of the adapter, under their names in the whole model, of it or of the emulator model."""
         from fedbias_plugin.training.surgery import layer_count, layer_number, renumbered
 
         numbers = getattr(model, EMULATOR, None) or range(layer_count(model))
-        first = len(numbers) - self.ot_adapter_layers
+        first = len(numbers) - self.adapter_layers
         return {
             renumbered(name, numbers[number]): parameter
             for name, parameter in self._layers_of(model).items()
@@ -128,7 +149,7 @@ class Offsite(OffsiteFlags):
 
         if self.ot_align == "none":
             return {}
-        first = len(getattr(self._emulator, EMULATOR)) - self.ot_adapter_layers
+        first = len(getattr(self._emulator, EMULATOR)) - self.adapter_layers
         return {
             name: parameter
             for name, parameter in self._layers_of(self._emulator).items()
@@ -165,7 +186,7 @@ class Offsite(OffsiteFlags):
         features = [{name: one[name] for name in collate.fill} for one in encoded if task.is_trainable(one)]
         if not features:
             raise UserError(f"--ot_public {self.ot_public}: the response of every row is cut off; raise --seq_length.")
-        kept = getattr(self._emulator, EMULATOR)[: -self.ot_adapter_layers]
+        kept = getattr(self._emulator, EMULATOR)[: -self.adapter_layers]
         mapped = list(enumerate(kept)) if self.ot_layerwise else [(len(kept) - 1, kept[-1])]
         weights = {"sim_weight": 1.0, "kl_weight": self.ot_kl_weight}
         if self.ot_align == "initial":
@@ -212,14 +233,15 @@ class Offsite(OffsiteFlags):
         self._holds |= dict.fromkeys(clients, self._version)
 
     def state_dict(self) -> dict[str, Any]:
-        """The emulator with its optimizer, and which client holds which version of it."""
-        kept = {"aligned": self._aligned, "version": self._version}
+        """The emulator with its optimizer, which client holds which version of it, and who trains how many layers."""
+        kept = {"aligned": self._aligned, "version": self._version, "chosen": self._chosen}
         holds = {str(client): version for client, version in self._holds.items()}
         return {**kept, "holds": holds, "aligner": self._aligner.state_dict() if self._aligner else {}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what :meth:`state_dict` gave."""
         self._aligned, self._version = state["aligned"], state["version"]
+        self._chosen = list(state["chosen"])
         self._holds = {int(client): version for client, version in state["holds"].items()}
         if self._aligner is not None:
             self._aligner.load_state_dict(state["aligner"])

@@ -162,8 +162,9 @@ def test_a_term_joins_the_loss_and_its_numbers_are_recorded(run_builtin, strange
     added = 0.01 * sum(float((tensor.double() ** 2).sum()) for tensor in theta[0].values())
     for client, found in record.clients.items():
         assert found.train_loss == pytest.approx(plain.clients[client].train_loss + added, rel=1e-5)
+    needed = record.clients[0].extra["client_memory_bytes"]
     assert [found.extra for found in record.clients.values()] == [
-        {"steps": 1, "rounds": number, "had_last": 0.0} for number in (1, 2, 3)
+        {"steps": 1, "rounds": number, "had_last": 0.0, "client_memory_bytes": needed} for number in (1, 2, 3)
     ]
 
 
