@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +58,7 @@ def load_model(
     kind = kind or ModelKind()
     if kind.random_weights:
         return _drawn(path, kind, seed, None if dtype == "auto" else DTYPES[dtype], trust_remote_code).to(target)
-    _load_config(path, trust_remote_code)
+    load_config(path, trust_remote_code)
     options: dict[str, Any] = {"dtype": DTYPES[dtype], **kind.settings}
     is_quantised = load_in_8bit or load_in_4bit
     if is_quantised:
@@ -105,13 +105,35 @@ def _drawn(path: str, kind: ModelKind, seed: int, dtype: Any, trust_remote_code:
         if kind.make is not None:
             model = kind.make(kind.settings)
         else:
-            config = _load_config(path, trust_remote_code, **kind.settings)
+            config = load_config(path, trust_remote_code, **kind.settings)
             options = {"dtype": dtype} if dtype else {}
             auto = getattr(transformers, kind.auto_class)
             model = auto.from_config(config, trust_remote_code=trust_remote_code, **options)
     if not kind.is_causal_lm:
         set_pad_token(model.config)
     return model.eval()
+
+
+def unread_model(
+    config: Any, *, dtype: str = "float32", trust_remote_code: bool = False, device: Any = None
+) -> PreTrainedModel:
+    """A causal LM of ``config`` for weights that come from elsewhere than a checkpoint; its own mean nothing.
+
+    Arguments as in :func:`load_model`; with ``device`` ``meta`` it has no weights.
+
+    Raises:
+        UserError: no causal LM is made of the config.
+    """
+    from transformers import AutoModelForCausalLM
+
+    wanted = getattr(config, "dtype", None) if dtype == "auto" else DTYPES[dtype]
+    options = {"trust_remote_code": trust_remote_code, "dtype": wanted or torch.float32}
+    target = torch.device(device) if device is not None else best_device()
+    try:
+        with preserved_random_states(), target if target.type == "meta" else nullcontext():
+            return AutoModelForCausalLM.from_config(config, **options).to(target).eval()
+    except Exception as error:  # of a config that its model has no use for
+        raise UserError(f"No causal LM can be made of a part of this config.json: {first_line(error)}") from error
 
 
 def model_outline(path: str, *, trust_remote_code: bool = False, kind: ModelKind | None = None) -> PreTrainedModel:
@@ -123,7 +145,7 @@ def model_outline(path: str, *, trust_remote_code: bool = False, kind: ModelKind
     import transformers
 
     kind = kind or ModelKind()
-    config = None if kind.make else _load_config(path, trust_remote_code, **kind.settings)
+    config = None if kind.make else load_config(path, trust_remote_code, **kind.settings)
     try:
         with preserved_random_states(), torch.device("meta"):
             if kind.make is not None:
@@ -136,7 +158,7 @@ def model_outline(path: str, *, trust_remote_code: bool = False, kind: ModelKind
         ) from error
 
 
-def _load_config(path: str, trust_remote_code: bool, **settings: Any) -> Any:
+def load_config(path: str, trust_remote_code: bool, **settings: Any) -> Any:
     """The model's config; one whose attention is a kernel of the hub is refused: a package of code, whoever owns it.
 
     Raises:
