@@ -2,7 +2,8 @@
 
 The very :class:`Client`, stages and rows of the built-in host, so that the same flags give the same bytes. A node keeps
 nothing between rounds that the run would miss: what a client keeps (SCAFFOLD's control variate) travels with its update
-and comes back with its next round, so that a node may die and another may take its clients over.
+and comes back with its next round, so that a node may die and another may take its clients over. Of a model that the
+server makes for clients it says what it lacks (:mod:`fedbias_plugin.hosts.flower.parts`), and reads no checkpoint.
 """
 
 from __future__ import annotations
