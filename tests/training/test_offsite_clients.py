@@ -5,6 +5,7 @@ import functools
 import pytest
 import torch
 
+from fedbias_plugin.training.alignment import Teacher
 from fedbias_plugin.training.fingerprint import outline_fingerprint
 from fedbias_plugin.training.models import unread_model
 from fedbias_plugin.training.offsite import ALIGNED_PART, FROZEN, Offsite
@@ -56,3 +57,16 @@ def test_another_config_is_told_though_every_weight_has_its_shape(make, tokenize
     assert outline_fingerprint(Offsite(ot_drop_ratio=0.5).at_client(config, MAKE, 0), tokenizer) == first
     config.rms_norm_eps = 1e-3
     assert outline_fingerprint(Offsite(ot_drop_ratio=0.5).at_client(config, MAKE, 0), tokenizer) != first
+
+
+def test_the_whole_model_teaches_the_same_whatever_was_drawn_before(make):
+    whole = prepared(six_layers(make, "llama"), Offsite(peft_lora_dropout=0.5), 3)
+    write_state(whole, {name: one + 0.125 for name, one in read_state(whole).items()})
+    (row,) = features = make.features(9)
+    teacher = Teacher(whole.train(), [5], features, with_logits=True)
+    batch = {name: torch.tensor([row[name]]) for name in ("input_ids", "attention_mask")}
+    (states,), logits = teacher([0], batch)
+    teacher.forget()
+    (again,), others = teacher([0], batch)
+    assert torch.equal(states, again)
+    assert torch.equal(logits, others)
