@@ -105,12 +105,15 @@ def model_path(name_or_path: str) -> str:
     return path if name_or_path and os.path.exists(path) else name_or_path
 
 
-def check_model(name_or_path: str, *, pickled_weights: bool = False, asks_hub: bool = True) -> str:
+def check_model(
+    name_or_path: str, *, pickled_weights: bool = False, asks_hub: bool = True, weights: bool = True
+) -> str:
     """:func:`model_path`, of a complete folder or of a name that the hub or its cache has; no weight is read.
 
     Args:
         name_or_path: folder, hub name or ``tiny``.
         pickled_weights: whether the host loads ``*.bin`` files too.
+        weights: False where those of a folder are not needed.
         asks_hub: False to leave open whether there is a model of a hub name.
 
     Raises:
@@ -120,7 +123,7 @@ def check_model(name_or_path: str, *, pickled_weights: bool = False, asks_hub: b
     path = model_path(name_or_path)
     flag = f"--model_name_or_path {path if os.path.exists(path) else quoted(name_or_path)}"
     if os.path.isdir(path):
-        fault = _fault_of_folder(Path(path), pickled_weights)
+        fault = _fault_of_folder(Path(path), pickled_weights, weights)
         if fault:
             raise UserError(f"{flag} {fault}")
     elif name_or_path in (TINY, TINY_ANYWHERE):
@@ -131,19 +134,19 @@ def check_model(name_or_path: str, *, pickled_weights: bool = False, asks_hub: b
         raise UserError(f"{flag}: there is no such folder.")
     elif asks_hub:
         cached = cached_snapshot(name_or_path, "models")
-        if cached is None or _fault_of_folder(cached, pickled_weights) is not None:
+        if cached is None or _fault_of_folder(cached, pickled_weights, weights) is not None:
             _ask_hub(name_or_path, flag)
     return path
 
 
-def _fault_of_folder(path: Path, pickled_weights: bool) -> str | None:
+def _fault_of_folder(path: Path, pickled_weights: bool, weights: bool = True) -> str | None:
     """What a folder of a model lacks, to be read after its name; None when it is complete."""
     if not (path / "config.json").is_file():
         if (path / "adapter_config.json").is_file():
             return "holds an adapter, not a model; give the base model it was trained on."
         return "holds no config.json; give the folder of a model saved by save_pretrained."
     has_pickled = any(file for pattern in PICKLED_WEIGHTS for file in path.glob(pattern))
-    if not any(path.glob("*.safetensors")) and not (has_pickled and pickled_weights):
+    if weights and not any(path.glob("*.safetensors")) and not (has_pickled and pickled_weights):
         if has_pickled:
             return (
                 "holds pickled weights only, which are not loaded because loading them can run code; convert them "
@@ -152,7 +155,7 @@ def _fault_of_folder(path: Path, pickled_weights: bool) -> str | None:
         return "holds no weights; a *.safetensors file belongs there."
     if not any((path / name).is_file() for name in TOKENIZER_FILES):
         return "holds no tokenizer; save it there with tokenizer.save_pretrained (tokenizer.json)."
-    return next(_faults_of_weights(path), None)
+    return next(_faults_of_weights(path), None) if weights else None
 
 
 def check_is_no_classifier(path: str, *, only_ours: bool = False) -> None:

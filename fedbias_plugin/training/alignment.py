@@ -119,6 +119,7 @@ class Teacher:
         return parts[: len(self.layers)], _logits(self.model, parts[-1]) if self.with_logits else None
 
     def _read(self, indices: Sequence[int], batch: Mapping[str, torch.Tensor]) -> None:
+        self.model.eval()  # nobody trains it; peft's new adapters would drop inputs at random
         states = hidden_states(self.model, batch).hidden_states
         self.forwards += len(indices)
         wanted = [states[layer + 1] for layer in self.layers] + ([states[-1]] if self.with_logits else [])

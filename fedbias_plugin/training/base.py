@@ -14,7 +14,7 @@ from fedbias_plugin.registry import build, load, names
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
     from fedbias_plugin.data.partition import Partition
     from fedbias_plugin.progress import Progress
@@ -150,9 +150,12 @@ class Trainable(Extension):
 
     Attributes:
         is_adapter: whether it is a peft adapter on the frozen model: ``--use_peft`` is true then.
+        sends_model: whether clients get the model that they train in from the server (:meth:`broadcast`), and read no
+            weight themselves (:meth:`unread_model`); what it remembers is the server's.
     """
 
     is_adapter: ClassVar[bool] = False
+    sends_model: ClassVar[bool] = False
 
     @classmethod
     def uses_peft(cls, flags: Mapping[str, Any]) -> bool:
@@ -200,6 +203,21 @@ class Trainable(Extension):
         """What clients train in: ``model``, the server's, or another whose states have the same names."""
         return model
 
+    def unread_model(
+        self, config: PreTrainedConfig, make: Callable[[PreTrainedConfig], PreTrainedModel], seed: int
+    ) -> PreTrainedModel:
+        """What :meth:`client_model` is, where nobody has the whole model; its weights come by :meth:`take`.
+
+        Args:
+            config: of the whole model.
+            make: makes a model of such a config, whose weights mean nothing.
+            seed: as in :meth:`prepare`.
+
+        Raises:
+            UserError: it does not fit this model.
+        """
+        raise NotImplementedError
+
     def probe_model(self, model: PreTrainedModel) -> PreTrainedModel:
         """What the server loads a client's state into, to measure it: ``model`` or :meth:`client_model`."""
         return model
@@ -215,8 +233,17 @@ class Trainable(Extension):
         Called again for a round that was not finished; it must not do its work twice then.
         """
 
+    @property
+    def parts(self) -> dict[str, int]:
+        """Name -> version of every state that a client must hold now beside theta."""
+        return {}
+
+    def part(self, name: str) -> State:
+        """The state that :attr:`parts` names, as it is now."""
+        raise NotImplementedError
+
     def broadcast(self, client: int) -> dict[str, State]:
-        """Name -> state that ``client`` must be sent beside theta now, as it has not got it yet."""
+        """Name -> state of :attr:`parts` that ``client`` must be sent beside theta now, as it has not got it yet."""
         return {}
 
     def delivered(self, clients: Sequence[int]) -> None:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 SAMPLE = 1024
 """Entries of each tensor that are looked at."""
+UNTOLD = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
+"""Of a config: what is another for the same model, or is told from the weights."""
 TEXT = "The quick brown fox, 1984: naïve -- 「狐」\n### Response:"
 
 
@@ -25,11 +27,25 @@ def model_fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     Trained weights are left out, so that it stays the same over a run. It finds another model, not a forged one.
     """
     trained = {id(parameter) for parameter in live_parameters(model).values()}
-    cut = f"{len(tokenizer)} {tokenizer(TEXT)['input_ids']}{getattr(tokenizer, 'chat_template', None) or ''}"
-    digest = hashlib.sha256(cut.encode())
+    digest = hashlib.sha256(_how_text_is_cut(tokenizer))
     for name, parameter in model.named_parameters():
         add_tensor(digest, name, parameter, 0 if id(parameter) in trained else SAMPLE)
     return digest.hexdigest()
+
+
+def outline_fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    """sha256 over the config, names, shapes and dtypes of all weights, and how text is cut: over no weight's value."""
+    digest = hashlib.sha256(_how_text_is_cut(tokenizer))
+    config = {name: value for name, value in model.config.to_diff_dict().items() if name not in UNTOLD}
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, parameter in model.named_parameters():
+        add_tensor(digest, name, parameter, 0)
+    return digest.hexdigest()
+
+
+def _how_text_is_cut(tokenizer: PreTrainedTokenizerBase) -> bytes:
+    chats = getattr(tokenizer, "chat_template", None) or ""
+    return f"{len(tokenizer)} {tokenizer(TEXT)['input_ids']}{chats}".encode()
 
 
 def base_fingerprint(model: Any) -> str:

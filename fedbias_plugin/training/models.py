@@ -60,7 +60,7 @@ def load_model(
     if kind.random_weights:
         return _drawn(path, kind, seed, None if dtype == "auto" else DTYPES[dtype], trust_remote_code).to(target)
     check_is_no_classifier(path, only_ours=not kind.is_causal_lm)
-    _load_config(path, trust_remote_code)
+    load_config(path, trust_remote_code)
     options: dict[str, Any] = {"dtype": DTYPES[dtype], **kind.settings}
     is_quantised = load_in_8bit or load_in_4bit
     if is_quantised:
@@ -107,7 +107,7 @@ def _drawn(path: str, kind: ModelKind, seed: int, dtype: Any, trust_remote_code:
         if kind.make is not None:
             model = kind.make(kind.settings)
         else:
-            config = _load_config(path, trust_remote_code, **kind.settings)
+            config = load_config(path, trust_remote_code, **kind.settings)
             options = {"dtype": dtype} if dtype else {}
             auto = getattr(transformers, kind.auto_class)
             model = auto.from_config(config, trust_remote_code=trust_remote_code, **options)
@@ -127,7 +127,7 @@ def model_outline(path: str, *, trust_remote_code: bool = False, kind: ModelKind
     kind = kind or ModelKind()
     if kind.make is None:
         check_is_no_classifier(path, only_ours=not kind.is_causal_lm)
-    config = None if kind.make else _load_config(path, trust_remote_code, **kind.settings)
+    config = None if kind.make else load_config(path, trust_remote_code, **kind.settings)
     try:
         with preserved_random_states(), torch.device("meta"):
             if kind.make is not None:
@@ -140,7 +140,7 @@ def model_outline(path: str, *, trust_remote_code: bool = False, kind: ModelKind
         ) from error
 
 
-def _load_config(path: str, trust_remote_code: bool, **settings: Any) -> Any:
+def load_config(path: str, trust_remote_code: bool, **settings: Any) -> Any:
     """The model's config; one whose attention is a kernel of the hub is refused: a package of code, whoever owns it.
 
     Raises:

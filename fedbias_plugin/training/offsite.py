@@ -7,20 +7,20 @@ whole model, and trains the emulator to follow it on public rows (:mod:`fedbias_
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fedbias_plugin.data.public_rows import public_rows
 from fedbias_plugin.errors import UserError
-from fedbias_plugin.registry import load
 from fedbias_plugin.training.base import ClientRound, Term
 from fedbias_plugin.training.offsite_flags import OffsiteFlags
 from fedbias_plugin.training.terms import AdapterProx
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
     from fedbias_plugin.data.partition import Partition
     from fedbias_plugin.data.rows import Row
@@ -31,13 +31,15 @@ if TYPE_CHECKING:
 
 EMULATOR = "_fedbias_emulates"
 """Attribute of an emulator model: the numbers that its layers have in the whole model."""
-SPARE_ROWS = 1024
-"""Public rows at most that are taken of the clean data set."""
+FROZEN, ALIGNED_PART = "frozen layers", "emulator"
+"""What clients are sent of the emulator model: what nobody trains, and what an alignment changes."""
 
 
 @dataclass
 class Offsite(OffsiteFlags):
     """The last layers, trained by clients behind an emulator of the layers below them."""
+
+    sends_model = True
 
     def __post_init__(self) -> None:
         self._flags: dict[str, Any] = {}
@@ -54,26 +56,8 @@ class Offsite(OffsiteFlags):
         Raises:
             UserError: there are none.
         """
-        self._public: list[Row] = []
         self._flags = dict(flags)
-        if self.ot_align == "none":
-            return
-        kind = "preference" if load("task", flags["task"]).reads_preferences else "clean"
-        if self.ot_public != "auto":
-            from fedbias_plugin.data.sources import load_rows
-
-            self._public = load_rows(self.ot_public, kind, flags["data_dir"], flags["columns"]).rows
-            return
-        if partition is not None and kind in partition.sources:
-            groups = [rows for client in partition.clients for rows in (client.rows, client.test)]
-            used = {(row.unit or row.id) for rows in [*groups, partition.heldout] for row in rows}
-            spare = [row for row in partition.sources[kind].rows if row.id not in used]
-            self._public = spare[:SPARE_ROWS]
-        if not self._public:
-            raise UserError(
-                "--ot_public auto: every clean row is a client's or measured, and the server needs public ones to "
-                "align the emulator: give --ot_public FILE, a smaller --client_samples, or --ot_align none."
-            )
+        self._public: list[Row] = [] if self.ot_align == "none" else public_rows(self.ot_public, partition, flags)
 
     def prepare(self, model: PreTrainedModel, seed: int) -> PreTrainedModel:
         """The whole model; the emulator model of clients is made beside it (:meth:`client_model`).
@@ -81,37 +65,20 @@ class Offsite(OffsiteFlags):
         Raises:
             UserError: the model has too few layers, is no causal LM, or LoRA does not fit it.
         """
-        from fedbias_plugin.training.parameters import TRAINABLE
-        from fedbias_plugin.training.surgery import kept_layers, layer_count, with_layers
+        from fedbias_plugin.training.surgery import layer_count, with_layers
 
         if model.get_output_embeddings() is None:
             raise UserError(f"--trainable offsite is for causal language models, not for a {type(model).__name__}.")
-        layers, own = layer_count(model), self.adapter_layers
-        if own > layers - 2:
-            given = "layers" if self.ot_adapter_choices is None else "choices"
-            raise UserError(
-                f"--ot_adapter_{given} {own}: the model has {layers} layers, and the emulator needs two below the "
-                "adapter."
-            )
-        adapter = list(range(layers - own, layers))
-        numbers = [*kept_layers(layers - own, self.ot_drop_ratio), *adapter]
+        numbers = self._numbers(layer_count(model))
         emulator = with_layers(model, numbers)
         if self.ot_params == "lora":
-            model = self.adapted(model, seed, **_without_layers(model, range(layers - own)))
-            below = range(0 if self.ot_align != "none" else len(numbers) - own)
-            emulator = self.adapted(emulator, seed, **_without_layers(emulator, below))
-        setattr(emulator, EMULATOR, numbers)
-        setattr(emulator, TRAINABLE, self)
-        self._emulator = emulator
-        for one in (model, emulator):
-            wanted = {id(parameter) for parameter in self.parameters(one).values()}
-            for parameter in one.parameters():
-                if parameter.is_floating_point():
-                    parameter.requires_grad_(id(parameter) in wanted)
+            model = self.adapted(model, seed, **_without_layers(model, range(numbers[-self.adapter_layers])))
+        self._freeze(model)
+        self._emulator = self._emulating(emulator, numbers, seed)
         if self.client_memory_mb is not None and not self._chosen:  # of the outline, where there is one
             from fedbias_plugin.training.devices import fitted
 
-            self._chosen = fitted(emulator, self.parameters(emulator), self.choices, self._flags)
+            self._chosen = fitted(self._emulator, self.parameters(self._emulator), self.choices, self._flags)
         return model
 
     @contextmanager
@@ -123,6 +90,51 @@ class Offsite(OffsiteFlags):
         job.extra["adapter_layers"] = float(layers)
         with training_last(self.parameters(model), layers):
             yield
+
+    def unread_model(
+        self, config: PreTrainedConfig, make: Callable[[PreTrainedConfig], PreTrainedModel], seed: int
+    ) -> PreTrainedModel:
+        """The emulator model, of the layers alone that it has.
+
+        Raises:
+            UserError: the model has too few layers, or LoRA does not fit it.
+        """
+        from fedbias_plugin.training.surgery import sliced_config
+
+        numbers = self._numbers(config.num_hidden_layers)
+        return self._emulating(make(sliced_config(config, numbers)), numbers, seed)
+
+    def _numbers(self, layers: int) -> list[int]:
+        """Which of so many layers an emulator model has: those that an emulator keeps, and the adapter's."""
+        from fedbias_plugin.training.surgery import kept_layers
+
+        own = self.adapter_layers
+        if own > layers - 2:
+            given = "layers" if self.ot_adapter_choices is None else "choices"
+            raise UserError(
+                f"--ot_adapter_{given} {own}: the model has {layers} layers, and the emulator needs two below the "
+                "adapter."
+            )
+        return [*kept_layers(layers - own, self.ot_drop_ratio), *range(layers - own, layers)]
+
+    def _emulating(self, model: PreTrainedModel, numbers: Sequence[int], seed: int) -> PreTrainedModel:
+        """The emulator model of ``model``, which has the layers ``numbers`` of the whole one."""
+        from fedbias_plugin.training.parameters import TRAINABLE
+
+        if self.ot_params == "lora":
+            below = range(0 if self.ot_align != "none" else len(numbers) - self.adapter_layers)
+            model = self.adapted(model, seed, **_without_layers(model, below))
+        setattr(model, EMULATOR, numbers)
+        setattr(model, TRAINABLE, self)
+        self._freeze(model)
+        return model
+
+    def _freeze(self, model: PreTrainedModel) -> None:
+        """Let nothing but the adapter train in ``model``."""
+        wanted = {id(parameter) for parameter in self.parameters(model).values()}
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                parameter.requires_grad_(id(parameter) in wanted)
 
     def parameters(self, model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
         """Those of the adapter, under their names in the whole model, of it or of the emulator model."""
@@ -145,14 +157,17 @@ class Offsite(OffsiteFlags):
     @property
     def emulator_parameters(self) -> dict[str, torch.nn.Parameter]:
         """Name in the emulator model -> parameter that an alignment trains."""
+        return self._aligned_of(self._emulator)
+
+    def _aligned_of(self, emulator: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
         from fedbias_plugin.training.surgery import layer_number
 
         if self.ot_align == "none":
             return {}
-        first = len(getattr(self._emulator, EMULATOR)) - self.adapter_layers
+        first = len(getattr(emulator, EMULATOR)) - self.adapter_layers
         return {
             name: parameter
-            for name, parameter in self._layers_of(self._emulator).items()
+            for name, parameter in self._layers_of(emulator).items()
             if (number := layer_number(name)) is not None and number < first
         }
 
@@ -217,16 +232,40 @@ class Offsite(OffsiteFlags):
             self._aligner.align(round_idx, steps, advance)
         self._aligned, self._version = round_idx + 1, self._version + 1
 
+    @property
+    def parts(self) -> dict[str, int]:
+        """What is frozen, which stays as it is, and what an alignment makes of the emulator."""
+        return {FROZEN: 0} | ({} if self.ot_align == "none" else {ALIGNED_PART: self._version})
+
+    def part(self, name: str) -> State:
+        """Name in the emulator model -> weight, not copied."""
+        return {name: one.detach() for name, one in self._of_part(self._emulator, name).items()}
+
+    def _of_part(self, model: PreTrainedModel, part: str) -> dict[str, torch.nn.Parameter]:
+        """Name in an emulator model -> parameter of one of :attr:`parts`."""
+        aligned = self._aligned_of(model)
+        if part == ALIGNED_PART:
+            return aligned
+        trained = {id(one) for one in [*aligned.values(), *self.parameters(model).values()]}
+        return {name: one for name, one in model.named_parameters() if id(one) not in trained}
+
     def broadcast(self, client: int) -> dict[str, State]:
         """What the client has not got of the emulator model: what is frozen once, the emulator where it changed."""
-        emulator = self.emulator_parameters
-        aligned: dict[str, State] = {"emulator": {name: one.detach() for name, one in emulator.items()}}
         held = self._holds.get(client)
-        if held is not None:
-            return aligned if held != self._version else {}
-        trained = {id(one) for one in [*emulator.values(), *self.parameters(self._emulator).values()]}
-        frozen = {name: one.detach() for name, one in self._emulator.named_parameters() if id(one) not in trained}
-        return {"frozen layers": frozen, **(aligned if emulator else {})}
+        if held is None:
+            return {name: self.part(name) for name in self.parts}
+        return {ALIGNED_PART: self.part(ALIGNED_PART)} if held != self._version else {}
+
+    def take(self, model: PreTrainedModel, broadcast: Mapping[str, State]) -> None:
+        """Put what came into an emulator model; the server's own holds it already."""
+        import torch
+
+        if model is getattr(self, "_emulator", None):
+            return
+        with torch.no_grad():
+            for part in broadcast.keys() & {FROZEN, ALIGNED_PART}:
+                for name, parameter in self._of_part(model, part).items():
+                    parameter.copy_(broadcast[part][name])
 
     def delivered(self, clients: Sequence[int]) -> None:
         """These clients hold the emulator as it is now."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fedbias_plugin.errors import UserError
+from fedbias_plugin.errors import UserError, first_line
+from fedbias_plugin.training.models import DTYPES, best_device
+from fedbias_plugin.training.random_states import preserved_random_states
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -119,3 +122,25 @@ def with_layers(model: PreTrainedModel, numbers: Sequence[int]) -> PreTrainedMod
             if hasattr(module, "layer_idx"):
                 module.layer_idx = number
     return made
+
+
+def unread_model(
+    config: Any, *, dtype: str = "float32", trust_remote_code: bool = False, device: Any = None
+) -> PreTrainedModel:
+    """A causal LM of ``config`` for weights that come from elsewhere than a checkpoint; its own mean nothing.
+
+    Arguments as in :func:`load_model`; with ``device`` ``meta`` it has no weights.
+
+    Raises:
+        UserError: no causal LM is made of the config.
+    """
+    from transformers import AutoModelForCausalLM
+
+    wanted = getattr(config, "dtype", None) if dtype == "auto" else DTYPES[dtype]
+    options = {"trust_remote_code": trust_remote_code, "dtype": wanted or torch.float32}
+    target = torch.device(device) if device is not None else best_device()
+    try:
+        with preserved_random_states(), target if target.type == "meta" else nullcontext():
+            return AutoModelForCausalLM.from_config(config, **options).to(target).eval()
+    except Exception as error:  # of a config that its model has no use for
+        raise UserError(f"No causal LM can be made of a part of this config.json: {first_line(error)}") from error

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.data.partition import ClientDataset, rows_hash
 from fedbias_plugin.errors import Stopped, UserError
 from fedbias_plugin.federation.checkpoints import Checkpoint
+from fedbias_plugin.hosts.builtin.arguments import HostArguments
 from fedbias_plugin.hosts.builtin.federation import Federation
 from fedbias_plugin.hosts.flower.arguments import FlowerArguments
 from fedbias_plugin.hosts.flower.fleet import Fleet, NodeFacts
+from fedbias_plugin.hosts.flower.parts import SentParts
 from fedbias_plugin.hosts.flower.wire import LEDGER, Packed, Parcel, packed, unpacked
 from fedbias_plugin.hosts.flower.worker import asked
 from fedbias_plugin.metrics.results import package_versions
+from fedbias_plugin.registry import load
 from fedbias_plugin.state import State
 from fedbias_plugin.training.base import ClientRound
+from fedbias_plugin.training.fingerprint import outline_fingerprint
 from fedbias_plugin.updates.base import Update
 
 logger = logging.getLogger(__name__)
@@ -40,10 +46,11 @@ class RemoteFederation(Federation):
         if self.bias.local_baseline:
             raise UserError("--local_baseline trains every client here, and Flower's train on their nodes: drop it.")
         self.fleet, self.arguments = fleet, arguments
-        parts = {"task": self.client.task, "trainable": self.client.trainable}
-        keeping = [name for name, part in parts.items() if part is not None and part.state_dict()]
+        extensions = {"task": self.client.task, "trainable": None if self.trainable.sends_model else self.trainable}
+        keeping = [name for name, part in extensions.items() if part is not None and part.state_dict()]
         if keeping:
             raise UserError(f"The {keeping[0]} of this run remembers something between rounds, which no node can.")
+        self.parts = SentParts(self.trainable)
         fleet.check, fleet.check_stop = self._check_node, self.stop.check
         for facts in fleet.facts():
             self._check_node(facts)
@@ -63,9 +70,16 @@ class RemoteFederation(Federation):
             raise
         self.fleet.end()
 
+    @functools.cached_property
+    def _of_nodes(self) -> str:
+        """What every node must say of its model."""
+        if self.trainable.sends_model:
+            return outline_fingerprint(self.client.model, self.tokenizer)
+        return self._fingerprint
+
     def _check_node(self, facts: NodeFacts) -> None:
         named = f"The node of client(s) {', '.join(map(str, facts.clients))}"
-        if facts.model != self._fingerprint:
+        if facts.model != self._of_nodes:
             raise UserError(
                 f"{named} has another base model or tokenizer than the server: give both the same "
                 "--model_name_or_path, or the node its own place of it (--node-config 'model_name_or_path=...')."
@@ -91,8 +105,8 @@ class RemoteFederation(Federation):
         jobs = {client: self._job(client, round_idx) for client in clients}
         theta = packed(self.global_state)
         requests = {client: self._request(job, theta, len(clients)) for client, job in jobs.items()}
-        answers, absent, times = self.fleet.train(number, requests)
-        down = {client: (times[client] * one.payload, times[client] * one.wire) for client, one in requests.items()}
+        answers, absent = self.fleet.train(number, requests, self.parts)
+        down = self.parts.end_round()
         del requests, theta
         updates = {}
         for client, answer in answers.items():
@@ -112,9 +126,8 @@ class RemoteFederation(Federation):
                 f"{needed} ({reasons}). Mend that and go on with --resume."
             )
         received = number, dict(updates), self.global_state
-        states = self.session.receive(
-            *received, model=self.model, tokenizer=self.tokenizer, are_sent=True, absent=absent
-        )
+        probe = self.trainable.probe_model(self.model)
+        states = self.session.receive(*received, model=probe, tokenizer=self.tokenizer, are_sent=True, absent=absent)
         return updates, states
 
     def _gather(self, clients: Sequence[int], needed: int) -> None:
@@ -126,7 +139,8 @@ class RemoteFederation(Federation):
     def _request(self, job: ClientRound, theta: Packed, clients: int) -> Parcel:
         about = {"client": job.client, "round_idx": job.round_idx, "mu": job.mu, "clients": clients}
         states = {"theta": theta}
-        for kind, named in (("kept", job.kept), ("broadcast", job.broadcast)):
+        broadcast = {name: state for name, state in job.broadcast.items() if name not in self.trainable.parts}
+        for kind, named in (("kept", job.kept), ("broadcast", broadcast)):
             states |= {f"{kind} {name}": packed(state) for name, state in named.items()}
         return Parcel(asked("fit", self.fleet.flags, **about), states)
 
@@ -152,6 +166,20 @@ class RemoteFederation(Federation):
         update = self.client.update(job, state, about["steps"], about["loss"])
         update.payload = about.get("payload")
         return update
+
+
+def check_can_be_sent(host: HostArguments, bias: BiasArguments) -> None:
+    """Refuse a quantised model where clients are sent the one that they train in.
+
+    Raises:
+        UserError: naming the flag.
+    """
+    quantised = [name for name in ("load_in_8bit", "load_in_4bit") if getattr(host, name)]
+    if quantised and bias.trainable and load("trainable", bias.trainable).sends_model:
+        raise UserError(
+            f"--{quantised[0]}: with --trainable {bias.trainable} the server sends nodes the weights that they may "
+            "hold, which it cannot of a quantised model; drop it, or use fedbias run."
+        )
 
 
 def check_facts(about: Mapping[str, Any], **expected: int) -> None:

@@ -15,6 +15,7 @@ from fedbias_plugin.data.partition import ClientDataset
 from fedbias_plugin.data.rows import Row
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.hosts.flower.arguments import FlowerArguments
+from fedbias_plugin.hosts.flower.parts import LACKS, SentParts
 from fedbias_plugin.hosts.flower.wire import Parcel, from_records, to_records
 from fedbias_plugin.hosts.flower.worker import HELD, USER_ERROR, asked
 
@@ -150,28 +151,24 @@ class Fleet:
         return facts
 
     def train(
-        self, number: int, requests: Mapping[int, Parcel]
-    ) -> tuple[dict[int, Parcel], dict[int, str], dict[int, int]]:
-        """Send every client its request of round ``number`` and wait for the answers.
+        self, number: int, requests: Mapping[int, Parcel], parts: SentParts
+    ) -> tuple[dict[int, Parcel], dict[int, str]]:
+        """Send every client its request of round ``number``, with the ``parts`` that its node lacks; await the answers.
 
         Returns:
-            client id -> answer; client id -> why there is none; client id -> how often it was asked.
+            client id -> answer; client id -> why there is none.
         """
         answers: dict[int, Parcel] = {}
         absent: dict[int, str] = {}
         final: set[int] = set()  # their nodes refuse; asking again would not help
-        asked_times = dict.fromkeys(requests, 0)
         limit = time.monotonic() + self._arguments.round_timeout
-        late = f"no answer within --round_timeout {self._arguments.round_timeout:g}"
         for attempt in range(1, ATTEMPTS + 1):
             if attempt > 1:
                 self.refresh()
             where = self.where()
-            todo = {c: (where[c], requests[c]) for c in requests if c in where and c not in answers and c not in final}
+            todo = {c: where[c] for c in requests if c in where and c not in answers and c not in final}
             absent = {c: absent.get(c, "its node is not there") for c in requests if c not in answers}
-            for client in todo:
-                asked_times[client] += 1
-            arrived, failed = self._exchange(todo, MessageType.TRAIN, str(number), limit, late)
+            arrived, failed = self._ask(number, todo, requests, parts, limit)
             answers |= arrived
             absent = {c: str(failed.get(c, reason)) for c, reason in absent.items() if c not in arrived}
             final |= {client for client, error in failed.items() if isinstance(error, UserError)}
@@ -180,7 +177,25 @@ class Fleet:
                 break
             named = "; ".join(f"client {client}: {failed[client]}" for client in sorted(again))
             logger.warning("round %d: %s; asked once more", number, named)
-        return {client: answers[client] for client in requests if client in answers}, absent, asked_times
+        return {client: answers[client] for client in requests if client in answers}, absent
+
+    def _ask(
+        self, number: int, todo: Mapping[int, int], requests: Mapping[int, Parcel], parts: SentParts, limit: float
+    ) -> tuple[dict[int, Parcel], dict[int, Exception]]:
+        """As :meth:`_exchange`; ``todo``: client id -> node. A node that says what it lacks is sent it."""
+        late = f"no answer within --round_timeout {self._arguments.round_timeout:g}"
+        arrived: dict[int, Parcel] = {}
+        failed: dict[int, Exception] = {}
+        for _ in range(2):
+            joined = {client: (node, parts.joined(client, requests[client], node)) for client, node in todo.items()}
+            found, without = self._exchange(joined, MessageType.TRAIN, str(number), limit, late)
+            todo = {client: todo[client] for client, answer in found.items() if LACKS in answer.meta}
+            arrived |= {client: answer for client, answer in found.items() if client not in todo}
+            failed |= without
+            if not todo:
+                break
+            parts.forget(todo.values())
+        return arrived, failed | dict.fromkeys(todo, _Failed("its node lost what it was sent of the model"))
 
     def end(self) -> None:
         """Tell every node that the run is over; nobody is waited for long."""

@@ -2,7 +2,8 @@
 
 The very :class:`Client`, stages and rows of the built-in host, so that the same flags give the same bytes. A node keeps
 nothing between rounds that the run would miss: what a client keeps (SCAFFOLD's control variate) travels with its update
-and comes back with its next round, so that a node may die and another may take its clients over.
+and comes back with its next round, so that a node may die and another may take its clients over. Of a model that the
+server makes for clients it says what it lacks (:mod:`fedbias_plugin.hosts.flower.parts`), and reads no checkpoint.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from fedbias_plugin.federation.inputs import dealt_rows, metric_source
 from fedbias_plugin.federation.run_description import HostRun
 from fedbias_plugin.flags import build
 from fedbias_plugin.hosts.builtin.arguments import HostArguments
-from fedbias_plugin.hosts.builtin.model_and_rows import load_checked
+from fedbias_plugin.hosts.builtin.model_and_rows import load_checked, unread_checked
+from fedbias_plugin.hosts.flower.parts import LACKS, PARTS, HeldParts
 from fedbias_plugin.hosts.flower.wire import Parcel, packed, unpacked
 from fedbias_plugin.metrics.results import package_versions
 from fedbias_plugin.preflight import check_model, model_path
@@ -31,7 +33,7 @@ from fedbias_plugin.tasks.base import Task
 from fedbias_plugin.training.base import Trainable
 from fedbias_plugin.training.client_trainer import TrainingSettings
 from fedbias_plugin.training.determinism import make_deterministic
-from fedbias_plugin.training.fingerprint import model_fingerprint
+from fedbias_plugin.training.fingerprint import model_fingerprint, outline_fingerprint
 from fedbias_plugin.training.isolation import frozen_heap
 from fedbias_plugin.training.models import load_tokenizer
 from fedbias_plugin.updates.pipeline import Pipeline
@@ -63,7 +65,9 @@ class Node:
         self._has_own_rows = any(name in config for name in OWN_ROWS)
         if self.bias.deterministic:
             make_deterministic()
-        check_model(self.host.model_name_or_path)
+        name = self.bias.trainable or ("lora" if self.host.use_peft else "full")
+        trainable: Trainable = extension("trainable", name, self.host, self.bias)
+        check_model(self.host.model_name_or_path, weights=not trainable.sends_model)
         task: Task = extension("task", self.bias.task, self.host, self.bias)
         path = model_path(self.host.model_name_or_path)
         self.tokenizer = load_tokenizer(path, trust_remote_code=self.host.trust_remote_code)
@@ -75,13 +79,14 @@ class Node:
         task.read(partition)
         self._files = {source.name: source.sha256 for source in partition.sources.values()}
         self.datasets = {dataset.client: dataset for dataset in partition.clients if dataset.client in self.clients}
-        name = self.bias.trainable or ("lora" if self.host.use_peft else "full")
-        trainable: Trainable = extension("trainable", name, self.host, self.bias)
+        loaded = unread_checked if trainable.sends_model else load_checked
         datasets = list(self.datasets.values())
-        self.model, self.features = load_checked(self.host, task, trainable, self.tokenizer, datasets)
+        self.model, self.features = loaded(self.host, task, trainable, self.tokenizer, datasets)
+        self._fingerprint = outline_fingerprint if trainable.sends_model else model_fingerprint
+        self._parts = HeldParts(trainable, self.model)
         self.client = Client(
             self.model,
-            terms_of(self.host.fed_alg, self.host, self.bias),
+            [*terms_of(self.host.fed_alg, self.host, self.bias), *trainable.terms],
             trainable=trainable,
             task=task,
             settings=TrainingSettings.of(vars(self.host) | vars(self.bias)),
@@ -126,13 +131,17 @@ class Node:
             {
                 "clients": {str(client): described(dataset, files) for client, dataset in self.datasets.items()},
                 "own_rows": self._has_own_rows,
-                "model": model_fingerprint(self.model, self.tokenizer),
+                "model": self._fingerprint(self.model, self.tokenizer),
                 "versions": package_versions(),
             }
         )
 
     def fit(self, request: Parcel) -> Parcel:
-        """Train one client for a round, and pass its update through the client half of every stage."""
+        """Train one client for a round, and pass its update through the client half of every stage.
+
+        The request's states are taken out of it. Where the node lacks what it must have been sent of the model, the
+        answer says that in its place.
+        """
         with frozen_heap():  # of the objects that exist before, none can become garbage here
             answer = self._fitted(request)
             gc.collect()
@@ -140,12 +149,15 @@ class Node:
 
     def _fitted(self, request: Parcel) -> Parcel:
         about = request.meta
-        states = {label: unpacked(state) for label, state in request.states.items()}
+        states = {label: unpacked(request.states.pop(label)) for label in list(request.states)}
         theta = states.pop("theta")
-        parts: dict[str, dict[str, Any]] = {"kept": {}, "broadcast": {}}
-        for label, state in states.items():
+        parts: dict[str, dict[str, Any]] = {"kept": {}, "broadcast": {}, "part": {}}
+        for label in list(states):
             kind, _, name = label.partition(" ")
-            parts[kind][name] = state
+            parts[kind][name] = states.pop(label)
+        lacking = self._parts.take(about.get(PARTS, {}), parts.pop("part"))  # let go of, as they are in the model now
+        if lacking:
+            return Parcel({LACKS: lacking})
         client = int(about["client"])
         self.client.kept = {client: parts["kept"]}
         job = self.client.begin(client, about["round_idx"], theta, mu=about["mu"], broadcast=parts["broadcast"])

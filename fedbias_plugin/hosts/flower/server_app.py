@@ -78,12 +78,13 @@ def _run(
     """The built-in loop over the nodes: those are asked for their rows first, as some may bring their own."""
     from fedbias_plugin.hosts.builtin.loop import run
     from fedbias_plugin.hosts.builtin.output_folder import check_output_dir
-    from fedbias_plugin.hosts.flower.federation import RemoteFederation
+    from fedbias_plugin.hosts.flower.federation import RemoteFederation, check_can_be_sent
     from fedbias_plugin.hosts.flower.fleet import Fleet, own_datasets
 
     logging.getLogger("flwr").setLevel(logging.WARNING)
     if resumed is None:
         check_output_dir(host.output_dir)
+    check_can_be_sent(host, bias)
     fleet = Fleet(grid, vars(host) | vars(bias), flower)
     everybody = range(host.num_clients)
     fleet.gather(everybody, min(flower.min_clients, host.num_clients))

@@ -27,7 +27,7 @@ from fedbias_plugin.preflight import (
     check_training_numbers,
     model_path,
 )
-from fedbias_plugin.registry import all_options
+from fedbias_plugin.registry import all_options, load
 from fedbias_plugin.training.base import check_host_trains
 
 logger = logging.getLogger(__name__)
@@ -155,6 +155,11 @@ def check_arguments(arguments: AllArguments) -> None:
     processes = os.environ.get("WORLD_SIZE", "")
     if processes.isdecimal() and int(processes) > 1 and not plugin.is_idle:
         raise UserError("The plugin works in one process; start the script with python instead of a launcher.")
+    if plugin.trainable is not None and load("trainable", plugin.trainable).sends_model:
+        raise UserError(
+            f"--trainable {plugin.trainable} sends a client what it lacks of the model that it may hold, and this "
+            "host's loop broadcasts one state to all: use fedbias run or fedbias flower run."
+        )
     if plugin.task != "sft" or plugin.trainable is not None:
         raise UserError(
             "--task and --trainable belong to fedbias run; here the script and --use_peft decide what is trained."

@@ -16,3 +16,9 @@ def test_tasks_and_trainables_belong_to_the_built_in_host(monkeypatch, flags):
     script = SimpleNamespace(model_name_or_path="nowhere/at/all")
     with pytest.raises(UserError, match=r"--task and --trainable belong to fedbias run"):
         check_arguments(AllArguments(script, SimpleNamespace(), AttachedArguments(**flags)))
+
+
+def test_a_trainable_that_sends_each_client_what_it_lacks_is_refused_for_its_own_reason():
+    script = SimpleNamespace(model_name_or_path="nowhere/at/all")
+    with pytest.raises(UserError, match=r"--trainable offsite .* broadcasts one state to all"):
+        check_arguments(AllArguments(script, SimpleNamespace(), AttachedArguments(trainable="offsite")))
