@@ -24,6 +24,7 @@ RUNS = {
     "fm_paradox": 4 * 4 * 2 * 5,
     "fm_paradox_small": 2 * 2 * 2,
     "fedpsf": 5 * 5,
+    "offsite": (2 + 3 * 2 + 2 + 2) * 3,
 }
 
 
