@@ -33,8 +33,7 @@ class Emulator(Metric):
     section = "Emulator"
     panels = (
         ("Emulator model: held-out loss, nats per token", ("value",)),
-        ("Emulator model: CrowS-Pairs score, %", ("crows_pairs",)),
-        ("Emulator model: SS, %", ("stereoset",)),
+        ("Emulator model: CrowS-Pairs score and SS, %", ("crows_pairs", "stereoset")),
         ("Whole model minus emulator model", ("loss_gap", "crows_pairs_gap", "stereoset_gap")),
     )
     beside = ("perplexity", "loss_gap", "crows_pairs", "crows_pairs_gap", "stereoset", "stereoset_gap")

@@ -31,7 +31,8 @@ PERCENTAGES = ("lms", "icat", "length_only", "tie_rate")
 OF_PRIVACY = ("dp_epsilon", "dp_max_grad_norm", "cda_ratio")
 ORDERED_BY = ("model", "training", "clients", "scenario", "aggregation", "weighting", "strength", *OF_PRIVACY)
 NOT_NEGATIVES = (
-    *("heldout_loss", "bias_score", "train_loss", "update_norm", "peak_memory_mib", "seconds", "payload"),
+    *("heldout_loss", "bias_score", "train_loss", "update_norm", "peak_memory_mib", "client_memory_mib"),
+    *("seconds", "payload"),
     *MEANS,
 )
 

@@ -35,6 +35,7 @@ KNOWN = {
     "seconds/aggregate": ("aggregate (s)", "seconds_aggregate", 1),
     "seconds/evaluate": ("evaluate (s)", "seconds_evaluate", 1),
     "peak_memory_mib": ("peak memory (MiB)", "peak_memory_mib", 0),
+    "client_memory_mib": ("memory of the largest client, estimate (MiB)", "client_memory_mib", 1),
 }
 """Measure -> head of its column, name in CSV, decimals; others are called as their metric is."""
 EXTRAS = {"crows_pairs": ("length_only",), "stereoset": ("lms", "icat"), "heldout_loss": ("perplexity",)}

@@ -33,8 +33,8 @@ class Experiment:
     title: str
     seeds: tuple[int, ...]
     grid: tuple[Mapping[str, tuple[Any, ...]], ...]
-    extends: str = ""
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    extends: str = ""
 
 
 @dataclass(frozen=True)

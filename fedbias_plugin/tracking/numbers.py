@@ -17,6 +17,10 @@ OF_CLIENT = ("weight", "bias_score", "poisoned_share", "train_loss", "update_nor
 VIEWS = ("report", "full", "probe")
 
 
+MEMORY = "client_memory_bytes"
+"""Further number of a client: the estimate of what its training takes."""
+
+
 def record_numbers(record: RoundRecord) -> Iterator[dict[str, Any]]:
     """Every number of a round: ``client`` (-1: the global model), ``metric``, ``part``, ``value`` and what it is of.
 
@@ -37,6 +41,7 @@ def record_numbers(record: RoundRecord) -> Iterator[dict[str, Any]]:
             for key in [key for key in own if key not in ("value", "ideal", "n", metric.main)]:
                 if isinstance(own[key], int | float) and not isinstance(own[key], bool):
                     yield {"client": -1, "metric": f"{name}/{key}", "part": part, **_numbers(own, key)}
+    memory = [row.extra[MEMORY] for row in record.clients.values() if MEMORY in row.extra]
     of_round = {
         "bias_score": record.global_.bias_score,
         "weight_on_poisoned": record.weight_on_poisoned,
@@ -44,6 +49,7 @@ def record_numbers(record: RoundRecord) -> Iterator[dict[str, Any]]:
         "effective_clients": record.effective_clients,
         "learning_rate": record.learning_rate,
         "peak_memory_mib": record.peak_memory_bytes / 2**20 or None,
+        "client_memory_mib": max(memory) / 2**20 if memory else None,
         **payload_numbers(record.payload),
         **{f"seconds/{part}": value for part, value in dataclasses.asdict(record.seconds).items()},
         **record.extra,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from fedbias_plugin.metrics.base import metric_class
-from fedbias_plugin.tracking.numbers import best_round, finite, last_measured, measures, run_measures
+from fedbias_plugin.tracking.numbers import MEMORY, best_round, finite, last_measured, measures, run_measures
 from fedbias_plugin.tracking.payload import has_curve, payload_numbers
 from fedbias_plugin.tracking.records import ClientRecord, RoundRecord
 
@@ -100,7 +100,8 @@ def _for_clients(record: RoundRecord) -> dict[str, float]:
 
 
 def _of_client(row: ClientRecord) -> dict[str, float]:
-    """Its main numbers, what extensions add, and the metrics that its bias score does not sum up."""
+    """Its main numbers, what extensions add and rounds change, and the metrics that its bias score does not sum up."""
     main = {name: getattr(row, name) for name in ("bias_score", "weight", "train_loss", "update_norm")}
     others = {name: block.get("value") for name, block in row.metrics.items() if not metric_class(name).in_bias_score}
-    return finite(main | row.extra | others)
+    extra = {name: value for name, value in row.extra.items() if name != MEMORY}
+    return finite(main | extra | others)

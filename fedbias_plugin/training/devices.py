@@ -64,7 +64,7 @@ def fitted(
     for client, size in enumerate(sizes):
         if size < needs[least]:
             raise UserError(
-                f"Client {client} needs {needs[least] / 2**20:.1f} MiB to train an adapter of {least} layers, and "
+                f"Client {client} needs {needs[least] / 2**20:.1f} MiB to train an adapter of {least} layer(s), and "
                 f"--client_memory_mb gives it {size / 2**20:.1f}: raise that or --ot_drop_ratio, or lower "
                 "--batch_size, --seq_length or the number of layers."
             )

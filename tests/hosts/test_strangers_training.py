@@ -221,4 +221,4 @@ def test_a_task_says_what_a_row_becomes(run_builtin, strangers, tmp_path, capsys
     assert record.clients[0].train_loss > 0
     assert json.loads((tmp_path / "run/run.json").read_text())["config"]["task"] == "continue"
     run_builtin(*LORA, "--task", "continue", "--template", "vicuna", "--num_rounds", "1", output="again")
-    assert "--template has no effect without --task sft." in capsys.readouterr().err
+    assert "--template has no effect without --task sft or dpo." in capsys.readouterr().err

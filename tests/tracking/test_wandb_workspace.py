@@ -22,6 +22,7 @@ pytest.importorskip("wandb_workspaces", reason="the package wandb-workspaces is 
 
 Make = Callable[[int], RoundRecord]
 OF_CLIENTS = ("client_loss", "client_accuracy", "local_only")
+OF_OTHERS = ("emulator",)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,7 @@ def test_every_curve_column_and_bar_is_a_key_that_runs_log(workspace: Any, logge
     named |= {column.removeprefix("summary:") for column in columns if column.startswith("summary:")}
     assert len(named) > 20
     sections = [metric_class(name) for name in names("metric") if metric_class(name).section]
-    assert len(sections) == 8 + len(OF_CLIENTS)
+    assert len(sections) == 8 + len(OF_CLIENTS) + len(OF_OTHERS)
     of_sections = {
         f"{'bias' if metric.ideal is not None else 'eval'}/{metric.name}" + ("" if key == "value" else f"_{key}")
         for metric in sections

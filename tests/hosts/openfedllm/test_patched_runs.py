@@ -57,6 +57,8 @@ def test_a_patched_host_and_the_built_in_one_end_with_the_same_adapter_and_score
     assert distance <= (0 if private else 1e-5 * size)  # 0 wherever it was tried; rounding would tell of clients
     our_records, their_records = records(ours), records(theirs)
     our_settings, their_settings = our_records[0].pop("settings"), their_records[0].pop("settings")
+    for client in (client for record in our_records for client in record["clients"].values()):
+        assert client["extra"].pop("client_memory_bytes", 1) > 0  # which knows the settings of fedbias run alone
     assert our_records == their_records
     for part in ("model", "tokenizer"):
         one, other = (json.loads((folder / "run.json").read_bytes())[part] for folder in (ours, theirs))
