@@ -125,9 +125,7 @@ def test_every_device_gets_the_largest_adapter_that_fits():
     budgets = f"{needs[0]},{(needs[0] + needs[1]) / 2},{needs[1]}"
     assert fitted(model, parameters, (1, 3), flags_of(budgets)) == [1, 1, 3]
     assert fitted(model, parameters, (1, 3), flags_of("500")) == [3, 3, 3]
-    with pytest.raises(
-        UserError, match=rf"Client 1 needs {needs[0]:.1f} MiB .* of 1 layer\(s\), and .* gives it 1.0"
-    ):
+    with pytest.raises(UserError, match=rf"Client 1 needs {needs[0]:.1f} MiB .* of 1 layer\(s\), and .* gives it 1.0"):
         fitted(model, parameters, (1, 3), flags_of("500,1,500"))
     assert all(one.requires_grad for one in parameters.values())
 
