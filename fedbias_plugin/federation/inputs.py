@@ -14,6 +14,7 @@ from fedbias_plugin.assets import MINI_DATA
 from fedbias_plugin.data.catalog import locate, mini_notice
 from fedbias_plugin.data.client_tests import with_client_tests
 from fedbias_plugin.data.partition import ClientDataset, Partition, partition_hash
+from fedbias_plugin.data.public_rows import public_warnings, with_public_rows
 from fedbias_plugin.data.rows import RowSource
 from fedbias_plugin.data.sources import check_columns_are_found, load_rows
 from fedbias_plugin.errors import UserError
@@ -107,6 +108,8 @@ def load_inputs(
         _check_tests(partition, elsewhere)
     if partition is None and arguments.split is not None:
         partition = dealt_rows(arguments, run.num_clients, run.seed)
+    if partition is not None:
+        partition = with_public_rows(partition, vars(arguments))
     if run.task is not None and partition is not None:
         if elsewhere and run.task.reads_all_rows:
             raise UserError(
@@ -130,7 +133,7 @@ def load_inputs(
     partition, warnings = pipeline.on_data(partition, of_files)
     is_labelled = run.task is not None and run.task.fields(vars(arguments)) is not None
     warnings = [*warnings, *uncovered(vars(arguments))]
-    overlaps += row_overlap_warnings(partition, by_label=is_labelled)
+    overlaps += [*row_overlap_warnings(partition, by_label=is_labelled), *public_warnings(partition)]
     if partition is not None and elsewhere:
         clients = [elsewhere.get(dataset.client, dataset) for dataset in partition.clients]
         partition = dataclasses.replace(partition, clients=clients)

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedbias_plugin.arguments import BiasArguments
+from fedbias_plugin.data.public_rows import with_public_rows
 from fedbias_plugin.data.rows import RowSource
 from fedbias_plugin.data.sources import read_once
 from fedbias_plugin.errors import UserError
-from fedbias_plugin.federation.inputs import announce_mini_data, metric_source
+from fedbias_plugin.federation.inputs import announce_mini_data, dealt_rows, metric_source
 from fedbias_plugin.flags import build
 from fedbias_plugin.metrics.base import Metric
 from fedbias_plugin.registry import active
 from fedbias_plugin.sweep.configs import ModelConfig
 from fedbias_plugin.sweep.plan import PlannedRun
+
+OF_ROWS = ("num_clients", "task", "client_test_fraction", "trainable", "ot_public", "ot_align")
+"""Settings beside the split's by which the rows of runs differ."""
 
 
 def check_data(planned: Sequence[PlannedRun]) -> dict[str, str]:
@@ -36,12 +40,12 @@ def check_data(planned: Sequence[PlannedRun]) -> dict[str, str]:
                     if metric.of_clients and metric.name not in benchmarks:
                         metric.prepare(metric_source(arguments.data_dir))
                         benchmarks[metric.name] = metric
-                split, num_clients = arguments.split, run.settings["num_clients"]
-                if split is None or (num_clients, str(vars(split))) in dealt:
+                told = (str(arguments.split and vars(arguments.split)), *(run.settings.get(name) for name in OF_ROWS))
+                if arguments.split is None or told in dealt:
                     continue
-                dealt.add((num_clients, str(vars(split))))
-                partition = split.deal(arguments, num_clients, run.settings["seed"])
-                partition.check(num_clients)
+                dealt.add(told)
+                rows = dealt_rows(arguments, run.settings["num_clients"], run.settings["seed"])
+                partition = with_public_rows(rows, run.settings)
             except UserError as error:
                 raise UserError(f"run {run.name}: {error}") from None
             for kind, source in partition.sources.items():

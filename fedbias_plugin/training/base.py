@@ -163,6 +163,11 @@ class Trainable(Extension):
         return cls.is_adapter
 
     @classmethod
+    def reads_public_rows(cls, flags: Mapping[str, Any]) -> bool:
+        """Whether the server needs rows of its own, the source ``public`` of the partition, in a run of ``flags``."""
+        return False
+
+    @classmethod
     def check_flags(cls, flags: Mapping[str, Any]) -> None:
         """Raise :class:`UserError` where it does not fit the run's ``flags``; called before anything is read."""
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fedbias_plugin.data.public_rows import public_rows
+from fedbias_plugin.data.public_rows import PUBLIC
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.training.base import ClientRound, Term
 from fedbias_plugin.training.offsite_flags import OffsiteFlags
@@ -51,13 +51,9 @@ class Offsite(OffsiteFlags):
         return (AdapterProx(self.ot_prox),) if self.ot_prox else ()
 
     def read(self, partition: Partition | None, flags: Mapping[str, Any]) -> None:
-        """Find the public rows.
-
-        Raises:
-            UserError: there are none.
-        """
+        """Take the public rows."""
         self._flags = dict(flags)
-        self._public: list[Row] = [] if self.ot_align == "none" else public_rows(self.ot_public, partition, flags)
+        self._public: list[Row] = partition.sources[PUBLIC].rows if partition and self.ot_align != "none" else []
 
     def prepare(self, model: PreTrainedModel, seed: int) -> PreTrainedModel:
         """The whole model; the emulator model of clients is made beside it (:meth:`client_model`).

@@ -104,6 +104,11 @@ class OffsiteFlags(Lora):
         """By ``--ot_params``."""
         return str(flags.get("ot_params", "lora")) == "lora"
 
+    @classmethod
+    def reads_public_rows(cls, flags: Mapping[str, Any]) -> bool:
+        """Where the emulator is aligned."""
+        return bool(flags["ot_align"] != "none")
+
     @property
     def choices(self) -> tuple[int, ...]:
         """The numbers of last layers that a client may train, the smallest first."""

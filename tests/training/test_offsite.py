@@ -276,7 +276,5 @@ def test_what_does_not_fit_is_said(make):
     ):
         with pytest.raises(UserError, match=named):
             Offsite(**flags).prepare(six_layers(make), 0)
-    with pytest.raises(UserError, match="ot_public auto"):
-        Offsite().read(None, {"task": "sft"})
     with pytest.raises(UserError, match="cut off"):
         offsite(make, rows=(3, 2), prompt=5)
