@@ -22,7 +22,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--study",
         metavar="FILE",
-        help="what the study asks and shows; study.yaml in a DIR, or the paper's, when absent",
+        help="what the study asks and shows; when absent study.yaml in a DIR, else that of the experiment swept there, "
+        "else the paper's",
     )
     parser.set_defaults(main=main)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -12,12 +11,11 @@ from fedbias_plugin.errors import printable
 from fedbias_plugin.metrics.base import metric_class
 from fedbias_plugin.study.comparisons import Answer
 from fedbias_plugin.study.frame import Study
-from fedbias_plugin.study.runs import mapping
+from fedbias_plugin.study.runs import mapping, planned_experiments
 from fedbias_plugin.study.settings import listed, one_line, same_arm, value_text
 from fedbias_plugin.study.verdicts import CONTRADICTED, DISAGREE, OVERCORRECTED, PARTLY, SUPPORTED
 from fedbias_plugin.tracking.jsonl import METRICS_FILE
 
-SWEEP_FILE = "sweep.json"
 LONGEST_VALUE = 200
 DECIDED = (SUPPORTED, PARTLY, OVERCORRECTED, CONTRADICTED, DISAGREE)
 Facts = list[tuple[str, str]]
@@ -76,11 +74,7 @@ def _missing_runs(study: Study, folders: Sequence[str | Path]) -> Iterator[str]:
     """How much of each sweep is in the report, where something is missing."""
     for folder in map(Path, folders):
         present = {run.folder.name for run in study.runs if run.folder.parent == folder.resolve() / "runs"}
-        try:
-            stored = json.loads((folder / SWEEP_FILE).read_bytes())["experiments"]
-            experiments = {str(name): set(map(str, experiment["runs"])) for name, experiment in stored.items()}
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            continue
+        experiments = {name: set(entry["runs"]) for name, entry in planned_experiments(folder).items()}
         planned = {name for names in experiments.values() for name in names}
         if planned - present:
             parts = [f"{name}: {len(present & names)} of {len(names)}" for name, names in experiments.items()]
@@ -106,9 +100,10 @@ def _data_caveats(study: Study) -> Iterator[str]:
                 f"{title}: up to {most:.0f} sentences of the report items stand in probe items too; "
                 "BAMA's weights may be fitted to them."
             )
-    without = sum(not (run.folder / "scores").is_dir() for run in runs)
+    scored = [run for run in runs if any(metric_class(name).of_clients for name in run.last_measured.global_.metrics)]
+    without = sum(not (run.folder / "scores").is_dir() for run in scored)
     if without:
-        yield f"No paired tests on items for {without} of {len(runs)} runs: their folder scores/ is missing."
+        yield f"No paired tests on items for {without} of {len(scored)} runs: their folder scores/ is missing."
 
 
 def what_was_run(study: Study) -> Facts:

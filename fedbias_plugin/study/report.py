@@ -41,7 +41,7 @@ def write_report(
         folders: sweeps, runs, or folders that hold runs.
         output: folder of the report; ``report`` in the first of ``folders`` when absent.
         say: is told how far it is, a line at a time.
-        study_file: what the study asks; ``study.yaml`` of a folder, or the paper's, when absent.
+        study_file: what the study asks; when absent, see :func:`find_study_file`.
 
     Returns:
         The page.

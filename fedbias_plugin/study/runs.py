@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 HOST_FILE = "args.json"
 """OpenFedLLM writes it into the folder of a run, which it names itself, with sixty characters and the time."""
 RUNS_FOLDER = "runs"
+SWEEP_FILE = "sweep.json"
 DEEPEST = 3
 """Folders between one that is given and a run in it."""
 SeedKey = tuple[int, int]
@@ -32,6 +33,15 @@ SeedKey = tuple[int, int]
 def mapping(value: Any) -> Mapping[str, Any]:
     """``value``, or an empty mapping where it is none."""
     return value if isinstance(value, Mapping) else {}
+
+
+def planned_experiments(folder: str | Path) -> dict[str, Mapping[str, Any]]:
+    """Name -> entry of each experiment that the sweep of ``folder`` plans; empty where it is none, or damaged."""
+    try:
+        stored = json.loads((Path(folder) / SWEEP_FILE).read_bytes())["experiments"]
+        return {str(name): {**entry, "runs": [*map(str, entry["runs"])]} for name, entry in stored.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return {}
 
 
 def seed_text(key: SeedKey) -> str:

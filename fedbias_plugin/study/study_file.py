@@ -16,6 +16,7 @@ from fedbias_plugin.errors import UserError, did_you_mean, quoted
 from fedbias_plugin.flags import read_yaml
 from fedbias_plugin.registry import all_options, names
 from fedbias_plugin.study.published import Published, load_published
+from fedbias_plugin.study.runs import planned_experiments
 
 FILE = "study.yaml"
 """Of the folder of a sweep: its own study."""
@@ -173,7 +174,10 @@ def _texts(value: str | Iterable[str]) -> list[str]:
 
 
 def find_study_file(folders: Sequence[str | Path], given: str | None) -> Path:
-    """The file that was ``given`` (a path, or the name of one of ours), that of a folder, or the paper's.
+    """The file that was ``given`` (a path, or the name of one of ours), else that of a folder, or of its sweep.
+
+    A sweep's is ours of the name of its experiment, or of what that extends; it is the paper's where there is none, or
+    where there are several.
 
     Raises:
         UserError: there is no such file or name.
@@ -186,7 +190,11 @@ def find_study_file(folders: Sequence[str | Path], given: str | None) -> Path:
         hint = did_you_mean(given, ours)
         raise UserError(f"--study {given}: there is no such file, and none of ours is called so ({known}).{hint}")
     own = [Path(folder) / FILE for folder in folders if (Path(folder) / FILE).is_file()]
-    return own[0] if own else ours["paper"]
+    if own:
+        return own[0]
+    swept = [(name, entry) for folder in folders for name, entry in planned_experiments(folder).items()]
+    named = {name if name in ours else str(entry.get("extends")) for name, entry in swept}
+    return ours.get(named.pop() if len(named) == 1 else "paper", ours["paper"])
 
 
 def load_study_file(path: Path) -> StudyFile:

@@ -13,7 +13,7 @@ from fedbias_plugin.federation.checkpoints import LOCK, CheckpointFolder
 from fedbias_plugin.files import write_json_atomic, write_text_atomic
 from fedbias_plugin.redaction import redacted
 from fedbias_plugin.registry import flags_for, free_to_change, todays_name
-from fedbias_plugin.study.about import SWEEP_FILE
+from fedbias_plugin.study.runs import SWEEP_FILE
 from fedbias_plugin.sweep.configs import Experiment, ModelConfig
 from fedbias_plugin.sweep.plan import PlannedRun
 from fedbias_plugin.tracking.jsonl import METRICS_FILE, SUMMARY_FILE
@@ -111,6 +111,8 @@ class SweepFolder:
             before = known.get(experiment.name, {}).get("runs", ())
             runs = [self.run(run).name for run in planned if experiment.name in run.experiments]
             known[experiment.name] = {"title": experiment.title, "runs": list(dict.fromkeys([*before, *runs]))}
+            if experiment.extends:
+                known[experiment.name]["extends"] = experiment.extends
         for run in planned:
             write_text_atomic(self.config(run), yaml.safe_dump(dict(run.flags), sort_keys=True, allow_unicode=True))
         write_json_atomic(

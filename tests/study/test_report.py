@@ -19,6 +19,7 @@ from fedbias_plugin.study.report import write_report
 from fedbias_plugin.study.study_file import find_study_file, load_study_file
 from tests.study.made_up import edit_json, make_arm, make_run
 
+OF_ITEMS = ("crows_pairs", "stereoset")
 HOSTILE = "</p><script>alert(1)</script><img src=x onerror=alert(1)>"
 
 
@@ -194,6 +195,10 @@ def said(*folders):
 
 def plan(folder, **experiments):
     stored = {"experiments": {name: {"title": name, "runs": runs} for name, runs in experiments.items()}}
+    write_plan(folder, stored)
+
+
+def write_plan(folder, stored):
     (folder / "sweep.json").write_text(json.dumps(stored))
 
 
@@ -208,6 +213,22 @@ def test_runs_that_a_sweep_plans_and_the_report_lacks_are_counted_by_experiment(
     assert said(tmp_path) == []
     (tmp_path / "sweep.json").write_text('{"experiments": [1]}')
     assert said(tmp_path) == []
+
+
+def test_a_sweep_s_report_asks_what_its_experiment_asks(tmp_path):
+    def found(given=None):
+        return find_study_file([tmp_path], given).stem
+
+    assert found() == "paper"
+    plan(tmp_path, fedpsf=["a"])
+    assert (found(), found("offsite")) == ("fedpsf", "offsite")
+    write_plan(tmp_path, {"experiments": {"fm_paradox_small": {"title": "", "runs": [], "extends": "fm_paradox"}}})
+    assert found() == "fm_paradox"
+    for several in ({"table1": [], "table3": []}, {"table1": [], "fedpsf": []}, {"mine": []}):
+        plan(tmp_path, **several)
+        assert found() == "paper"
+    (tmp_path / "study.yaml").write_text("name: own")
+    assert found() == "study"
 
 
 def test_bundled_data_and_shared_sentences_are_said(tmp_path):
@@ -225,3 +246,5 @@ def test_runs_without_item_scores_are_counted(tmp_path):
     assert caveats(load_study([tmp_path]), []) == [
         "No paired tests on items for 1 of 1 runs: their folder scores/ is missing."
     ]
+    edit_json(tmp_path / "a" / "metrics.jsonl", lambda line: [line["global"].pop(name) for name in OF_ITEMS])
+    assert caveats(load_study([tmp_path]), []) == []
