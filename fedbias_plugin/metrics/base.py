@@ -100,6 +100,7 @@ class Metric(Extension):
             value has one panel.
         section: of a dashboard that its panels stand in, with others of that section; without one among the scores.
         beside: keys of a block that a report's tables show beside the value.
+        words: what keys of a block are called, where the key with spaces does not say it.
         by_round: keys of a block that ``compare`` and a report's figures show by round, beside the value.
         every_round: whether it is measured in every round, whatever ``--bias_eval_every`` says.
         n_is_of_items: whether n counts what it measures on; False where it counts what the model wrote of interest.
@@ -119,6 +120,7 @@ class Metric(Extension):
     panels: ClassVar[tuple[tuple[str, tuple[str, ...]], ...]] = ()
     section: ClassVar[str] = ""
     beside: ClassVar[tuple[str, ...]] = ()
+    words: ClassVar[Mapping[str, str]] = {}
     by_round: ClassVar[tuple[str, ...]] = ()
     every_round: ClassVar[bool] = False
     n_is_of_items: ClassVar[bool] = True
@@ -293,6 +295,6 @@ def metric_class(name: str) -> type[Metric]:
     found.name = whole
     if not part:
         return found
-    what = part.replace("_", " ")
-    shown = {"title": f"{found.title}: {what}", "short": f"{found.short} {what}", "digits": found.digits}
+    what = found.words.get(part, part.replace("_", " "))
+    shown = {"title": f"{found.title}: {what}", "short": f"{found.short}, {what}", "digits": found.digits}
     return type("Beside", (Metric,), {"name": name, **shown})

@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 SECTION = "Fairness over clients"
 AGGREGATES = ("worst", "best", "std", "mean_worst", "best_worst", "small_large", "jain")
 """What tables show beside the mean."""
+WORDS = {
+    "worst": "worst client",
+    "best": "best client",
+    "std": "standard deviation",
+    "mean_worst": "mean minus worst",
+    "best_worst": "best minus worst",
+    "small_large": "small-large gap",
+    "jain": "Jain's index",
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,7 @@ class OverClients(Metric):
     section = SECTION
     digits = 4
     beside = AGGREGATES
+    words = WORDS
     by_round = ("worst", "mean_worst")
 
     @property

@@ -36,6 +36,13 @@ class Emulator(Metric):
         ("Emulator model: CrowS-Pairs score and SS, %", ("crows_pairs", "stereoset")),
         ("Whole model minus emulator model", ("loss_gap", "crows_pairs_gap", "stereoset_gap")),
     )
+    words = {
+        "loss_gap": "loss, whole minus emulator",
+        "crows_pairs": "CrowS-Pairs score",
+        "crows_pairs_gap": "CrowS-Pairs, whole minus emulator",
+        "stereoset": "StereoSet SS",
+        "stereoset_gap": "StereoSet SS, whole minus emulator",
+    }
     beside = ("perplexity", "loss_gap", "crows_pairs", "crows_pairs_gap", "stereoset", "stereoset_gap")
 
     @property

@@ -52,7 +52,7 @@ def test_the_global_model_is_measured_on_every_client_and_a_resumed_run_goes_on_
     assert [told["client_loss"] for told in seen] == values[:2]
     capsys.readouterr()
     assert main(["compare", str(tmp_path / "whole"), str(tmp_path / "cut")]) == 0
-    assert "client loss: mean worst" in capsys.readouterr().out
+    assert "client loss: mean minus worst" in capsys.readouterr().out
     assert main(["report", str(tmp_path / "whole"), "--output", str(tmp_path / "report")]) == 0
     page = (tmp_path / "report/report.md").read_text()
     for title in ("Fairness over clients", "Bytes of every arm", "Bias and fairness against bytes", "client by client"):

@@ -140,7 +140,7 @@ def test_the_report_is_written_and_its_null_result_is_named(tmp_path):
     assert text.startswith("# Bias of privately fine-tuned models\n")
     assert "Supported (2 of 3)" in text
     assert "Open (1 of 3): not significant" in text
-    assert "gender perplexity l1 gap" in text
+    assert "gender perplexity, l1 gap" in text
     assert {"dp_toxicity.csv", "dp_bias.csv", "dp_gradients.csv", "dp_clipping.csv"} <= {
         path.name for path in (folder / "tables").iterdir()
     }
