@@ -176,8 +176,8 @@ def _texts(value: str | Iterable[str]) -> list[str]:
 def find_study_file(folders: Sequence[str | Path], given: str | None) -> Path:
     """The file that was ``given`` (a path, or the name of one of ours), else that of a folder, or of its sweep.
 
-    A sweep's is ours of the name of its experiment, or of what that extends; it is the paper's where there is none, or
-    where there are several.
+    A sweep's is ours whose name its experiments have, or begin with (``fm_paradox`` for ``fm_paradox_small``); the
+    paper's where there is none, or where there are several.
 
     Raises:
         UserError: there is no such file or name.
@@ -192,9 +192,9 @@ def find_study_file(folders: Sequence[str | Path], given: str | None) -> Path:
     own = [Path(folder) / FILE for folder in folders if (Path(folder) / FILE).is_file()]
     if own:
         return own[0]
-    swept = [(name, entry) for folder in folders for name, entry in planned_experiments(folder).items()]
-    named = {name if name in ours else str(entry.get("extends")) for name, entry in swept}
-    return ours.get(named.pop() if len(named) == 1 else "paper", ours["paper"])
+    swept = {name for folder in folders for name in planned_experiments(folder)}
+    fitting = {next((one for one in ours if f"{name}_".startswith(f"{one}_")), "paper") for name in swept}
+    return ours[fitting.pop() if len(fitting) == 1 else "paper"]
 
 
 def load_study_file(path: Path) -> StudyFile:

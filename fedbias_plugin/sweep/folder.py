@@ -111,8 +111,6 @@ class SweepFolder:
             before = known.get(experiment.name, {}).get("runs", ())
             runs = [self.run(run).name for run in planned if experiment.name in run.experiments]
             known[experiment.name] = {"title": experiment.title, "runs": list(dict.fromkeys([*before, *runs]))}
-            if experiment.extends:
-                known[experiment.name]["extends"] = experiment.extends
         for run in planned:
             write_text_atomic(self.config(run), yaml.safe_dump(dict(run.flags), sort_keys=True, allow_unicode=True))
         write_json_atomic(

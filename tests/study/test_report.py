@@ -195,10 +195,6 @@ def said(*folders):
 
 def plan(folder, **experiments):
     stored = {"experiments": {name: {"title": name, "runs": runs} for name, runs in experiments.items()}}
-    write_plan(folder, stored)
-
-
-def write_plan(folder, stored):
     (folder / "sweep.json").write_text(json.dumps(stored))
 
 
@@ -222,9 +218,9 @@ def test_a_sweep_s_report_asks_what_its_experiment_asks(tmp_path):
     assert found() == "paper"
     plan(tmp_path, fedpsf=["a"])
     assert (found(), found("offsite")) == ("fedpsf", "offsite")
-    write_plan(tmp_path, {"experiments": {"fm_paradox_small": {"title": "", "runs": [], "extends": "fm_paradox"}}})
+    plan(tmp_path, fm_paradox=["a"], fm_paradox_small=["b"])
     assert found() == "fm_paradox"
-    for several in ({"table1": [], "table3": []}, {"table1": [], "fedpsf": []}, {"mine": []}):
+    for several in ({"table1": [], "table3": []}, {"table1": [], "fedpsf": []}, {"mine": []}, {"offsites": []}):
         plan(tmp_path, **several)
         assert found() == "paper"
     (tmp_path / "study.yaml").write_text("name: own")
