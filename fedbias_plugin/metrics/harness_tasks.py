@@ -155,9 +155,9 @@ def _loaded(given: str) -> tuple[Any, str]:
             if not path.is_file():
                 raise UserError(f"harness:{given}: there is no such file.")
             config = load_yaml(path, resolve_func=False)
-            is_group = "group" in config
-            manager = TaskManager(include_defaults=is_group, include_path=str(path.parent) if is_group else None)
-            return manager.load(str(path)), str(config.get("group") or config.get("task"))
+            if "group" in config:
+                return _manager(path.parent, config).load(config["group"]), str(config["group"])
+            return TaskManager(include_defaults=False).load(str(path)), str(config.get("task"))
         manager = TaskManager()
         if given not in manager.all_tasks:
             raise UserError(
@@ -176,6 +176,15 @@ def _loaded(given: str) -> tuple[Any, str]:
                 "{test: FILE.jsonl}}` (docs/harness.md)."
             ) from error
         raise UserError(f"harness:{given}: the task cannot be used ({_said(error)}).") from error
+
+
+def _manager(folder: Path, group: Mapping[str, Any]) -> Any:
+    """That knows what stands in the group's folder; and the harness's own tasks, many thousands, where it must."""
+    from lm_eval.tasks import TaskManager
+
+    near = TaskManager(include_path=str(folder), include_defaults=False)
+    members = [one if isinstance(one, str) else one.get("task") or one.get("group") for one in group.get("task") or ()]
+    return near if {*members, group["group"]} <= {*near.all_tasks} else TaskManager(include_path=str(folder))
 
 
 def _is_of_data(error: BaseException) -> bool:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -89,7 +88,7 @@ def test_every_measure_and_standard_error_of_a_task_is_the_harness_s(folder, the
     assert json.loads(json.dumps(block)) == block
     assert scorer.model.training == was_training
     assert metric_class(metric.name).line(block).startswith(f"{name} {first} ")
-    assert list(metric_class(metric.name).rows(block))[0][0] == f"{name} (harness)"
+    assert next(iter(metric_class(metric.name).rows(block)))[0] == f"{name} (harness)"
     parts = metric_class(metric.name).categories(block)
     if name == "little_group":
         assert {task: part["value"] for task, part in parts.items()} == {
@@ -110,7 +109,14 @@ def test_log_likelihoods_and_greedy_answers_are_those_of_the_harness_s_model_als
     long = "The baker was kind. " * 400
     written = HFLM(pretrained=model[0], tokenizer=own_tokenizer(model[1]), batch_size=4)
     greedy = written.generate_until([Instance("generate_until", {}, ("The", {"until": ["\n"], "max_gen_toks": 3}), 0)])
-    pairs = [("", "The nurse"), ("The", greedy[0]), (long, " baker"), ("The pilot ", "is loud"), ("  ", "A"), ("a", "b")]
+    pairs = [
+        ("", "The nurse"),
+        ("The", greedy[0]),
+        (long, " baker"),
+        ("The pilot ", "is loud"),
+        ("  ", "A"),
+        ("a", "b"),
+    ]
     requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
     with quiet():
         ours = HarnessModel.of(scorer, own_tokenizer(model[1]), {})
@@ -121,7 +127,8 @@ def test_log_likelihoods_and_greedy_answers_are_those_of_the_harness_s_model_als
     assert [is_greedy for _, is_greedy in found] == [is_greedy for _, is_greedy in expected]
     assert {is_greedy for _, is_greedy in found} == {True, False}
     assert rolling[1] == pytest.approx(rolling[0], rel=1e-5, abs=1e-4)
-    assert model[1].pad_token_id == own_tokenizer(model[1]).pad_token_id
+    with pytest.raises(UserError, match=r"'a b': 0 tokens to score; there must be 1 to 1024"):
+        ours._loglikelihood_tokens([(("a", " b"), [1, 2], [])])
 
 
 def test_clients_are_measured_on_their_share_and_the_headline_is_of_the_others(folder, scorer):
@@ -148,14 +155,35 @@ def test_shots_and_documents_are_as_the_flags_say_and_change_what_comparisons_go
     assert next(iter(metric.texts()))[0] == "little_choice/0"
 
 
-def test_the_harness_s_command_knows_our_model(folder, tmp_path):
-    pytest.importorskip("lm_eval")
-    words = [sys.executable, "-m", "fedbias_plugin.harness", "run", "--model", "fedbias"]
-    words += ["--model_args", f"pretrained={TINY_MODEL},dtype=float32", "--device", "cpu", "--batch_size", "4"]
-    words += ["--include_path", str(folder), "--tasks", str(folder / "little_normed.yaml"), "--output_path"]
-    ended = subprocess.run([*words, str(tmp_path / "out.json")], capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    assert "|little_normed|" in ended.stdout.replace(" ", "")
+def test_the_harness_s_command_knows_our_model_and_an_adapter_on_it(folder, theirs, model, tmp_path, monkeypatch):
+    import lm_eval.__main__
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    from fedbias_plugin.harness import main
+    from fedbias_plugin.metrics.harness_tasks import quiet
+
+    found = {}
+
+    def command() -> None:
+        manager = TaskManager(include_path=str(folder), include_defaults=False)
+        for name, adapter in (("plain", ""), ("tuned", f",peft={tmp_path}")):
+            given = f"pretrained={TINY_MODEL},dtype=float32,batch_tokens=512{adapter}"
+            said = simple_evaluate(
+                "fedbias", model_args=given, tasks=["little_rolling"], task_manager=manager, device="cpu"
+            )
+            found[name] = said["results"]["little_rolling"]["bits_per_byte,none"]
+
+    base = copy.deepcopy(model[0])
+    tuned = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    tuned.save_pretrained(tmp_path)
+    assert isinstance(tuned, PeftModel)
+    monkeypatch.setattr(lm_eval.__main__, "cli_evaluate", command)
+    with quiet():
+        main()
+    assert found["plain"] == pytest.approx(theirs["results"]["little_rolling"]["bits_per_byte,none"], abs=1e-4)
+    assert abs(found["tuned"] - found["plain"]) > 1e-3
 
 
 def test_what_cannot_be_a_task_is_said_in_a_sentence(folder, monkeypatch):
@@ -190,7 +218,7 @@ def test_a_task_has_its_name_in_records_and_a_family_no_value_of_its_own():
     assert in_order("metric", ["harness:b", "stereoset", "nobody"]) == ["stereoset", "harness:b", "nobody"]
     assert "harness" in names("metric")
     assert "harness" not in whole_names("metric")
-    with pytest.raises(UserError, match="choose one of .*harness:TASK"):
+    with pytest.raises(UserError, match=r"choose one of .*harness:TASK"):
         BiasArguments(bias_benchmarks="harness")
     with pytest.raises(UserError, match="is unknown"):
         BiasArguments(bias_benchmarks="crows_pairs:x")
