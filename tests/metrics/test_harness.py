@@ -106,17 +106,10 @@ def test_log_likelihoods_and_greedy_answers_are_those_of_the_harness_s_model_als
     from fedbias_plugin.metrics.harness_tasks import quiet
     from fedbias_plugin.scoring.harness_model import HarnessModel, own_tokenizer
 
-    long = "The baker was kind. " * 400
+    # Without a period: lm-eval 0.4.13 mistakes windows of equal tokens for one another.
+    long = " ".join(f"The baker of house {number} was kind." for number in range(250))
     written = HFLM(pretrained=model[0], tokenizer=own_tokenizer(model[1]), batch_size=4)
-    greedy = written.generate_until([Instance("generate_until", {}, ("The", {"until": ["\n"], "max_gen_toks": 3}), 0)])
-    pairs = [
-        ("", "The nurse"),
-        ("The", greedy[0]),
-        (long, " baker"),
-        ("The pilot ", "is loud"),
-        ("  ", "A"),
-        ("a", "b"),
-    ]
+    pairs = [("", "The nurse"), ("The nurse", ", and"), (long, " baker"), ("The pilot ", "is loud"), ("a b", " c")]
     requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
     with quiet():
         ours = HarnessModel.of(scorer, own_tokenizer(model[1]), {})
@@ -125,7 +118,7 @@ def test_log_likelihoods_and_greedy_answers_are_those_of_the_harness_s_model_als
         rolling = written.loglikelihood_rolling(texts), ours.loglikelihood_rolling(texts)
     assert [value for value, _ in found] == pytest.approx([value for value, _ in expected], abs=1e-4)
     assert [is_greedy for _, is_greedy in found] == [is_greedy for _, is_greedy in expected]
-    assert {is_greedy for _, is_greedy in found} == {True, False}
+    assert [is_greedy for _, is_greedy in found][:2] == [False, True]
     assert rolling[1] == pytest.approx(rolling[0], rel=1e-5, abs=1e-4)
     with pytest.raises(UserError, match=r"'a b': 0 tokens to score; there must be 1 to 1024"):
         ours._loglikelihood_tokens([(("a", " b"), [1, 2], [])])
