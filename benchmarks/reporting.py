@@ -7,7 +7,6 @@ import platform
 from collections.abc import Mapping
 from pathlib import Path
 
-
 BF16_UNITS = ("amx_bf16", "avx512_bf16", "avx_bf16", "bf16")
 """Flags of a CPU that multiplies bfloat16 numbers by itself; the last is Arm's."""
 

@@ -30,7 +30,7 @@ ROWS_AT_ONCE = 8
 Encoded = dict[tuple[str, bool | None], list[int]]
 
 
-class HarnessModel(HFLM):  # type: ignore[misc]
+class HarnessModel(HFLM):
     """Takes every argument of the harness's ``hf``, such as ``pretrained``, ``peft``, ``dtype``, and one more.
 
     Args:
@@ -93,7 +93,8 @@ class HarnessModel(HFLM):  # type: ignore[misc]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of every text, in the harness's windows."""
-        kept, self.batch_size_per_gpu = self.batch_size_per_gpu, WINDOWS_AT_ONCE
+        kept: int | str = self.batch_size_per_gpu
+        self.batch_size_per_gpu: int | str = WINDOWS_AT_ONCE
         try:
             return list(super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm))
         finally:
