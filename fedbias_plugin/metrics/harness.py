@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedbias_plugin.errors import UserError
@@ -101,22 +100,18 @@ class HarnessResult(Result):
 class Harness(Metric):
     """A task of lm-evaluation-harness, under the measure that it lists first."""
 
-    path: Path | None = None  # type: ignore[misc]
     sha256: str = ""  # type: ignore[misc]
     found: Tasks | None = field(default=None, repr=False)
     harness_shots: int | None = option(
         None, "examples in a prompt of harness:TASK; without it the task's own number", at_least=0
     )
-    harness_limit: int | None = option(
-        None, "most documents of each harness:TASK; without it all", at_least=1, matters="measuring"
-    )
+    harness_limit: int | None = option(None, "most documents of each harness:TASK; without it all", at_least=1)
     harness_probe_fraction: float = option(
         0.0,
         "share of the documents of harness:TASK on which every client's update is measured too, in every measured "
         "round; the global model's score is then of the others",
         at_least=0.0,
         at_most=0.9,
-        matters="measuring",
     )
 
     name = "harness"
@@ -157,8 +152,6 @@ class Harness(Metric):
         from fedbias_plugin.scoring.items import ids_hash
 
         self.found = read_tasks(self.given, self.harness_shots, self.harness_limit)
-        if self.given.endswith((".yaml", ".yml")):
-            self.path = Path(self.given)
         self.sha256 = ids_hash(item.digest for item in self.found.items)
 
     @property
