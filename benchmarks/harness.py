@@ -27,7 +27,8 @@ from reporting import line, write_report
 from scoring import SIZES, build_model, train_tokenizer
 
 from fedbias_plugin.metrics.base import Source
-from fedbias_plugin.metrics.harness_tasks import Tasks, aggregate, ask, quiet
+from fedbias_plugin.metrics.harness_files import quiet
+from fedbias_plugin.metrics.harness_tasks import Tasks, aggregate, ask
 from fedbias_plugin.registry import load
 from fedbias_plugin.scoring.items import ScoreRequest
 from fedbias_plugin.scoring.plans import PlanCache

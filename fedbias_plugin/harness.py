@@ -10,7 +10,7 @@ from fedbias_plugin.errors import UserError
 
 def main() -> None:
     """Register the model, then be ``lm_eval``; its own errors and exit codes."""
-    from fedbias_plugin.metrics.harness_tasks import require_harness
+    from fedbias_plugin.metrics.harness_files import require_harness
 
     try:
         require_harness()

@@ -14,17 +14,8 @@ from typing import TYPE_CHECKING, Any
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.metrics.base import Block, Metric, Result, Source
 from fedbias_plugin.metrics.formatting import interval, item_note, number, plain, with_interval
-from fedbias_plugin.metrics.harness_tasks import (
-    Item,
-    Tasks,
-    aggregate,
-    ask,
-    harness_version,
-    is_mean,
-    quiet,
-    read_tasks,
-    shown_task,
-)
+from fedbias_plugin.metrics.harness_files import harness_version, quiet, shown_task
+from fedbias_plugin.metrics.harness_tasks import Item, Tasks, aggregate, ask, is_mean, read_tasks
 from fedbias_plugin.options import option, split_list
 
 if TYPE_CHECKING:

@@ -5,25 +5,17 @@ Its names are imported in the functions: lm-eval is an optional package.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import importlib.metadata
-import importlib.util
-import io
 import json
-import logging
 import math
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-from unittest import mock
 
-from fedbias_plugin.errors import UserError, did_you_mean, first_line, quoted
+from fedbias_plugin.errors import UserError
+from fedbias_plugin.metrics.harness_files import check_tasks, load_tasks, quiet, require_harness, said
 
-INSTALL = "pip install 'lm-eval>=0.4.13,<0.4.15'"
 FEWSHOT_SEED = 1234
 """Which examples a prompt shows, and what sampling draws; the default of the harness's command."""
 BOOTSTRAP = 1000
@@ -80,39 +72,6 @@ class Found:
     higher_is_better: bool | None
 
 
-def require_harness() -> None:
-    """Raise :class:`UserError` when lm-eval is missing, or a package that it needs."""
-    if importlib.util.find_spec("lm_eval") is None:
-        raise UserError(f"harness:TASK needs lm-evaluation-harness, which is not installed: {INSTALL}.")
-    try:
-        import lm_eval.evaluator_utils
-        import lm_eval.tasks  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"lm-evaluation-harness cannot be used ({first_line(error)}): {INSTALL}.") from None
-
-
-def harness_version() -> str:
-    """Of the installed package."""
-    return importlib.metadata.version("lm_eval")
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without the harness's progress bars and remarks, and without processes of its bootstrap beside our threads."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with (
-            contextlib.redirect_stderr(io.StringIO()),
-            contextlib.redirect_stdout(io.StringIO()),
-            mock.patch.dict(os.environ, DISABLE_MULTIPROC="1"),
-        ):
-            yield
-    finally:
-        logger.setLevel(level)
-
-
 def read_tasks(given: str, shots: int | None, limit: int | None) -> Tasks:
     """The task, with its documents and prompts.
 
@@ -126,9 +85,9 @@ def read_tasks(given: str, shots: int | None, limit: int | None) -> Tasks:
     """
     require_harness()
     with quiet():
-        loaded, name = _loaded(given)
+        loaded, name = load_tasks(given)
         tasks, groups = loaded["tasks"], loaded["groups"]
-        _check(given, name, tasks, groups)
+        check_tasks(given, name, tasks, groups)
         items: list[Item] = []
         for task_name, task in tasks.items():
             if shots is not None:
@@ -139,72 +98,9 @@ def read_tasks(given: str, shots: int | None, limit: int | None) -> Tasks:
             try:
                 task.build_all_requests(limit=limit)
             except Exception as error:  # whatever a task's own functions raise
-                raise UserError(f"harness:{given}: no prompts can be made of it ({_said(error)}).") from error
+                raise UserError(f"harness:{given}: no prompts can be made of it ({said(error)}).") from error
             items += _items(task_name, task.instances)
     return Tasks(name, tasks, groups, items)
-
-
-def _loaded(given: str) -> tuple[Any, str]:
-    from lm_eval.tasks import TaskManager
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    path = Path(given).expanduser()
-    where = given
-    try:
-        if path.suffix in (".yaml", ".yml"):
-            if not path.is_file():
-                raise UserError(f"harness:{given}: there is no such file.")
-            config = load_yaml(path, resolve_func=False)
-            if "group" in config:
-                return _manager(path.parent, config).load(config["group"]), str(config["group"])
-            return TaskManager(include_defaults=False).load(str(path)), str(config.get("task"))
-        manager = TaskManager()
-        if given not in manager.all_tasks:
-            raise UserError(
-                f"harness:{given}: lm-evaluation-harness {harness_version()} knows no such task; `lm_eval ls tasks` "
-                f"lists them, and a YAML file of your own is named by its path.{did_you_mean(given, manager.all_tasks)}"
-            )
-        where = str(manager.task_index[given].yaml_path or given)
-        return manager.load(given), given
-    except UserError:
-        raise
-    except Exception as error:  # of YAML, of datasets, of the hub, of a task's own code
-        if _is_of_data(error):
-            raise UserError(
-                f"harness:{given}: its data cannot be loaded ({_said(error)}). Without the hub, name a YAML file of "
-                f"your own that has `include: {where}`, `dataset_path: json` and `dataset_kwargs: {{data_files: "
-                "{test: FILE.jsonl}}` (docs/harness.md)."
-            ) from error
-        raise UserError(f"harness:{given}: the task cannot be used ({_said(error)}).") from error
-
-
-def _manager(folder: Path, group: Mapping[str, Any]) -> Any:
-    """That knows what stands in the group's folder; and the harness's own tasks, many thousands, where it must."""
-    from lm_eval.tasks import TaskManager
-
-    near = TaskManager(include_path=str(folder), include_defaults=False)
-    members = [one if isinstance(one, str) else one.get("task") or one.get("group") for one in group.get("task") or ()]
-    return near if {*members, group["group"]} <= {*near.all_tasks} else TaskManager(include_path=str(folder))
-
-
-def _is_of_data(error: BaseException) -> bool:
-    module = type(error).__module__.partition(".")[0]
-    return isinstance(error, OSError) or module in ("datasets", "huggingface_hub", "requests", "httpx")
-
-
-def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {first_line(error)}"
-
-
-def _check(given: str, name: str, tasks: Mapping[str, Any], groups: Mapping[str, Any]) -> None:
-    """Refuse what has no number of its own, and what must not be run."""
-    shown = ", ".join(f"harness:{task}" for task in list(tasks)[:5])
-    if name not in tasks and not (name in groups and groups[name].has_aggregation):
-        what = "a group without aggregate_metric_list" if name in groups else "a tag, a list of tasks"
-        raise UserError(f"harness:{given} is {what}, so that it has no number of its own; name its tasks: {shown}.")
-    for task_name, task in tasks.items():
-        if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
-            raise UserError(f"harness:{given}: {task_name} runs code that models write, or shows images; not here.")
 
 
 def _items(task: str, instances: Sequence[Any]) -> Iterator[Item]:
@@ -324,16 +220,3 @@ def _number(value: Any) -> float | None:
     except (TypeError, ValueError):
         return None
     return found if math.isfinite(found) else None
-
-
-def shown_task(given: str) -> str:
-    """What records call a task: its name, or the name of its YAML file without the ending.
-
-    Raises:
-        UserError: it is neither.
-    """
-    path = Path(given)
-    name = path.stem if path.suffix in (".yaml", ".yml") else given
-    if "/" in name or not name.strip():
-        raise UserError(f"harness:{quoted(given)}: give a task of lm-evaluation-harness, or the path of a YAML file.")
-    return name

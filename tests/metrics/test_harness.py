@@ -43,7 +43,8 @@ def theirs(folder, model):
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    from fedbias_plugin.metrics.harness_tasks import BOOTSTRAP, quiet
+    from fedbias_plugin.metrics.harness_files import quiet
+    from fedbias_plugin.metrics.harness_tasks import BOOTSTRAP
 
     with quiet():
         manager = TaskManager(include_path=str(folder), include_defaults=False)
@@ -103,7 +104,7 @@ def test_log_likelihoods_and_greedy_answers_are_those_of_the_harness_s_model_als
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    from fedbias_plugin.metrics.harness_tasks import quiet
+    from fedbias_plugin.metrics.harness_files import quiet
     from fedbias_plugin.scoring.harness_model import HarnessModel, own_tokenizer
 
     # Without a period: lm-eval 0.4.13 mistakes windows of equal tokens for one another.
@@ -155,7 +156,7 @@ def test_the_harness_s_command_knows_our_model_and_an_adapter_on_it(folder, thei
     from peft import LoraConfig, PeftModel, get_peft_model
 
     from fedbias_plugin.harness import main
-    from fedbias_plugin.metrics.harness_tasks import quiet
+    from fedbias_plugin.metrics.harness_files import quiet
 
     found = {}
 
@@ -196,6 +197,17 @@ def test_what_cannot_be_a_task_is_said_in_a_sentence(folder, monkeypatch):
         load("metric", f"harness:{folder}/odd.yaml")().prepare(SOURCE)
     with pytest.raises(UserError, match="would have one name, harness:lost; rename"):
         BiasArguments(bias_benchmarks=f"harness:{folder}/lost.yaml,harness:lost")
+
+
+def test_a_name_is_found_in_the_harness_s_files_without_reading_its_whole_list():
+    pytest.importorskip("lm_eval")
+    from fedbias_plugin.metrics.harness_files import _file_of
+
+    assert [path and path.stem for path in map(_file_of, ("bbq", "mmlu_stem", "social_bias"))] == [
+        "bbq_multiple_choice",
+        "_mmlu_stem",
+        None,
+    ]
 
 
 def test_without_the_harness_the_flag_says_what_to_install(monkeypatch):
