@@ -208,7 +208,8 @@ class Harness(Metric):
         for name, (one, error) in others:
             numbers |= {name: one, f"{name}_stderr": error, f"{name}_ci95": _bounds(one, error)}
         shots = "" if whole.shots is None else f", {whole.shots} shots"
-        task, version = f"{self.found.name} version {whole.version}", harness_version()
+        known = "" if whole.version in ("N/A", "None") else f" version {whole.version}"
+        task, version = f"{self.found.name}{known}", harness_version()
         return HarnessResult(
             value,
             whole.n,

@@ -49,6 +49,7 @@ GROUP = {
     "group": "little_group",
     "task": ["little_choice", "little_normed"],
     "aggregate_metric_list": [{"metric": "acc", "aggregation": "mean", "weight_by_size": True}],
+    "metadata": {"version": 2},
 }
 TASKS = {
     "little_likelihood": LIKELIHOOD,
