@@ -149,11 +149,6 @@ def names(kind: str) -> tuple[str, ...]:
     return (*EXTENSIONS[kind], *(name for name in _entry_points(kind) if name not in EXTENSIONS[kind]))
 
 
-def whole_names(kind: str) -> tuple[str, ...]:
-    """The names of :func:`names` that stand for one thing; those that take something stand for many."""
-    return tuple(name for name in names(kind) if not load(kind, name).takes)
-
-
 def in_order(kind: str, found: Iterable[str]) -> list[str]:
     """``found`` as :func:`names` has them, those that are not installed here last."""
     places = {name: place for place, name in enumerate(names(kind))}
@@ -222,7 +217,7 @@ def active(kind: str, *arguments: Any) -> list[Any]:
 
 def nameable(kind: str) -> tuple[str, ...]:
     """What the flag of a kind takes: names of extensions that must be named to be used, such as ``harness:TASK``."""
-    found = [(name, load(kind, name)) for name in names(kind)]
+    found = ((name, load(kind, name)) for name in names(kind))
     return tuple(f"{name}:{cls.takes}" if cls.takes else name for name, cls in found if cls.is_named)
 
 

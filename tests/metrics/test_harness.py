@@ -14,8 +14,9 @@ from fedbias_plugin.assets import TINY_MODEL
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.metrics.base import Source, metric_class
 from fedbias_plugin.metrics.suite import Suite
-from fedbias_plugin.registry import active, in_order, load, names, whole_names
+from fedbias_plugin.registry import active, in_order, load, names
 from fedbias_plugin.scoring.plans import PlanCache
+from fedbias_plugin.tracking.numbers import metric_names
 from tests.metrics.harness_folder import TASKS, write_tasks
 
 SOURCE = Source(lambda kind: Path(kind))
@@ -222,7 +223,7 @@ def test_a_task_has_its_name_in_records_and_a_family_no_value_of_its_own():
     assert metric_class("harness:my_task").of_clients is False
     assert in_order("metric", ["harness:b", "stereoset", "nobody"]) == ["stereoset", "harness:b", "nobody"]
     assert "harness" in names("metric")
-    assert "harness" not in whole_names("metric")
+    assert "harness" not in metric_names()
     with pytest.raises(UserError, match=r"choose one of .*harness:TASK"):
         BiasArguments(bias_benchmarks="harness")
     with pytest.raises(UserError, match="is unknown"):
