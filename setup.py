@@ -68,6 +68,7 @@ setup(
         "slurm": ["submitit>=1.5"],
         "flower": ["flwr>=1.41,<1.43; python_version >= '3.11'"],  # its workings are used where it has no API
         "rouge": ["rouge-score>=0.1.2"],
+        "harness": ["lm-eval>=0.4.13,<0.4.15"],  # its own way of aggregating results is used, which has no API
         "sentiment": ["vaderSentiment>=3.3"],
         "privacy": ["opacus>=1.6"],
         "quantization": ["bitsandbytes>=0.43"],

@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 from flower_processes import same_weights
+from reporting import write_report
 
 
 def seconds_of(command: list[str], flags: list[str], output: Path) -> list[float]:
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=3)
     parser.add_argument("--supernodes", type=int)
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--json", type=Path, help="write the seconds of every round there")
     known, rest = parser.parse_known_args()
     flags = ["--data_dir", "mini", "--num_rounds", str(known.rounds), "--bias_benchmarks", "none"]
     flags += ["--scenario", "custom", "--biased_shares", ",".join(["1", *["0"] * (known.clients - 1)]), *rest]
@@ -54,6 +56,7 @@ def main() -> None:
     mine, theirs = statistics.median(here), statistics.median(there)
     print(f"built-in {mine:.1f} s a round {[round(x, 1) for x in here]}, Flower {theirs:.1f} s", end=" ")
     print(f"{[round(x, 1) for x in there]}: {theirs - mine:+.1f} s, {mine / theirs:.2f} times as fast; same bytes")
+    write_report({"built_in": here, "flower": there}, known.json)
 
 
 if __name__ == "__main__":

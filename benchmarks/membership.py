@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from reporting import cpu, line, write_report
+from reporting import line, write_report
 
 from fedbias_plugin.assets import TINY_MODEL
 from fedbias_plugin.data.draws import generator, permuted
@@ -160,8 +160,8 @@ def main() -> None:
     logging.disable(logging.INFO)
     torch.set_num_threads(options.threads)
     settings = {name: getattr(options, name) for name in ("rows", "others", "steps", "batch", "learning_rate")}
-    print(f"{cpu()}, {options.threads} thread(s), load {os.getloadavg()[0]:.1f}; {line(settings)}")
-    report: dict[str, object] = {**settings, "torch": torch.__version__, "cpu": cpu()}
+    print(f"{options.threads} thread(s), load {os.getloadavg()[0]:.1f}; {line(settings)}")
+    report: dict[str, object] = {**settings, "torch": torch.__version__}
     start, delta = time.perf_counter(), 1 / (2 * options.rows)
     for name, epsilon in (("plain", None), (f"epsilon {options.epsilon:g}", options.epsilon)):
         found = []

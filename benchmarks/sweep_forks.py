@@ -19,6 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from reporting import write_report
+
 SUBREAPER = 36
 """PR_SET_CHILD_SUBREAPER: processes that the sweep leaves behind become children of this one."""
 TIMES = {"metrics.jsonl", "summary.json", "run.json"}
@@ -29,6 +31,7 @@ ALONE = f"import fedbias_plugin.sweep.local as local; local.fork = lambda *_: No
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="write the ratios of wall and CPU seconds there")
     parser.add_argument("sweep", nargs="+", help="arguments of fedbias sweep, without --output")
     given = parser.parse_args()
     ctypes.CDLL(None).prctl(SUBREAPER, 1)
@@ -45,6 +48,7 @@ def main() -> None:
             ratios += [ratio] if repeat else []
     for name, values in zip(("wall", "CPU"), zip(*ratios, strict=True), strict=True):
         print(f"{name}: {sum(values) / len(values):.2f} times faster [{min(values):.2f}, {max(values):.2f}]")
+    write_report({"ratios": ratios}, given.json)
 
 
 def measured(code: str, sweep: list[str], output: Path) -> tuple[float, float]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass
@@ -17,10 +20,21 @@ class Extension(ABC):  # noqa: B024  # each kind says what must be there
     Attributes:
         name: what it is called in the registry; given when it is built.
         is_named: whether it is chosen by its name (``--aggregation NAME``); False where its own flags switch it on.
+        takes: what stands behind its name and a colon, such as ``TASK``; empty where nothing does.
     """
 
     name: ClassVar[str] = ""
     is_named: ClassVar[bool] = True
+    takes: ClassVar[str] = ""
+
+    @classmethod
+    def of(cls, given: str) -> type[Self]:
+        """Of one that ``takes`` something: the class for what was ``given``, with the name that records have.
+
+        Raises:
+            UserError: it cannot be that.
+        """
+        raise NotImplementedError
 
     @property
     def is_on(self) -> bool:

@@ -152,7 +152,7 @@ def metrics_of(chosen: Sequence[str], flags: Mapping[str, Any]) -> list[Metric]:
             raise unknown_name(flag, everyones, {}, "measure()")
     made = [cls(**{flag: flags[flag] for flag in theirs[name] if flag in flags}) for name, cls in classes.items()]
     for metric, name in zip(made, classes, strict=True):
-        metric.name = name
+        metric.name = metric.name if metric.takes else name
     return made
 
 

@@ -152,9 +152,13 @@ def shown_help(spec: Field[Any]) -> str:
 
 
 def check_choice(flag: str, value: str, choices: Iterable[str]) -> None:
-    """Raise :class:`UserError` with the nearest match when ``value`` is not one of ``choices``."""
+    """Raise :class:`UserError` with the nearest match when ``value`` is not one of ``choices``.
+
+    A choice ``NAME:WHAT`` stands for every text that begins with ``NAME:`` and goes on.
+    """
     choices = list(choices)
-    if value in choices:
+    first, _, given = value.partition(":")
+    if (value in choices and ":" not in value) or (given and any(one.startswith(f"{first}:") for one in choices)):
         return
     raise UserError(f"--{flag} {value!r} is unknown; choose one of {', '.join(choices)}.{did_you_mean(value, choices)}")
 
@@ -177,8 +181,9 @@ def split_list(text: str) -> list[str]:
 
 
 def _matches(value: Any, wanted: Collection[Any]) -> bool:
-    """Whether a value, or a part of one with commas, is among those wanted."""
-    return value in wanted or (isinstance(value, str) and any(part in wanted for part in split_list(value)))
+    """Whether a value, or a part of one with commas, is among those wanted; ``NAME:WHAT`` where ``NAME`` is."""
+    parts = split_list(value) if isinstance(value, str) else []
+    return value in wanted or any(part in wanted or part.partition(":")[0] in wanted for part in parts)
 
 
 def _fails(values: Mapping[str, Any], name: str, wanted: Collection[Any]) -> bool:

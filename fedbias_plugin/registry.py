@@ -70,6 +70,7 @@ EXTENSIONS: dict[str, dict[str, str]] = {
         "toxicity": "fedbias_plugin.metrics.text_scores:Toxicity",
         "sentiment": "fedbias_plugin.metrics.text_scores:Sentiment",
         "regard": "fedbias_plugin.metrics.text_scores:Regard",
+        "harness": "fedbias_plugin.metrics.harness:Harness",
     },
     "split": {
         "1B2C": "fedbias_plugin.data.scenarios:Scenario",
@@ -150,8 +151,8 @@ def names(kind: str) -> tuple[str, ...]:
 
 def in_order(kind: str, found: Iterable[str]) -> list[str]:
     """``found`` as :func:`names` has them, those that are not installed here last."""
-    known = names(kind)
-    return sorted(found, key=lambda name: known.index(name) if name in known else len(known))
+    places = {name: place for place, name in enumerate(names(kind))}
+    return sorted(found, key=lambda name: places.get(name.partition(":")[0], len(places)))
 
 
 def todays_name(kind: str, name: str) -> str:
@@ -160,11 +161,14 @@ def todays_name(kind: str, name: str) -> str:
 
 
 def load(kind: str, name: str) -> Any:
-    """The class of an extension.
+    """The class of an extension; ``NAME:WHAT`` gives one that ``takes`` something its WHAT.
 
     Raises:
         UserError: no such name, with the nearest one; or an outsider's extension that cannot be imported.
     """
+    first, _, given = name.partition(":")
+    if given and first in names(kind) and (family := load(kind, first)).takes:
+        return family.of(given)
     name = todays_name(kind, name)
     place = EXTENSIONS[kind].get(name) or _entry_points(kind).get(name)
     if place is None:
@@ -191,7 +195,7 @@ def build(kind: str, name: str, *arguments: Any) -> Any:
     """
     cls = load(kind, name)
     made = cls(**{flag: next(vars(one)[flag] for one in arguments if flag in vars(one)) for flag in options(cls)})
-    made.name = todays_name(kind, name)
+    made.name = cls.name if cls.takes else todays_name(kind, name)
     return made
 
 
@@ -212,8 +216,9 @@ def active(kind: str, *arguments: Any) -> list[Any]:
 
 
 def nameable(kind: str) -> tuple[str, ...]:
-    """The names that the flag of a kind takes: those of extensions that must be named to be used."""
-    return tuple(name for name in names(kind) if load(kind, name).is_named)
+    """What the flag of a kind takes: names of extensions that must be named to be used, such as ``harness:TASK``."""
+    found = ((name, load(kind, name)) for name in names(kind))
+    return tuple(f"{name}:{cls.takes}" if cls.takes else name for name, cls in found if cls.is_named)
 
 
 def with_extensions(

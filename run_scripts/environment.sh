@@ -11,7 +11,7 @@ make_venv() { # make_venv FOLDER [EXTRA...]: create FOLDER with constraints.txt,
 }
 
 make_test_venv() { # the one that the checks and tests run in
-  make_venv .venv wandb,workspace,tensorboard,report,slurm,flower,rouge,sentiment,privacy,quantization,openfedllm,dev
+  make_venv .venv wandb,workspace,tensorboard,report,slurm,flower,rouge,harness,sentiment,privacy,quantization,openfedllm,dev
 }
 
 make_pinned_venv() { # make_pinned_venv FOLDER: as docs/openfedllm.md says, by its own lines; 1 where no Python has it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import json
 import runpy
 import sys
 from pathlib import Path
@@ -26,6 +27,32 @@ def test_every_benchmark_says_how_it_is_called(script, monkeypatch, capsys):
         pytest.skip(f"needs {error.name}")
     assert ended.value.code == 0
     assert f"usage: {script.name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_every_benchmark_says_what_machine_its_figures_are_of(script):
+    assert "write_report(" in script.read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("flags\t\t: fpu avx512_bf16 amx_tile amx_bf16", "amx_bf16 avx512_bf16"),
+        ("flags\t\t: fpu avx2", "none"),
+        ("Features\t: fp asimd bf16", "bf16"),
+        ("", "unknown"),
+    ],
+)
+def test_a_report_names_the_cpu_and_its_units_for_bfloat16(monkeypatch, capsys, tmp_path, flags, expected):
+    monkeypatch.syspath_prepend(FOLDER)
+    import reporting  # type: ignore[import-not-found]
+
+    info = tmp_path / "cpuinfo"
+    info.write_text(f"model name\t: A CPU\n{flags}\nmodel name\t: A CPU\n{flags}\n")
+    assert (reporting.cpu(info), reporting.bf16_units(info)) == ("A CPU, 2 cores", expected)
+    reporting.write_report({"seconds": 1.5}, tmp_path / "out.json")
+    assert json.loads((tmp_path / "out.json").read_text()) == {"seconds": 1.5, **reporting.machine()}
+    assert f"bf16_units {reporting.bf16_units()}" in capsys.readouterr().out
 
 
 @pytest.fixture

@@ -51,6 +51,7 @@ PACKAGES = (
     Package("scipy", "1.10", "intervals and tests"),
     Package("submitit", "1.5", "fedbias sweep --launcher slurm", required=False),
     Package("rouge-score", "0.1.2", "--rouge_samples", required=False),
+    Package("lm-eval", "0.4.13", "--bias_benchmarks harness:TASK", required=False),
     Package("trl", "0.7.2", "a patched OpenFedLLM", required=False),
 )
 

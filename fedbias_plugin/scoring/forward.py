@@ -19,7 +19,9 @@ SLICED, HOOKED, WHOLE = "sliced", "hooked", "whole"
 """The ways to apply the LM head, see :func:`batch_log_probs`."""
 
 
-def batch_log_probs(model: Any, batch: Batch, *, trees: bool, head: str) -> NDArray[np.float64]:
+def batch_log_probs(
+    model: Any, batch: Batch, *, trees: bool, head: str, with_likeliest: bool = False
+) -> NDArray[np.float64]:
     """Log-probability of every target of ``batch``, float32 log-softmax whatever the model's dtype.
 
     Args:
@@ -29,9 +31,10 @@ def batch_log_probs(model: Any, batch: Batch, *, trees: bool, head: str) -> NDAr
         head: ``SLICED``: the LM head is applied slice by slice, after the rest of the model, which must do nothing
             to its output (:func:`head_is_last`). ``HOOKED``: the model applies it, to the needed states only.
             ``WHOLE``: the model applies it, in whatever way, to all states.
+        with_likeliest: say too whether the target is the token that the model finds likeliest (the first of several).
 
     Returns:
-        Shape (predictions,), natural log, as float64.
+        Shape (predictions,), natural log, as float64; with ``with_likeliest`` (predictions, 2), the second 1 or 0.
     """
     inputs = model_inputs(model, batch, trees)
     length = batch.ids.shape[1]
@@ -41,12 +44,12 @@ def batch_log_probs(model: Any, batch: Batch, *, trees: bool, head: str) -> NDAr
     sources, targets = torch.from_numpy(batch.sources), torch.from_numpy(batch.targets)
     if head == SLICED:
         states, _ = _forward(model, inputs, rows, positions, keep=1)
-        return _target_log_probs(states, model.get_output_embeddings(), sources, targets)
+        return _target_log_probs(states, model.get_output_embeddings(), sources, targets, with_likeliest)
     if head == HOOKED:
         logits = _forward(model, inputs, rows, positions, keep=len(rows))[1][0]
     else:
         logits = _pick(model(**inputs, use_cache=False, return_dict=True).logits, inputs, rows, positions)
-    return _target_log_probs(logits, None, sources, targets)
+    return _target_log_probs(logits, None, sources, targets, with_likeliest)
 
 
 def model_inputs(model: Any, batch: Batch, trees: bool) -> dict[str, Tensor]:
@@ -124,7 +127,9 @@ def _pick(tensor: Tensor, inputs: dict[str, Tensor], rows: Tensor, positions: Te
     return tensor[rows.to(tensor.device), positions.to(tensor.device) + offset]
 
 
-def _target_log_probs(values: Tensor, head: nn.Module | None, sources: Tensor, targets: Tensor) -> NDArray[np.float64]:
+def _target_log_probs(
+    values: Tensor, head: nn.Module | None, sources: Tensor, targets: Tensor, with_likeliest: bool
+) -> NDArray[np.float64]:
     """float32 log-softmax at the targets, a few rows of ``values`` (hidden states; logits without a head) at once."""
     vocabulary = values.shape[-1] if head is None else _outputs(head, values)
     size = max(1, SLICE_LOGITS.get(values.device.type, SLICE_LOGITS["cpu"]) // vocabulary)
@@ -136,7 +141,10 @@ def _target_log_probs(values: Tensor, head: nn.Module | None, sources: Tensor, t
             logits = head(logits[None])[0]
         log_probs = torch.log_softmax(logits.float(), dim=-1)
         place = sources[low:high].to(logits.device) - part, targets[low:high].to(logits.device)
-        parts.append(log_probs[place])
+        found = log_probs[place]
+        if with_likeliest:
+            found = torch.stack([found, (log_probs.argmax(-1)[place[0]] == place[1]).to(found.dtype)], dim=-1)
+        parts.append(found)
     return torch.cat(parts).double().cpu().numpy()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import logging
 import zipfile
@@ -71,9 +72,23 @@ class PlanCache:
             return _make(requests, tokenizer, prefix_id, pack_tokens, name)
         texts = [(request.context, request.text) for request in requests]
         key = _digest(json.dumps([FORMAT, fingerprint, prefix_id, pack_tokens, texts]))
+        return self._kept(key, lambda: _make(requests, tokenizer, prefix_id, pack_tokens, name))
+
+    def plan_of_tokens(
+        self, texts: Sequence[Sequence[int]], starts: Sequence[int], pack_tokens: int | None
+    ) -> ScoringPlan:
+        """As :meth:`plan`, of texts that are token ids already; arguments as of :func:`build_plan`."""
+        lengths = [len(text) for text in texts]
+        ids = np.fromiter(itertools.chain.from_iterable(texts), np.int64, sum(lengths))
+        arrays = [ids, np.asarray(lengths, np.int64), np.asarray(starts, np.int64)]
+        content = [hashlib.sha256(array.tobytes()).hexdigest() for array in arrays]
+        key = _digest(json.dumps([FORMAT, "tokens", pack_tokens, content]))
+        return self._kept(key, lambda: build_plan(texts, starts, pack_tokens))
+
+    def _kept(self, key: str, make: Callable[[], ScoringPlan]) -> ScoringPlan:
         plan = self._plans.pop(key, None) or self._load(key)
         if plan is None:
-            plan = _make(requests, tokenizer, prefix_id, pack_tokens, name)
+            plan = make()
             self._store(key, plan)
         self._plans[key] = plan
         while len(self._plans) > KEPT:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.nn.parallel import DistributedDataParallel
 
 from fedbias_plugin.errors import UserError
@@ -118,14 +119,11 @@ class SentenceScorer:
         name = describe or (lambda index: f"item {index}")
         if not requests:
             return []
-        try:
-            plan, log_probs, sample = self._my_share(requests, name)
-        except Exception:
-            self._processes.agree(failed=True)
-            raise
-        self._processes.agree(size=len(log_probs), sample=sample)
-        log_probs = self._processes.total(log_probs)
-        _check_finite(log_probs, plan, name)
+
+        def make(pack_tokens: int | None) -> ScoringPlan:
+            return self._plans.plan(requests, self.tokenizer, self.prefix_id, pack_tokens, name)
+
+        plan, log_probs = self._scored(make, name)
         targets = plan.targets[plan.text_predictions]
         scored = log_probs[plan.text_predictions]
         ends = plan.text_starts[1:-1]
@@ -134,16 +132,60 @@ class SentenceScorer:
             for ids, values in zip(np.split(targets, ends), np.split(scored, ends), strict=True)
         ]
 
+    def score_tokens(
+        self,
+        texts: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        describe: Callable[[int], str] | None = None,
+    ) -> tuple[FloatArray, NDArray[np.bool_]]:
+        """Of texts that somebody else made tokens of: nothing is put before them.
+
+        Args:
+            texts: token ids, at least two each; the last is predicted and not read.
+            starts: position of the first scored token of every text, at least 1.
+            describe: as of :meth:`score`.
+
+        Returns:
+            Shapes (texts,): the sum of the log-probabilities of the scored tokens, and whether each of them is the
+            model's likeliest.
+
+        Raises:
+            UserError: as :meth:`score`.
+        """
+        if not texts:
+            return np.zeros(0), np.zeros(0, np.bool_)
+        name = describe or (lambda index: f"item {index}")
+        plan, found = self._scored(lambda tokens: self._plans.plan_of_tokens(texts, starts, tokens), name, True)
+        scored, begins = found[plan.text_predictions], plan.text_starts[:-1]
+        return np.add.reduceat(scored[:, 0], begins), np.minimum.reduceat(scored[:, 1], begins) > 0
+
+    def _scored(
+        self, make: Callable[[int | None], ScoringPlan], name: Callable[[int], str], with_likeliest: bool = False
+    ) -> tuple[ScoringPlan, FloatArray]:
+        """The plan, and of every prediction what :func:`batch_log_probs` gives, of all processes."""
+        try:
+            plan, found, sample = self._my_share(make, name, with_likeliest)
+        except Exception:
+            self._processes.agree(failed=True)
+            raise
+        self._processes.agree(size=len(found), sample=sample)
+        found = self._processes.total(found)
+        _check_finite(found, plan, name)
+        return plan, found
+
     def _my_share(
-        self, requests: Sequence[ScoreRequest], name: Callable[[int], str]
+        self, make: Callable[[int | None], ScoringPlan], name: Callable[[int], str], with_likeliest: bool
     ) -> tuple[ScoringPlan, FloatArray, float]:
         """The plan, the log-probabilities of this process's part of it (zeros elsewhere), and a sum over the first
         batch, which every process scores to show that all hold the same model."""
         with evaluating(self.model):
             able = find_ability(self.model, self.vocabulary, self.longest)
-            plan = self._plan(requests, name, able.trees)
-            self._check_model_limits(plan, name)
-            return plan, *self._kept_or_computed(plan, able.head, name)
+            plan = self._plan(make, able.trees)
+            self._check_model_limits(plan, name, unread=int(with_likeliest))
+            if not with_likeliest:
+                return plan, *self._kept_or_computed(plan, able.head, name)
+            with fast_linears(self.model, len(plan.ids)):
+                return plan, *self._log_probs(plan, able.head, name, with_likeliest=True)
 
     def _kept_or_computed(self, plan: ScoringPlan, head: str, name: Callable[[int], str]) -> tuple[FloatArray, float]:
         """As :meth:`_log_probs`; of the original model looked up, where another run has computed them."""
@@ -159,10 +201,7 @@ class SentenceScorer:
             self._originals.store(path, log_probs)
         return log_probs, sample
 
-    def _plan(self, requests: Sequence[ScoreRequest], name: Callable[[int], str], trees: bool) -> ScoringPlan:
-        def make(pack_tokens: int | None) -> ScoringPlan:
-            return self._plans.plan(requests, self.tokenizer, self.prefix_id, pack_tokens, name)
-
+    def _plan(self, make: Callable[[int | None], ScoringPlan], trees: bool) -> ScoringPlan:
         if not trees:
             return make(None)
         plan = make(min(TREE_TOKENS, self.max_batch_tokens))
@@ -185,8 +224,8 @@ class SentenceScorer:
         found = getattr(text_config(self.model), "max_position_embeddings", None)
         return found - virtual_tokens(self.model) if isinstance(found, int) else None
 
-    def _check_model_limits(self, plan: ScoringPlan, name: Callable[[int], str]) -> None:
-        for index in np.flatnonzero(plan.lengths > (self.longest or np.inf)):
+    def _check_model_limits(self, plan: ScoringPlan, name: Callable[[int], str], unread: int = 0) -> None:
+        for index in np.flatnonzero(plan.lengths - unread > (self.longest or np.inf)):
             raise UserError(
                 f"{name(int(index))} has {plan.lengths[index]} tokens (with {self.prefix_token}), more than the "
                 f"{self.longest} positions of the model (max_position_embeddings); shorten it or use a larger model."
@@ -197,16 +236,21 @@ class SentenceScorer:
                 "embeddings; is this the model's own tokenizer?"
             )
 
-    def _log_probs(self, plan: ScoringPlan, head: str, name: Callable[[int], str]) -> tuple[FloatArray, float]:
+    def _log_probs(
+        self, plan: ScoringPlan, head: str, name: Callable[[int], str], with_likeliest: bool = False
+    ) -> tuple[FloatArray, float]:
         logits = 1 if head == SLICED else max(1, getattr(text_config(self.model), "vocab_size", None) or 1)
-        result, texts, sample = np.zeros(len(plan.targets)), plan.texts_by_pack, 0.0
+        result: FloatArray = np.zeros((len(plan.targets), 2) if with_likeliest else len(plan.targets))
+        texts, sample = plan.texts_by_pack, 0.0
         on_cpu = embedding_device(self.model).type == "cpu"
         most = min(self.max_batch_tokens, CPU_TOKENS) if on_cpu else self.max_batch_tokens
         for number, packs in enumerate(plan_batches(plan, most, MAX_LOGITS // logits)):
             is_mine = self._processes.is_mine(number)
             if is_mine or number == 0:
                 batch = make_batch(plan, packs, self.prefix_id)
-                values = batch_log_probs(self.model, batch, trees=plan.is_tree, head=head)
+                values = batch_log_probs(
+                    self.model, batch, trees=plan.is_tree, head=head, with_likeliest=with_likeliest
+                )
                 sample = float(values.sum()) if number == 0 else sample
             if is_mine:
                 result[batch.predictions] = values
@@ -238,7 +282,7 @@ def _attention_window(model: Any) -> int | None:
 
 
 def _check_finite(log_probs: FloatArray, plan: ScoringPlan, name: Callable[[int], str]) -> None:
-    broken = np.flatnonzero(~np.isfinite(log_probs))
+    broken = np.flatnonzero(~np.isfinite(log_probs if log_probs.ndim == 1 else log_probs[:, 0]))
     if len(broken):
         raise NonFiniteScore(
             f"{name(plan.text_of(int(broken[0])))}: the model's log-probability is not finite. The training has "

@@ -139,9 +139,10 @@ def what_was_run(study: Study) -> Facts:
 
 
 def _items(block: Mapping[str, Any]) -> str:
-    """``384 report items``."""
+    """``384 report items``, and what the number is where the metric's title does not say it."""
     part = f"{block['items']} " if block.get("items") else ""
-    return f"{block.get('n', '?')} {part}item{'' if block.get('n') == 1 else 's'}"
+    definition = f": {block['definition']}" if block.get("definition") else ""
+    return f"{block.get('n', '?')} {part}item{'' if block.get('n') == 1 else 's'}{definition}"
 
 
 def _source(source: Mapping[str, Any]) -> str:

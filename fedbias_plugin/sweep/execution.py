@@ -14,7 +14,7 @@ from typing import Any
 from fedbias_plugin.errors import printable
 from fedbias_plugin.metrics.base import metric_class
 from fedbias_plugin.metrics.formatting import MISSING
-from fedbias_plugin.registry import names
+from fedbias_plugin.registry import in_order, names
 from fedbias_plugin.sweep.base import Job, Launcher
 from fedbias_plugin.sweep.folder import DONE, TO_RESUME, SweepFolder
 from fedbias_plugin.sweep.plan import PlannedRun
@@ -133,7 +133,8 @@ def final_numbers(run_folder: Path) -> str:
     """The last measured scores of a finished run, in one line."""
     try:
         final: dict[str, Any] = json.loads((run_folder / SUMMARY_FILE).read_bytes())["final"]
-        blocks = {name: block for name in names("metric") if (block := final.get(name))}
+        found = [name for name, block in final.items() if block and (name in names("metric") or ":" in name)]
+        blocks = {name: final[name] for name in in_order("metric", found)}
         return ", ".join(metric_class(name).line(block) for name, block in blocks.items()) or MISSING
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return "its summary cannot be read"

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fedbias_plugin.metrics.base import delta, metric_class
+from fedbias_plugin.registry import load, names
 from fedbias_plugin.tracking.payload import payload_numbers
 from fedbias_plugin.tracking.records import RoundRecord
 
@@ -19,6 +20,11 @@ VIEWS = ("report", "full", "probe")
 
 MEMORY = "client_memory_bytes"
 """Further number of a client: the estimate of what its training takes."""
+
+
+def metric_names() -> tuple[str, ...]:
+    """The metrics that there are but those that take something, such as ``harness:TASK``, which stand for many."""
+    return tuple(name for name in names("metric") if not load("metric", name).takes)
 
 
 def record_numbers(record: RoundRecord) -> Iterator[dict[str, Any]]:

@@ -10,8 +10,7 @@ from typing import Any
 
 from fedbias_plugin.files import write_bytes_atomic
 from fedbias_plugin.metrics.base import delta
-from fedbias_plugin.registry import names
-from fedbias_plugin.tracking.numbers import best_round
+from fedbias_plugin.tracking.numbers import best_round, metric_names
 from fedbias_plugin.tracking.records import RoundRecord
 from fedbias_plugin.tracking.repeated import repeated_warnings
 
@@ -42,7 +41,7 @@ def _scores(record: RoundRecord) -> dict[str, Any]:
     measured = record.global_
     return {
         "round": record.round,
-        **dict.fromkeys(names("metric")),
+        **dict.fromkeys(metric_names()),
         **measured.metrics,
         "bias_score": measured.bias_score,
         "delta": deltas(record),

@@ -93,7 +93,8 @@ class WandbTracker(Tracker):
     def finish(self, summary: Mapping[str, Any]) -> None:
         if self._run is None:
             return
-        self._run.summary.update({**self._highlights(), "warnings": summary.get("warnings", [])})
+        said = definitions(summary.get("final") or {})
+        self._run.summary.update({**self._highlights(), **said, "warnings": summary.get("warnings", [])})
         if "aborted" in self._run.summary.keys():  # noqa: SIM118  # W&B's summary is no mapping
             self._run.summary.update({"aborted": None})
         self._artifacts.log_models(self._last_round, finished=True)
@@ -196,3 +197,9 @@ class WandbTracker(Tracker):
         again = " (the whole run; it replaces what an earlier part of it uploaded)" if self._resumes else ""
         where = f"recorded offline{again}. To upload it: {sync}" if self._is_offline else run.url
         print(f"W&B: {where}", flush=True)
+
+
+def definitions(final: Mapping[str, Any]) -> dict[str, str]:
+    """What the metrics are that say it themselves, such as a task of lm-evaluation-harness."""
+    blocks = {name: block for name, block in final.items() if isinstance(block, Mapping)}
+    return {f"definition/{name}": block["definition"] for name, block in blocks.items() if block.get("definition")}

@@ -10,7 +10,8 @@ from typing import Any
 
 from fedbias_plugin.errors import UserError, first_line, quoted
 from fedbias_plugin.metrics.base import metric_class
-from fedbias_plugin.registry import load, names
+from fedbias_plugin.registry import load
+from fedbias_plugin.tracking.numbers import metric_names
 from fedbias_plugin.tracking.records import Seconds
 from fedbias_plugin.tracking.series import curve, metric_measures
 from fedbias_plugin.tracking.wandb_server import import_wandb, login_source, server_url, unreachable_reason
@@ -82,7 +83,7 @@ def build_workspace(entity: str, project: str, name: str, tags: Sequence[str] = 
         import wandb_workspaces.workspaces as ws
     except ImportError as error:
         raise UserError(f"The package wandb-workspaces is needed ({first_line(error)}): {INSTALL}.") from None
-    columns = [column for metric in names("metric") if not metric_class(metric).section for column in _columns(metric)]
+    columns = [column for metric in metric_names() if not metric_class(metric).section for column in _columns(metric)]
     columns += ["bias_score", "weight_on_poisoned"]
     try:
         layout = ws.SectionLayoutSettings(columns=3, rows=2)
@@ -185,7 +186,7 @@ def _sections(wr: Any, entity: str) -> dict[str, list[Any]]:
         x=wr.SummaryMetric("final/heldout_loss"),
         y=wr.SummaryMetric("final/bias_score"),
     )
-    classes = {name: metric_class(name) for name in names("metric")}
+    classes = {name: metric_class(name) for name in metric_names()}
     compared = [name for name, metric in classes.items() if metric.ideal is not None and not metric.section]
     distances = [f"final/{name}/delta" for name in compared]
     others = {
@@ -232,7 +233,7 @@ def _sections(wr: Any, entity: str) -> dict[str, list[Any]]:
 def _of_section(section: str, kind: str) -> list[tuple[str, ...]]:
     """Title and curves of the panels of the metrics of a section whose curves are of a ``kind``, distances last."""
     panels: list[tuple[str, ...]] = []
-    for name in [name for name in names("metric") if metric_class(name).section == section]:
+    for name in [name for name in metric_names() if metric_class(name).section == section]:
         metric = load("metric", name)
         for title, keys in metric.panels or ((metric.title, ("value",)),):
             curves = [curve(name if key == "value" else f"{name}/{key}", metric.ideal) for key in keys]

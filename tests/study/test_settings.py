@@ -97,6 +97,7 @@ def test_what_every_flag_matters_to_is_what_it_was():
     metrics |= {"sample_prompts", "sample_tokens", "sample_seed", "winobias_split"}
     metrics |= {"gender_gradient_texts", "gender_clip", "gender_texts"}
     metrics |= {"toxicity_classifier", "sentiment_classifier", "regard_classifier"}
+    metrics |= {"harness_shots", "harness_limit", "harness_probe_fraction"}
     assert conditional_on("bias_benchmarks") == metrics
     dealt = {"columns", "clean_dataset", "biased_dataset", "client_samples", "heldout_samples", "rouge_samples"}
     others = {
@@ -136,4 +137,5 @@ def test_every_condition_is_on_a_flag_that_there_is():
     for name, about in known.items():
         for other, values in (about.read_when or {}).items():
             assert other in known, name
-            assert not known[other].choices or set(values) <= {*known[other].known, None}, name
+            choices = {choice.partition(":")[0] for choice in known[other].known}  # harness:TASK is read with harness
+            assert not known[other].choices or set(values) <= {*choices, None}, name

@@ -44,7 +44,8 @@ def track(run: RunInfo, make_record: Make, rounds: int = 3, tracker: WandbTracke
     group.start(run)
     for number in range(rounds):
         group.log_round(make_record(number))
-    group.finish({"config": {"a": 1}, "warnings": ["low: 54 (round 1)"]})
+    final = {"round": 2, "harness:arc": {"value": 0.5, "definition": "acc of arc"}, "rouge_l": None, "heldout_loss": {}}
+    group.finish({"config": {"a": 1}, "warnings": ["low: 54 (round 1)"], "final": final})
     return tracker
 
 
@@ -69,6 +70,7 @@ def test_one_run_is_set_up_with_round_as_the_axis_of_everything(
     assert fake.metrics["*"] == ("round", None)
     assert fake.summary["warnings"] == ["low: 54 (round 1)"]
     assert "config" not in fake.summary
+    assert [name for name in fake.summary if name.startswith("definition")] == ["definition/harness:arc"]
     assert fake.finished == [0]
 
 
