@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedbias_plugin.metrics.base import Block, Metric, Source, metric_class
 from fedbias_plugin.metrics.formatting import interval, item_note, number, with_interval
@@ -36,7 +36,7 @@ class Emulator(Metric):
         ("Emulator model: CrowS-Pairs score and SS, %", ("crows_pairs", "stereoset")),
         ("Whole model minus emulator model", ("loss_gap", "crows_pairs_gap", "stereoset_gap")),
     )
-    words = {
+    words: ClassVar[Mapping[str, str]] = {
         "loss_gap": "loss, whole minus emulator",
         "crows_pairs": "CrowS-Pairs score",
         "crows_pairs_gap": "CrowS-Pairs, whole minus emulator",
