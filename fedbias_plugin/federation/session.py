@@ -222,6 +222,8 @@ class BiasSession:
             of_emulator = self._live.evaluate(round_number, of_clients, tokenizer, is_global=False)
             measured.metrics |= {Emulator.name: emulator_block(of_emulator.metrics, measured.metrics)}
         measured.metrics |= beside or {}
+        # Where clients train in another model, theta's scores are to be of that one.
+        of_rule = self._server.after(measured.item_scores if of_clients is None else {})
         if not self._recorder.is_open:
             prefix_token = self._live.prefix_token(model, tokenizer)
             identities = model_identity(model), tokenizer_fingerprints(tokenizer)
@@ -245,7 +247,7 @@ class BiasSession:
             seconds=seconds,
             peak_memory_bytes=peak_memory_bytes(),
             warnings=[*self._inputs.warnings, *weighed.warnings],
-            extra=weighed.extra,
+            extra=weighed.extra | of_rule,
             settings=recorded_settings(self._run.config) if round_number == 0 else None,
         )
         record.warnings += round_warnings(record)
