@@ -51,6 +51,7 @@ EXTENSIONS: dict[str, dict[str, str]] = {
         "exact_lora": "fedbias_plugin.updates.exact_lora:ExactLora",
         "dp_maximum": "fedbias_plugin.updates.dp_maximum:DpMaximum",
         "psm": "fedbias_plugin.updates.psm:Psm",
+        "pair_step": "fedbias_plugin.updates.pair_step:PairStep",
         "layer_mean": "fedbias_plugin.updates.layer_mean:LayerMean",
     },
     "metric": {

@@ -166,6 +166,8 @@ def _few(record: RoundRecord) -> Iterator[str]:
 
 
 def _off(record: RoundRecord) -> Iterator[str]:
+    if record.extra.get("pair_steps"):  # the server moved the average itself
+        return
     for name in (key.removeprefix("measured/") for key in record.extra if key.startswith("measured/")):
         predicted, noise = record.extra.get(f"predicted/{name}"), record.extra.get(f"noise/{name}")
         measured = record.extra[f"measured/{name}"]

@@ -20,7 +20,7 @@ from fedbias_plugin.metrics.suite import Measurement
 from fedbias_plugin.registry import build
 from fedbias_plugin.state import State
 from fedbias_plugin.tracking.records import MISSING, ClientRecord
-from fedbias_plugin.updates.base import Update
+from fedbias_plugin.updates.base import ServerSide, Update
 from fedbias_plugin.updates.checks import accepted_updates, fault_warnings
 
 if TYPE_CHECKING:
@@ -204,9 +204,32 @@ class Server:
             extra=dict(update.extra),
         )
 
-    def on_result(self, new: State, theta: State, number: int) -> State:
-        """The new global state after the stages have seen it; ``new`` itself where none changes it."""
-        return self._inputs.pipeline.on_result(new, theta, number)
+    def on_result(
+        self,
+        new: State,
+        theta: State,
+        number: int,
+        model: PreTrainedModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> tuple[State, dict[str, float]]:
+        """The new global state after the stages have seen it, ``new`` itself where none changes it; and what the round
+        records of it. Stages take steps with the model where it is given."""
+        pipeline = self._inputs.pipeline
+        new = pipeline.on_result(new, theta, number)
+        if model is None or tokenizer is None or not pipeline.has_steps:
+            return new, {}
+
+        def measure(state: State) -> Measurement:
+            title = f"round {number}: score a step"
+            found, broken = self._live.assess(
+                *(model, tokenizer, new, title, {0: state}), also=("heldout_loss",), on_half=True
+            )
+            if broken:
+                raise UserError(f"The global model of round {number} is broken: {broken[0]}.")
+            return found[0]
+
+        server = ServerSide(model, tokenizer, self._inputs.suite, measure)
+        return pipeline.step(new, theta, number, server)
 
     def after(self, item_scores: Mapping[str, Any]) -> dict[str, float]:
         """What the rule records of the new global model, from its scores per item, of which it sees the probe items."""

@@ -175,9 +175,12 @@ class BiasSession:
         """Let the stages see the live model of a resumed run, which holds its global state."""
         self._inputs.pipeline.on_model(model)
 
-    def on_result(self, round_number: int, new: State, theta: State) -> State:
-        """What the host is to take for its new global state: ``new``, its average, or what a stage makes of it."""
-        return self._server.on_result(new, theta, round_number)
+    def on_result(self, round_number: int, new: State, theta: State, **model_and_tokenizer: Any) -> State:
+        """What the host is to take for its new global state: ``new``, its average, or what a stage makes of it (with
+        ``model`` and ``tokenizer`` by steps with the model, which holds any state afterwards)."""
+        new, found = self._server.on_result(new, theta, round_number, **model_and_tokenizer)
+        self._weighed.extra |= found
+        return new
 
     @property
     def measures_own_models(self) -> bool:

@@ -51,3 +51,12 @@ def test_without_held_out_rows_or_probe_items_it_is_refused_at_the_start(run_bui
     )
     run_builtin(*LORA, "--aggregation", "predictive", "--bias_benchmarks", "none", code=2)
     assert "no probe item is left" in capsys.readouterr().err
+
+
+def test_a_run_takes_the_server_s_steps_and_records_what_they_did(run_builtin, capsys):
+    flags = (*LORA, "--bama_crows_fraction", "0.5")
+    _, record = run_builtin(*flags, "--pair_steps", "1", "--heldout_samples", "4", "--num_rounds", "1")
+    assert {"pair_steps", "pair_loss_before", "pair_loss_after", "pair_bias_before"} <= record.extra.keys()
+    assert record.extra["pair_loss_after"] <= record.extra["pair_loss_before"]
+    run_builtin(*flags, "--pair_steps", "1", "--heldout_samples", "0", output="none", code=2)
+    assert "--pair_steps is bounded by the loss on held-out rows: give --heldout_samples" in capsys.readouterr().err
