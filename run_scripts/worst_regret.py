@@ -3,7 +3,8 @@
 A cell is what its runs have alike but for rule and seed (scenario, attack, clients). In a cell the regret of a rule is,
 of each benchmark, ``|mean score - 50|`` over seeds minus that of the best rule, and of the loss on the report half of
 the held-out rows its mean minus the best rule's. Only seeds that all of the cell's rules have count, and only cells in
-which all rules have run. With ``--differ`` without the cells in which clients are alike (mixed rows, 3B of three).
+which all rules have run; runs with steps on the result are left out. With ``--differ`` without the cells in which
+clients are alike (mixed rows, 3B of three).
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ def cells(study: Study) -> dict[tuple[Any, ...], dict[str, dict[str, dict[Any, f
     """Cell -> rule -> measure -> seed -> final value."""
     found: dict[tuple[Any, ...], dict[str, dict[str, dict[Any, float]]]] = defaultdict(dict)
     for arm in study.arms:
+        if arm.facts.get("pair_steps"):  # no weighting
+            continue
         cell = tuple(arm.facts.get(name) for name in CELL)
         found[cell][arm.facts["aggregation"]] = {name: study.by_seed(arm, name) for name in (*BIASES, LOSS)}
     return found
