@@ -154,39 +154,97 @@ class BiasProgram:
         return weights
 
     def _model_minimum(self, around: Array, prices: Array) -> Array:
-        """The minimum over the simplex where B_b is ``B_b(v) + g_b (w - v)``; ``prices`` y_b start it and are changed.
+        """The minimum over the simplex with B_b as ``B_b(v) + g_b (w - v)``; ``prices`` y_b start it, and change."""
+        slopes = np.stack([lean.gradient(around) for lean in self.leans])
+        starts = np.asarray([float(lean.bias(around)) for lean in self.leans]) - slopes @ around
+        noise = self.z * np.asarray([lean.noise for lean in self.leans])
+        model = _Model(np.log(self.host) - self.kappa * self.excess, slopes, starts, noise, self.lambda_)
+        prices[:] = model.best_prices(prices)
+        return model.weights(prices)
 
-        Of the dual, ``max over |y_b| <= lambda``: ``w_i(y) ~ h_i exp(-kappa e_i - sum_b y_b g_bi)``. Its derivative in
-        y_b is the model's B_b(w(y)), less c_b in the direction of y_b: falling, so that a root is found in each
-        benchmark in turn; the kink at 0 is of one y_b alone, and such ascent cannot stop short.
+
+@dataclass(frozen=True)
+class _Model:
+    """The convex model of a step, by its dual: ``max over |y_b| <= lambda`` with ``w_i(y) ~ exp(base_i - y g_i)``.
+
+    The derivative in y_b is the model's B_b(w(y)), less c_b in the direction of y_b.
+
+    Attributes:
+        base: log h_i - kappa e_i, shape (C,).
+        slopes: g_bi, shape (benchmarks, C).
+        starts: B_b where all g_b w_i are 0.
+        noise: c_b.
+        most: lambda.
+    """
+
+    base: Array
+    slopes: Array
+    starts: Array
+    noise: Array
+    most: float
+
+    def weights(self, prices: Array) -> Array:
+        """w(y)."""
+        return _normal(self.base - prices @ self.slopes)
+
+    def dual(self, prices: Array) -> float:
+        """Its value at y."""
+        logs = self.base - prices @ self.slopes
+        total = logs.max() + np.log(np.exp(logs - logs.max()).sum())
+        return float(prices @ self.starts - np.abs(prices) @ self.noise - total)
+
+    def biases(self, prices: Array) -> Array:
+        """B_b at w(y)."""
+        return np.asarray(self.starts + self.slopes @ self.weights(prices))
+
+    def best_prices(self, prices: Array) -> Array:
+        """The maximum, from ``prices``: each y_b in turn, where its derivative, which falls, has its root.
+
+        Such ascent cannot stop short, since the kink at 0 is of one y_b alone. It is slow where two benchmarks have
+        nearly the same slopes: after every turn a Newton step is tried.
         """
-        base = np.log(self.host) - self.kappa * self.excess
-        slopes = [lean.gradient(around) for lean in self.leans]
-        starts = [float(lean.bias(around) - slope @ around) for lean, slope in zip(self.leans, slopes, strict=True)]
-
-        def weights() -> Array:
-            return _normal(
-                base - sum((y * slope for y, slope in zip(prices, slopes, strict=True)), np.zeros(len(base)))
-            )
-
-        def beyond(price: float, b: int, sign: float) -> float:
-            prices[b] = sign * price
-            return sign * (starts[b] + float(slopes[b] @ weights())) - self.z * self.leans[b].noise
-
+        prices = prices.copy()
         for _ in range(SWEEPS):
             last = prices.copy()
             for b in range(len(prices)):
-                sign = next((s for s in (1.0, -1.0) if beyond(0.0, b, s) > 0), 0.0)
-                if not sign:
-                    price = 0.0
-                elif beyond(self.lambda_, b, sign) >= 0:
-                    price = self.lambda_
-                else:
-                    price = brentq(beyond, 0.0, self.lambda_, args=(b, sign), xtol=EXACT)
-                prices[b] = sign * price
+                prices[b] = self._best_price(prices, b)
+            prices = self._newton(prices)
             if np.abs(prices - last).max(initial=0.0) <= EXACT:
                 break
-        return weights()
+        return prices
+
+    def _best_price(self, prices: Array, b: int) -> float:
+        prices = prices.copy()
+
+        def beyond(price: float, sign: float) -> float:
+            prices[b] = sign * price
+            return float(sign * self.biases(prices)[b] - self.noise[b])
+
+        sign = next((s for s in (1.0, -1.0) if beyond(0.0, s) > 0), 0.0)
+        if not sign:
+            return 0.0
+        if beyond(self.most, sign) >= 0:
+            return sign * self.most
+        return float(sign * brentq(beyond, 0.0, self.most, args=(sign,), xtol=EXACT))
+
+    def _newton(self, prices: Array) -> Array:
+        """A step of those y_b that are neither 0 nor at the end, if it is one upwards."""
+        free = (prices != 0) & (np.abs(prices) < self.most)
+        if free.sum() < 2:
+            return prices
+        weights = self.weights(prices)
+        centred = self.slopes[free] - (self.slopes[free] @ weights)[:, None]
+        curvature = (centred * weights) @ centred.T
+        left = self.biases(prices)[free] - np.sign(prices[free]) * self.noise[free]
+        step = np.linalg.lstsq(curvature, left, rcond=1e-12)[0]
+        value = self.dual(prices)
+        for halvings in range(10):
+            new = prices.copy()
+            new[free] = np.clip(prices[free] + 0.5**halvings * step, -self.most, self.most)
+            new[new * prices < 0] = 0.0  # on the other side of 0 the derivative is another
+            if self.dual(new) > value:
+                return new
+        return prices
 
 
 def excess_losses(losses: Sequence[float]) -> Array:

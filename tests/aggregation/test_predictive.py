@@ -11,7 +11,7 @@ from scipy.optimize import minimize_scalar
 
 from fedbias_plugin.aggregation.bama import softmax_weights
 from fedbias_plugin.aggregation.base import ClientReports
-from fedbias_plugin.aggregation.bias_program import BiasProgram, Lean, excess_losses
+from fedbias_plugin.aggregation.bias_program import BiasProgram, Lean, _Model, excess_losses
 from fedbias_plugin.aggregation.predictive import Predictive
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.tracking.records import ClientRecord, GlobalRecord, RoundRecord
@@ -58,6 +58,20 @@ def test_no_point_of_a_grid_over_the_simplex_has_a_smaller_objective(seed):
     assert weights.sum() == pytest.approx(1)
     assert weights.min() >= 0
     assert float(program.value(weights)) <= program.value(SIMPLEX).min() + 1e-9
+
+
+def test_two_benchmarks_that_nearly_say_the_same_have_the_prices_that_no_grid_betters():
+    slopes = np.asarray([[60.0, -70.0, 40.0], [57.0, -68.0, 39.0]])
+    noise = np.asarray([3.0, 1.0])
+    model = _Model(np.log(np.full(3, 1 / 3)), slopes, np.asarray([5.0, -4.0]), noise, 0.2)
+    prices = model.best_prices(np.zeros(2))
+    line = np.linspace(-0.2, 0.2, 41)
+    assert model.dual(prices) >= max(model.dual(np.asarray([one, other])) for one in line for other in line)
+    # optimal: beyond its noise at the end of the price's range, at it within, and below it at 0
+    for price, bias, free in zip(prices, model.biases(prices), noise, strict=True):
+        at_end, beyond = abs(price) == 0.2, abs(bias) - free
+        assert beyond >= -1e-6 if at_end else beyond == pytest.approx(0, abs=1e-6) if price else beyond <= 1e-6
+    assert Predictive(predictive_lambda=0.0).weigh(reports([BALANCED + 5, BALANCED])).factors is None
 
 
 def test_the_objective_is_the_issue_s_formula_written_out():
