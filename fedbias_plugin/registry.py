@@ -36,12 +36,14 @@ EXTENSIONS: dict[str, dict[str, str]] = {
         "qfedavg": "fedbias_plugin.aggregation.qfedavg:QFedAvg",
         "agnostic": "fedbias_plugin.aggregation.agnostic:Agnostic",
         "fedpsf": "fedbias_plugin.aggregation.fedpsf:FedPsf",
+        "predictive": "fedbias_plugin.aggregation.predictive:Predictive",
     },
     "attack": {
         "sign_flip": "fedbias_plugin.updates.attacks:SignFlip",
         "model_replacement": "fedbias_plugin.updates.attacks:ModelReplacement",
         "gaussian_noise": "fedbias_plugin.updates.attacks:GaussianNoise",
         "probe_gaming": "fedbias_plugin.updates.probe_gaming:ProbeGaming",
+        "adaptive": "fedbias_plugin.updates.adaptive:Adaptive",
     },
     "stage": {
         "checks": "fedbias_plugin.updates.checks:Checks",
@@ -49,6 +51,7 @@ EXTENSIONS: dict[str, dict[str, str]] = {
         "exact_lora": "fedbias_plugin.updates.exact_lora:ExactLora",
         "dp_maximum": "fedbias_plugin.updates.dp_maximum:DpMaximum",
         "psm": "fedbias_plugin.updates.psm:Psm",
+        "pair_step": "fedbias_plugin.updates.pair_step:PairStep",
         "layer_mean": "fedbias_plugin.updates.layer_mean:LayerMean",
     },
     "metric": {

@@ -92,7 +92,7 @@ def test_a_flag_of_another_extension_is_named_with_what_it_needs():
     assert idle(written) == {
         "byzantine_clients": "without --aggregation trimmed_mean or krum or multi_krum",
         "clip_norm": "without --aggregation norm_clip",
-        "attack_strength": "without --attack sign_flip or model_replacement or gaussian_noise or probe_gaming",
+        "attack_strength": "without --attack sign_flip or another",
         "prox_mu": "without --fed_alg fedprox",
         "fedopt_eta": "without --fed_alg fedadagrad or fedyogi or fedadam",
         "peft_lora_r": "without --use_peft",

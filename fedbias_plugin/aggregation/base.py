@@ -19,6 +19,7 @@ from fedbias_plugin.extension import Extension
 
 if TYPE_CHECKING:
     from fedbias_plugin.metrics.base import Block
+    from fedbias_plugin.metrics.suite import Measurement
     from fedbias_plugin.state import State
     from fedbias_plugin.tracking.records import RoundRecord
     from fedbias_plugin.updates.base import Update
@@ -38,6 +39,7 @@ class ClientReports:
         metrics: client id -> metric -> block (``Metric.block``) on the probe items; empty when nobody measured.
         item_scores: client id -> metric -> per-item scores on the probe items, the same items for every client.
         of_global: metric -> block of theta, of what the rule compares clients with (:attr:`Rule.compares`).
+        theta_scores: metric -> per-item scores of theta on the probe items; empty without :attr:`Rule.reads_theta`.
         own_scores: ``client_loss``, ``client_accuracy`` -> client id -> value of theta on that client's own test rows,
             of every client of the run; empty without ``--client_test_fraction`` (:attr:`Rule.reads_own`).
         learning_rates: client id -> learning rate with which it began the round, where it is known.
@@ -52,6 +54,7 @@ class ClientReports:
     metrics: Mapping[int, Mapping[str, Block]] = field(default_factory=dict)
     item_scores: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     of_global: Mapping[str, Block] = field(default_factory=dict)
+    theta_scores: Mapping[str, Any] = field(default_factory=dict)
     own_scores: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     learning_rates: Mapping[int, float] = field(default_factory=dict)
 
@@ -61,7 +64,7 @@ class ClientReports:
         updates: Mapping[int, Update],
         global_state: State,
         fed_alg: str,
-        of_global: Mapping[str, Block] | None = None,
+        of_global: Measurement | None = None,
         own_scores: Mapping[str, Mapping[int, float]] | None = None,
     ) -> ClientReports:
         """The reports that ``updates``, by client id, make."""
@@ -76,7 +79,8 @@ class ClientReports:
             update_norms={client: update.norm for client, update in updates.items() if update.norm is not None},
             metrics={client: one.metrics for client, one in measured.items()},
             item_scores={client: one.item_scores for client, one in measured.items()},
-            of_global=of_global or {},
+            of_global=of_global.metrics if of_global else {},
+            theta_scores=of_global.item_scores if of_global else {},
             own_scores=own_scores or {},
             learning_rates={c: update.learning_rate for c, update in updates.items() if update.learning_rate},
         )
@@ -146,16 +150,29 @@ class Rule(Extension):
         reads_own: what it reads of theta on the clients' own test rows (``client_loss``, ``client_accuracy``), in
             ``ClientReports.own_scores``; a property where its flags decide. A run that does not measure it is refused.
         is_sum: whether the new state is a sum of weighted updates, as :attr:`Weighting.factors` say.
+        compares_half: whether clients are measured by :attr:`compares` on half of the items alone (the metric's
+            ``compared``), so that the other half is a test.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     reads_own: ClassVar[frozenset[str]] = frozenset()
     is_sum: ClassVar[bool] = True
+    compares_half: ClassVar[bool] = False
 
     @property
     def compares(self) -> tuple[str, ...]:
         """Metrics, of which the first that the run has is measured of every client and of theta on the same items."""
         return ()
+
+    @property
+    def reads_theta(self) -> bool:
+        """Whether theta is to be measured before the clients of this round are weighed; a measurement more."""
+        return bool(self.compares)
+
+    def after(self, scores: Mapping[str, Any]) -> dict[str, float]:
+        """See the per-item scores of the new global model on the probe items (metric -> scores); none where a round is
+        not measured. Called after every round, and after round 0; what it gives is recorded with the round."""
+        return {}
 
     def check(self, clients_a_round: int) -> None:  # most rules work with any number of clients
         """Raise :class:`UserError` when the rule cannot work with so many clients a round; called before training."""

@@ -49,6 +49,8 @@ class LiveModel:
         title: str,
         local_states: Mapping[int, State],
         also: Sequence[str] = (),
+        *,
+        on_half: bool = False,
     ) -> tuple[dict[int, Measurement], dict[int, str]]:
         """Every client's state on the probe items; the model holds the global state afterwards.
 
@@ -59,6 +61,7 @@ class LiveModel:
             title: of the progress bar.
             local_states: client id -> theta_i.
             also: metrics that are measured too though they are not of clients, on all their items.
+            on_half: by those on half of their items alone, see :meth:`Suite.assess`.
 
         Returns:
             client id -> measurement, and for clients whose model gives scores that are no numbers, what is wrong.
@@ -73,7 +76,7 @@ class LiveModel:
                 for client, state in local_states.items():
                     write_state(model, state)
                     try:
-                        measurements[client] = self._suite.assess(scorer, also)
+                        measurements[client] = self._suite.assess(scorer, also, on_half=on_half)
                     except NonFiniteScore as error:
                         broken[client] = f"its model's scores are not finite: {error}"
         finally:

@@ -20,7 +20,7 @@ from fedbias_plugin.metrics.suite import Measurement
 from fedbias_plugin.registry import build
 from fedbias_plugin.state import State
 from fedbias_plugin.tracking.records import MISSING, ClientRecord
-from fedbias_plugin.updates.base import Update
+from fedbias_plugin.updates.base import ServerSide, Update
 from fedbias_plugin.updates.checks import accepted_updates, fault_warnings
 
 if TYPE_CHECKING:
@@ -127,16 +127,17 @@ class Server:
         of_global = Measurement()
         if is_measured or self._compared or self.rule.needs & {"bias", *self._inputs.suite.of_clients}:
             states = {client: update.state for client, update in accepted.items()}
-            assess = functools.partial(self._live.assess, model, tokenizer, theta, also=self._compared)
+            how = functools.partial(self._live.assess, also=self._compared, on_half=self.rule.compares_half)
+            assess = functools.partial(how, model, tokenizer, theta)
             measured, broken = assess(f"round {number}: score clients", states)
             for client, measurement in measured.items():
                 updates[client].measured = measurement
             for client, fault in broken.items():
                 updates[client].fault = fault
             accepted = accepted_updates(number, accepted, self._on_bad_update)
-            if self._compared:
+            if self.rule.reads_theta:
                 of_global = assess(f"round {number}: score what they began with", {0: theta})[0].get(0, of_global)
-        reports = ClientReports.of(accepted, theta, self._run.fed_alg, of_global.metrics, own_scores)
+        reports = ClientReports.of(accepted, theta, self._run.fed_alg, of_global, own_scores)
         weighting = self.rule.weigh(reports) if accepted else Weighting({}, factors=None, mass=None)
         if updates:
             weighting = pipeline.on_weights(weighting, self.rule, reports, number)
@@ -203,9 +204,36 @@ class Server:
             extra=dict(update.extra),
         )
 
-    def on_result(self, new: State, theta: State, number: int) -> State:
-        """The new global state after the stages have seen it; ``new`` itself where none changes it."""
-        return self._inputs.pipeline.on_result(new, theta, number)
+    def on_result(
+        self,
+        new: State,
+        theta: State,
+        number: int,
+        model: PreTrainedModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> tuple[State, dict[str, float]]:
+        """The new global state after the stages have seen it, ``new`` itself where none changes it; and what the round
+        records of it. Stages take steps with the model where it is given."""
+        pipeline = self._inputs.pipeline
+        new = pipeline.on_result(new, theta, number)
+        if model is None or tokenizer is None or not pipeline.has_steps:
+            return new, {}
+
+        def measure(state: State) -> Measurement:
+            title = f"round {number}: score a step"
+            found, broken = self._live.assess(
+                *(model, tokenizer, new, title, {0: state}), also=("heldout_loss",), on_half=True
+            )
+            if broken:
+                raise UserError(f"The global model of round {number} is broken: {broken[0]}.")
+            return found[0]
+
+        server = ServerSide(model, tokenizer, self._inputs.suite, measure)
+        return pipeline.step(new, theta, number, server)
+
+    def after(self, item_scores: Mapping[str, Any]) -> dict[str, float]:
+        """What the rule records of the new global model, from its scores per item, of which it sees the probe items."""
+        return self.rule.after(self._inputs.suite.on_probe(item_scores))
 
     def state_dict(self) -> dict[str, Any]:
         """What rule and stages must know to go on; JSON-ready."""

@@ -175,9 +175,12 @@ class BiasSession:
         """Let the stages see the live model of a resumed run, which holds its global state."""
         self._inputs.pipeline.on_model(model)
 
-    def on_result(self, round_number: int, new: State, theta: State) -> State:
-        """What the host is to take for its new global state: ``new``, its average, or what a stage makes of it."""
-        return self._server.on_result(new, theta, round_number)
+    def on_result(self, round_number: int, new: State, theta: State, **model_and_tokenizer: Any) -> State:
+        """What the host is to take for its new global state: ``new``, its average, or what a stage makes of it (with
+        ``model`` and ``tokenizer`` by steps with the model, which holds any state afterwards)."""
+        new, found = self._server.on_result(new, theta, round_number, **model_and_tokenizer)
+        self._weighed.extra |= found
+        return new
 
     @property
     def measures_own_models(self) -> bool:
@@ -222,6 +225,8 @@ class BiasSession:
             of_emulator = self._live.evaluate(round_number, of_clients, tokenizer, is_global=False)
             measured.metrics |= {Emulator.name: emulator_block(of_emulator.metrics, measured.metrics)}
         measured.metrics |= beside or {}
+        # Where clients train in another model, theta's scores are to be of that one.
+        of_rule = self._server.after(measured.item_scores if of_clients is None else {})
         if not self._recorder.is_open:
             prefix_token = self._live.prefix_token(model, tokenizer)
             identities = model_identity(model), tokenizer_fingerprints(tokenizer)
@@ -245,7 +250,7 @@ class BiasSession:
             seconds=seconds,
             peak_memory_bytes=peak_memory_bytes(),
             warnings=[*self._inputs.warnings, *weighed.warnings],
-            extra=weighed.extra,
+            extra=weighed.extra | of_rule,
             settings=recorded_settings(self._run.config) if round_number == 0 else None,
         )
         record.warnings += round_warnings(record)

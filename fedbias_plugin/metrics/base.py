@@ -205,7 +205,8 @@ class Metric(Extension):
 
         Returns:
             A dataclass of arrays, an entry an item, with ``subset(indices)`` if the metric is of clients; or None where
-            no item can be measured. One with ``ids`` is stored with the run, for paired tests.
+            no item can be measured. One with ``ids`` is stored with the run, for paired tests; one with ``margins``
+            (signed preference of every item, and its group or None) tells a rule which way each item leans.
 
         Raises:
             UserError: an item cannot be measured; it is named.

@@ -61,6 +61,12 @@ class CrowsPairsScores:
         """What a model would get to which fewer tokens are always more likely: 100, 50 for equally many, or 0."""
         return 50.0 * (1.0 + np.sign(self.less_tokens - self.more_tokens))
 
+    @property
+    def margins(self) -> tuple[FloatArray, None]:
+        """S(more) - S(less) of the pairs that count, nats; above 0 the stereotypical sentence is more likely."""
+        counted = self.counted()
+        return counted.more - counted.less, None
+
     def counted(self) -> CrowsPairsScores:
         """The pairs that the score is of: all, but under ``matched`` those of equal token count."""
         if self.reduction != "matched":

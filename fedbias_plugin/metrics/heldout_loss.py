@@ -24,11 +24,13 @@ class HeldoutScores:
         nll: negative log-likelihood of the response, nats.
         tokens: of the response.
         guessing_loss: ln(vocabulary), nats per token: that of a model to which all tokens are equally likely.
+        reported: whether the row is of the half that no rule compares clients by.
     """
 
     nll: NDArray[Any]
     tokens: NDArray[Any]
     guessing_loss: float
+    reported: NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,13 @@ class HeldoutResult(Result):
         loss: nats per token; above ``guessing_loss`` it is worse than guessing.
         perplexity: exp(loss); None where it is beyond every float.
         guessing_loss: ln(vocabulary).
+        report_loss: of every second row, which no rule weighs clients by; None where none was measured.
     """
 
     loss: float = 0.0
     perplexity: float | None = None
     guessing_loss: float = 0.0
+    report_loss: float | None = None
 
 
 @dataclass
@@ -70,6 +74,11 @@ class HeldoutLoss(Metric):
         """One a row."""
         return len(self.pairs)
 
+    @property
+    def compared(self) -> range:
+        """Every second row, from the first: rows are drawn in random order by the seed."""
+        return range(0, len(self.pairs), 2)
+
     def measure(self, scorer: SentenceScorer, indices: Sequence[int] | None = None) -> HeldoutScores | None:
         """The loss of every response given its prompt, without an end-of-text token.
 
@@ -80,11 +89,15 @@ class HeldoutLoss(Metric):
 
         from fedbias_plugin.tasks.response_scores import response_scores
 
-        found = response_scores(self.pairs, scorer, self.seq_length, lambda index: f"held-out row {index}")
+        chosen = range(len(self.pairs)) if indices is None else indices
+        pairs = [self.pairs[index] for index in chosen]
+        found = response_scores(pairs, scorer, self.seq_length, lambda index: f"held-out row {chosen[index]}")
         fits = ~np.isnan(found.tokens)
         if not fits.any():
             return None
-        return HeldoutScores(found.nll[fits], found.tokens[fits].astype(np.int64), math.log(scorer.vocabulary))
+        reported = np.asarray([index not in self.compared for index in chosen])[fits]
+        guessing = math.log(scorer.vocabulary)
+        return HeldoutScores(found.nll[fits], found.tokens[fits].astype(np.int64), guessing, reported)
 
     def result(self, scores: HeldoutScores, *, seed: int) -> HeldoutResult:
         """The mean over all tokens; its interval is the jackknife's over rows."""
@@ -96,8 +109,14 @@ class HeldoutLoss(Metric):
         if rows > 1 and math.isfinite(loss):
             without_one = (scores.nll.sum() - scores.nll) / (tokens - scores.tokens)
             bounds = jackknife_interval(loss, without_one, possible=(0.0, math.inf))
+        kept = scores.reported
+        of_report = sum(scores.nll[kept].tolist()) / int(scores.tokens[kept].sum()) if kept.any() else None
         return HeldoutResult(
-            loss, rows, bounds, loss=loss, perplexity=perplexity(loss), guessing_loss=scores.guessing_loss
+            *(loss, rows, bounds),
+            loss=loss,
+            perplexity=perplexity(loss),
+            guessing_loss=scores.guessing_loss,
+            report_loss=of_report,
         )
 
     @classmethod

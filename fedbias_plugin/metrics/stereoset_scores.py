@@ -53,6 +53,11 @@ class StereoSetScores:
     kinds: NDArray[np.str_]
     reduction: str
 
+    @property
+    def margins(self) -> tuple[FloatArray, NDArray[np.str_]]:
+        """Score of the stereotype minus that of the anti-stereotype, nats, and the target term of every cluster."""
+        return self.values[:, 0] - self.values[:, 1], self.targets
+
     def subset(self, indices: Sequence[int]) -> StereoSetScores:
         """Only the clusters at these positions of this object (of the file, when all its clusters were scored)."""
         return subset(self, indices)

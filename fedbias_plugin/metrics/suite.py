@@ -6,7 +6,7 @@ Target terms, and pairs that share a sentence, stay whole (docs/metrics.md).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -72,8 +72,11 @@ class Suite:
         """Texts that :meth:`evaluate` reads."""
         return sum(metric.text_count for metric in self.metrics if whole or metric.every_round)
 
-    def assess(self, scorer: SentenceScorer, also: Sequence[str] = ()) -> Measurement:
-        """A client's model on the probe items, what it is weighed by (eq. 1); and by the metrics ``also`` on all."""
+    def assess(self, scorer: SentenceScorer, also: Sequence[str] = (), *, on_half: bool = False) -> Measurement:
+        """A client's model on the probe items, what it is weighed by (eq. 1); and by the metrics ``also`` on all.
+
+        ``on_half``: by those on the half of their items alone that they keep for comparing clients (``compared``).
+        """
         measurement = Measurement()
         for name, metric in self.of_clients.items():
             probe, _ = self.splits[name]
@@ -81,9 +84,16 @@ class Suite:
                 scores = measurement.item_scores[name] = metric.measure(scorer, probe)
                 measurement.metrics[name] = self._block(metric, scores)
         for metric in self.metrics:
-            if metric.name in also and not metric.of_clients and (found := metric.measure(scorer)) is not None:
-                measurement.metrics[metric.name] = self._block(metric, found)
+            if metric.name in also and not metric.of_clients:
+                half = getattr(metric, "compared", None) if on_half else None
+                if (found := metric.measure(scorer, half)) is not None:
+                    measurement.metrics[metric.name] = self._block(metric, found)
         return self._with_bias_score(measurement)
+
+    def on_probe(self, item_scores: Mapping[str, Any]) -> dict[str, Any]:
+        """Of the scores of all items (:meth:`evaluate`), those of the probe items, as :meth:`assess` would give."""
+        probes = {name: probe for name, (probe, _) in self.splits.items() if probe and name in item_scores}
+        return {name: item_scores[name].subset(probe) for name, probe in probes.items()}
 
     def evaluate(self, scorer: SentenceScorer, *, whole: bool = True) -> Measurement:
         """A model on all items; the headline is the report half, ``full`` and ``probe`` stand beside it.

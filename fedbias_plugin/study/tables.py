@@ -25,6 +25,7 @@ KNOWN = {
     "stereoset/lms": ("LMS", "lms", 1),
     "stereoset/icat": ("ICAT", "icat", 1),
     "heldout_loss": ("held-out loss (nats/token)", "heldout_loss", 3),
+    "heldout_loss/report_loss": ("loss on the report half", "heldout_report_loss", 3),
     "heldout_loss/change": ("loss − round 0", "heldout_loss_change", 3),
     "heldout_loss/perplexity": ("perplexity", "perplexity", 1),
     "rouge_l": ("ROUGE-L", "rouge_l", 1),

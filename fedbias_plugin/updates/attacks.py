@@ -34,8 +34,8 @@ class Attack(Stage):
 
     attack_strength: float | None = option(
         None,
-        "factor of the update (sign_flip: 1, model_replacement: the number of clients of the round), noise per size of "
-        "the update (gaussian_noise: 1), or extra rows per row (probe_gaming: 1)",
+        "factor of the update (sign_flip, adaptive: 1, model_replacement: the number of clients of the round), noise "
+        "per size of the update (gaussian_noise: 1), or extra rows per row (probe_gaming: 1)",
         above=0,
     )
     ids: frozenset[int] = frozenset()
@@ -97,7 +97,7 @@ class SignFlip(Attack):
 
     def forge(self, round_number: int, client: int, global_state: State, local_state: State, clients: int) -> State:
         """The flipped state."""
-        return _scaled(client, global_state, local_state, -(self.attack_strength or 1.0))
+        return scaled(client, global_state, local_state, -(self.attack_strength or 1.0))
 
 
 @dataclass
@@ -110,7 +110,7 @@ class ModelReplacement(Attack):
 
     def forge(self, round_number: int, client: int, global_state: State, local_state: State, clients: int) -> State:
         """The boosted state."""
-        return _scaled(client, global_state, local_state, self.attack_strength or clients)
+        return scaled(client, global_state, local_state, self.attack_strength or clients)
 
 
 @dataclass
@@ -144,7 +144,8 @@ class GaussianNoise(Attack):
         return result
 
 
-def _scaled(client: int, global_state: State, local_state: State, factor: float) -> State:
+def scaled(client: int, global_state: State, local_state: State, factor: float) -> State:
+    """``theta + factor (theta_i - theta)``."""
     from fedbias_plugin.aggregation.substitution import weighted_state
 
     return weighted_state(global_state, {client: local_state}, {client: factor})

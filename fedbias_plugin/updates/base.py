@@ -6,19 +6,19 @@ read for every ``--help``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from fedbias_plugin.extension import Extension
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from fedbias_plugin.aggregation.base import ClientReports, Rule, Weighting
     from fedbias_plugin.arguments import BiasArguments
     from fedbias_plugin.federation.run_description import HostRun
-    from fedbias_plugin.metrics.suite import Measurement
+    from fedbias_plugin.metrics.suite import Measurement, Suite
     from fedbias_plugin.state import State
 
 
@@ -60,6 +60,23 @@ class Update:
     kept: dict[str, State] = field(default_factory=dict)
     payload: dict[str, int] | None = None
     received: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ServerSide:
+    """What the server has for a step of its own on the result.
+
+    Attributes:
+        model: the live model; what it holds does not matter afterwards.
+        tokenizer: the model's.
+        suite: the metrics, and which of their items are probe items.
+        measure: a state on the probe items, and by ``heldout_loss`` on the half of the rows that compares clients.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    suite: Suite
+    measure: Callable[[State], Measurement]
 
 
 @dataclass
@@ -120,6 +137,10 @@ class Stage(Extension):
     def on_result(self, new: State, theta: State, number: int) -> State:
         """The global state after averaging; ``theta`` was it before. Neither is modified."""
         return new
+
+    def step(self, new: State, theta: State, number: int, server: ServerSide) -> tuple[State, dict[str, float]]:
+        """As :meth:`on_result`, after every stage's, where the model is at hand; and numbers that the round records."""
+        return new, {}
 
     def on_model(self, model: PreTrainedModel) -> None:
         """The live model, which holds the global state: of every round (0 too) before it is measured, and of a resumed

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedbias_plugin.data.base import Transform
 from fedbias_plugin.registry import active, build
-from fedbias_plugin.updates.base import Stage, Update
+from fedbias_plugin.updates.base import ServerSide, Stage, Update
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -96,13 +96,26 @@ class Pipeline:
     @property
     def changes_result(self) -> bool:
         """Whether a stage looks at the result."""
-        return any(type(stage).on_result is not Stage.on_result for stage in self._stages)
+        return self.has_steps or any(type(stage).on_result is not Stage.on_result for stage in self._stages)
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether a stage takes steps with the model (:meth:`Stage.step`)."""
+        return any(type(stage).step is not Stage.step for stage in self._stages)
 
     def on_result(self, new: State, theta: State, number: int) -> State:
         """The new global state of round ``number`` after every stage; ``new`` itself where none changes it."""
         for stage in self._stages:
             new = stage.on_result(new, theta, number)
         return new
+
+    def step(self, new: State, theta: State, number: int, server: ServerSide) -> tuple[State, dict[str, float]]:
+        """The state after every stage's step with the model, and their numbers."""
+        numbers: dict[str, float] = {}
+        for stage in self._stages:
+            new, found = stage.step(new, theta, number, server)
+            numbers |= found
+        return new, numbers
 
     @property
     def changes_base(self) -> bool:

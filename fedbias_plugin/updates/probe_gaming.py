@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,8 +20,10 @@ from fedbias_plugin.errors import UserError
 from fedbias_plugin.updates.attacks import Attack
 
 if TYPE_CHECKING:
+    from random import Random
+
     from fedbias_plugin.arguments import BiasArguments
-    from fedbias_plugin.data.partition import Partition
+    from fedbias_plugin.data.partition import ClientDataset, Partition
     from fedbias_plugin.metrics.base import Metric
 
 logger = logging.getLogger(__name__)
@@ -52,7 +54,7 @@ class ProbeGaming(Attack, Transform):
         super().check(arguments)
         if arguments.scenario == "none" or not arguments.benchmark_names:
             raise UserError(
-                "--attack probe_gaming adds rows from the bias benchmarks to those that --scenario deals: give "
+                f"--attack {self.name} adds rows from the bias benchmarks to those that --scenario deals: give "
                 "--scenario 1B2C or another, and --bias_benchmarks crows_pairs,stereoset."
             )
 
@@ -67,7 +69,7 @@ class ProbeGaming(Attack, Transform):
         """
         if "preference" in partition.sources:
             raise UserError(
-                "--attack probe_gaming adds single sentences, which --task dpo and main_dpo.py cannot train on: use "
+                f"--attack {self.name} adds single sentences, which --task dpo and main_dpo.py cannot train on: use "
                 "--task sft, or main_sft.py."
             )
         sources = {}
@@ -75,24 +77,36 @@ class ProbeGaming(Attack, Transform):
             rows, paths = benchmark_rows(name, benchmark), (benchmark.path,) if benchmark.path else ()
             origin = "bundled" if any(MINI_DATA in path.parents for path in paths) else "file"
             if rows:
-                sources[f"probe_gaming {name}"] = RowSource(name, rows, paths, benchmark.sha256, origin)
+                sources[f"{self.name} {name}"] = RowSource(name, rows, paths, benchmark.sha256, origin)
         pool = [row for source in sources.values() for row in source.rows]
         if not pool:
-            raise UserError("--attack probe_gaming needs sentences: give --bias_benchmarks crows_pairs,stereoset.")
+            raise UserError(f"--attack {self.name} needs sentences: give --bias_benchmarks crows_pairs,stereoset.")
         clients = []
         for dataset in partition.clients:
             if dataset.client in self.ids:
                 draws = generator(f"probe gaming of client {dataset.client}", seed)
-                wanted = max(1, round((self.attack_strength or DEFAULT_STRENGTH) * len(dataset.rows)))
-                extra = permuted(pool, draws)[:wanted]
-                if len(extra) < wanted:
-                    logger.warning(
-                        "probe_gaming: client %d takes all %d sentences of the benchmarks instead of %d.",
-                        *(dataset.client, len(extra), wanted),
-                    )
+                extra = self.extra_rows(dataset, pool, partition, draws)
                 dataset = dataclasses.replace(dataset, rows=tuple(permuted([*dataset.rows, *extra], draws)))
             clients.append(dataset)
         return dataclasses.replace(partition, clients=clients, sources={**partition.sources, **sources})
+
+    def extra_rows(
+        self, dataset: ClientDataset, sentences: Sequence[Row], partition: Partition, draws: Random
+    ) -> list[Row]:
+        """What an attacker that holds ``dataset`` trains on beside it."""
+        return self._drawn(
+            dataset, sentences, self.attack_strength or DEFAULT_STRENGTH, "sentences of the benchmarks", draws
+        )
+
+    def _drawn(
+        self, dataset: ClientDataset, pool: Sequence[Row], per_row: float, what: str, draws: Random
+    ) -> list[Row]:
+        wanted = max(1, round(per_row * len(dataset.rows)))
+        extra = permuted(pool, draws)[:wanted]
+        if len(extra) < wanted:
+            said = (self.name, dataset.client, len(extra), what, wanted)
+            logger.warning("%s: client %d takes all %d %s instead of %d.", *said)
+        return extra
 
 
 def benchmark_rows(name: str, benchmark: Metric) -> list[Row]:

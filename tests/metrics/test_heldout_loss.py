@@ -50,3 +50,16 @@ def test_without_a_row_that_fits_there_is_no_loss(build_model, bos_tokenizer):
 def test_a_perplexity_beyond_every_float_is_none():
     assert perplexity(709.0) == pytest.approx(math.e**709)
     assert perplexity(710.0) is None
+
+
+def test_every_second_row_compares_clients_and_the_others_are_the_report_half(build_model, bos_tokenizer):
+    scorer = SentenceScorer(build_model("llama"), bos_tokenizer)
+    rows = [*PAIRS, ("The farmer:", " sells milk and eggs."), ("Some people", " sing.")]  # the third is too long
+    whole = heldout_loss(scorer, rows, max_tokens=40)
+    metric = HeldoutLoss()
+    metric.prepare(Source(None, rows, 40))
+    assert list(metric.compared) == [0, 2, 4]
+    half = metric.block(metric.result(metric.measure(scorer, metric.compared), seed=0))
+    assert (half["n"], half["report_loss"]) == (2, None)
+    assert half["loss"] == pytest.approx(heldout_loss(scorer, [rows[0], rows[4]], 40)["loss"], abs=1e-5)
+    assert whole["report_loss"] == pytest.approx(heldout_loss(scorer, [rows[1], rows[3]], 40)["loss"], abs=1e-5)

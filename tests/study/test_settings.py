@@ -80,6 +80,7 @@ def test_what_every_flag_matters_to_is_what_it_was():
     assert conditional_on("fed_alg") == server
     rules = {"bama_alpha", "bama_lambda", "bama_weighting", "byzantine_clients", "clip_norm"}
     rules |= {"bama_bias_range", "bama_min_ability", "fedpsf_modules"}
+    rules |= {"predictive_lambda", "predictive_z", "predictive_kappa"}
     rules |= {"fedavgw_by", "fedavgw_scope", "qfedavg_q", "qfedavg_lipschitz", "agnostic_step"}
     modules = {"psm_tau", "psm_rho", "psm_unit", "psm_residual", "dwm_gamma", "dwm_beta", "dwm_kappa"}
     modules |= {"abm_temperature", "abm_eta"}
@@ -102,7 +103,7 @@ def test_what_every_flag_matters_to_is_what_it_was():
     dealt = {"columns", "clean_dataset", "biased_dataset", "client_samples", "heldout_samples", "rouge_samples"}
     others = {
         "template",
-        "attack_strength",
+        *("attack_strength", "adaptive_clean", "adaptive_sentences"),
         "biased_shares",
         "cda_mode",
         "cda_words",

@@ -28,6 +28,7 @@ RUNS = {
     "offsite_dolly": (1 + 2 * 2) * 3,
     "offsite_gsm8k": (1 + 2 * 2) * 3,
     "offsite_code": (1 + 2 * 2) * 3,
+    "defence": ((5 + 2 * 5 + 2 * 3) * 8 + 3) * 5,
 }
 
 
@@ -38,13 +39,20 @@ def test_every_file_of_ours_has_a_test_of_its_size():
     }
 
 
-@pytest.mark.parametrize(("experiment", "model"), [*itertools.product(EXPERIMENTS, MODELS)], ids=lambda path: path.stem)
+PAIRS = [
+    pair for pair in itertools.product(EXPERIMENTS, MODELS) if pair[0].stem != "defence" or pair[1].stem == "tiny"
+]  # which is of the small world, and has 855 runs
+
+
+@pytest.mark.parametrize(("experiment", "model"), PAIRS, ids=lambda path: path.stem)
 def test_every_experiment_expands_on_every_model(experiment, model):
     loaded, on = load_experiment(experiment), load_model(model)
     assert loaded.name == experiment.stem
     assert on.name == model.stem
-    runs = plan_runs([loaded], on)
-    assert len(runs) == len({run.name for run in runs}) == RUNS[experiment.stem]
+    seeds = loaded.seeds[:1] if experiment.stem == "defence" else loaded.seeds
+    runs = plan_runs([loaded], on, seeds=seeds)
+    assert len(runs) * len(loaded.seeds) == RUNS[experiment.stem] * len(seeds)
+    assert len(runs) == len({run.name for run in runs})
     for run in runs:
         settings = run.settings
         assert settings["model_name_or_path"] == on.arguments["model_name_or_path"]

@@ -236,7 +236,8 @@ class Federation:
             states, rows = {first: states[first]}, {first: 1}
         into = None if self.session.changes_result else theta  # in the same memory unless a stage compares the two
         new = self.server.aggregate(round_idx, theta, states, rows, deltas or None, into=into)
-        self.global_state = self.session.on_result(round_idx + 1, new, theta)
+        of_server = {"model": self.model, "tokenizer": self.tokenizer}
+        self.global_state = self.session.on_result(round_idx + 1, new, theta, **of_server)
         for client, update in accepted.items():
             self.client.keep(client, update.keeps)
 

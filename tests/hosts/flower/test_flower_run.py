@@ -39,7 +39,7 @@ def test_three_rounds_of_three_nodes_give_the_bytes_of_the_built_in_host(
     ("flags", "nodes"),
     [
         ("--attack sign_flip --byzantine_clients 1 --aggregation median", 3),
-        ("--attack gaussian_noise --byzantine_clients 1 --aggregation bama", 3),
+        ("--attack adaptive --byzantine_clients 1 --aggregation predictive", 3),
         ("--attack probe_gaming --byzantine_clients 1 --aggregation bama", 3),
         ("--num_clients 5 --scenario custom --biased_shares 1,0,0,0.5,0 --client_samples 6 --fed_alg scaffold", 2),
         ("--num_clients 5 --scenario custom --biased_shares 1,0,0,0.5,0 --client_samples 6 --sample_clients 2 "
@@ -49,7 +49,7 @@ def test_three_rounds_of_three_nodes_give_the_bytes_of_the_built_in_host(
         ("--use_peft --trainable soft_prompt --num_virtual_tokens 6 --aggregation fedpsf --psm_tau 0.5", 3),
         ("--task dpo --dpo_reference round", 2),
     ],
-    ids=["sign flip", "noise", "probe gaming", "two nodes", "two of five", "full", "full bfloat16", "fedpsf", "dpo"],
+    ids=["sign flip", "adaptive", "probe gaming", "two nodes", "two of five", "full", "full bfloat16", "fedpsf", "dpo"],
 )  # fmt: skip
 def test_attacks_samples_of_clients_shared_nodes_and_all_weights_too(
     run_builtin, run_flower, machines, tmp_path, flags, nodes

@@ -1,0 +1,32 @@
+"""The study of every rule against every attack: its cells, and a file that asks of what is there."""
+
+from collections import Counter
+
+from fedbias_plugin.configs_folder import find_config
+from fedbias_plugin.registry import names
+from fedbias_plugin.study.settings import facts
+from fedbias_plugin.study.study_file import find_study_file, fits, load_study_file
+from fedbias_plugin.sweep.configs import load_experiment, load_model
+from fedbias_plugin.sweep.plan import plan_runs
+
+TINY = load_model(find_config("models", "tiny", "--model"))
+RUNS = plan_runs([load_experiment(find_config("experiments", "defence", "experiment"))], TINY, seeds=[1])
+ARMS = [facts(run.settings, run.settings["aggregation"], "tiny") for run in RUNS]
+
+
+def test_every_one_of_21_cells_has_all_eight_rules_and_three_have_the_server_s_steps_too():
+    cells = Counter((arm["scenario"], arm["attack"], arm["clients"]) for arm in ARMS if not arm["pair_steps"])
+    assert set(cells.values()) == {8}
+    assert len(cells) == 21
+    assert {attack for scenario, attack, _ in cells if scenario == "2B1C"} == {"none", *names("attack")[:5]}
+    assert Counter(clients for *_, clients in cells) == {"3 of 3": 15, "10 of 10": 3, "5 of 10": 3}
+    assert sorted(arm["scenario"] for arm in ARMS if arm["pair_steps"]) == ["3B", "3C", "mix-1B2C"]
+
+
+def test_every_comparison_has_arms_on_both_sides_and_only_names_that_there_are():
+    file = load_study_file(find_study_file([], "defence"))
+    file.check_names((), ())
+    for comparison in file.comparisons:
+        own = [one for one in ARMS if fits(one, comparison.where)]
+        for side in (comparison.from_, comparison.to):
+            assert any(fits(one, side) for one in own), comparison.id
