@@ -94,8 +94,7 @@ class Metric(Extension):
         path, sha256: of the file that it measures on; None and empty where there is none.
         datasets: that it measures on, which ``fedbias data`` lists and fetches.
         mini_file: the bundled small one in the place of the first of them, below ``assets/mini``.
-        mini_is_invented: whether that is of the invented world, which only the bundled model knows; False for a short
-            list of ours in plain English.
+        mini_is_invented: whether that is of the invented world; False for a short list of ours in plain English.
         panels: (title, keys of a block, or ``delta``) of a dashboard's panels; each key is a curve. Without them the
             value has one panel.
         section: of a dashboard that its panels stand in, with others of that section; without one among the scores.
@@ -209,7 +208,7 @@ class Metric(Extension):
             (signed preference of every item, and its group or None) tells a rule which way each item leans.
 
         Raises:
-            UserError: an item cannot be measured; it is named.
+            UserError: an item cannot be measured.
         """
 
     @abstractmethod

@@ -26,12 +26,12 @@ def test_the_arms_are_the_full_model_two_drops_under_three_alignments_two_probes
     assert len(RUNS) == 12
 
 
-def test_the_run_without_emulators_is_that_of_the_paper_s_table():
+def test_the_run_without_emulators_is_that_of_the_paper_s_table_but_for_the_rows():
     table = plan_runs([load_experiment(find_config("experiments", "table1", "experiment"))], SIX, seeds=[1])
     of_table = {run.name: run.settings for run in table}
-    assert of_table["fedavg_1B2C_plain_seed-1"] == next(
-        run.settings for run in RUNS if run.name == "fedavg_1B2C_plain_seed-1"
-    )
+    ours = next(run.settings for run in RUNS if run.name == "fedavg_1B2C_plain_seed-1")
+    assert ours["client_samples"] == 450
+    assert of_table["fedavg_1B2C_plain_seed-1"] == {**ours, "client_samples": SIX.arguments["client_samples"]}
 
 
 def test_every_comparison_has_arms_on_both_sides_and_only_names_that_there_are():
