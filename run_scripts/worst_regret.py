@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from fedbias_plugin.study.frame import Study, load_study
 
-CELL = ("model", "training", "scenario", "attack", "clients")
+CELL = ("model", "training", "scenario", "attack", "clients", "client_field")
 LOSS = "heldout_loss/report_loss"
 BIASES = ("crows_pairs", "stereoset")
 ALIKE = {("mix-1B2C", "3 of 3"), ("3B", "3 of 3")}

@@ -10,13 +10,24 @@ from fedbias_plugin.sweep.configs import load_experiment, load_model
 from fedbias_plugin.sweep.plan import plan_runs
 
 TINY = load_model(find_config("models", "tiny", "--model"))
-RUNS = plan_runs([load_experiment(find_config("experiments", "defence", "experiment"))], TINY, seeds=[1])
+EXPERIMENTS = ("defence", "defence_sizes", "defence_dialects")
+RUNS = plan_runs(
+    [load_experiment(find_config("experiments", name, "experiment")) for name in EXPERIMENTS], TINY, seeds=[1]
+)
 ARMS = [facts(run.settings, run.settings["aggregation"], "tiny") for run in RUNS]
 
 
-def test_every_one_of_21_cells_has_all_eight_rules_and_three_have_the_server_s_steps_too():
-    cells = Counter((arm["scenario"], arm["attack"], arm["clients"]) for arm in ARMS if not arm["pair_steps"])
-    assert set(cells.values()) == {8}
+def test_every_one_of_24_cells_has_all_eight_rules_and_three_have_the_server_s_steps_too():
+    names_of_cell = ("scenario", "attack", "clients", "client_field")
+    counts = Counter(tuple(arm.get(name) for name in names_of_cell) for arm in ARMS if not arm["pair_steps"])
+    assert set(counts.values()) == {8}
+    uneven = {cell for cell in counts if cell[3] is not None}
+    assert uneven == {
+        ("custom", "none", "3 of 3", "size"),
+        ("3C", "none", "3 of 3", "dialect"),
+        ("custom", "none", "3 of 3", "dialect"),
+    }
+    cells = Counter({cell[:3]: counts[cell] for cell in counts if cell not in uneven})
     assert len(cells) == 21
     assert {attack for scenario, attack, _ in cells if scenario == "2B1C"} == {"none", *names("attack")[:5]}
     assert Counter(clients for *_, clients in cells) == {"3 of 3": 15, "10 of 10": 3, "5 of 10": 3}

@@ -28,6 +28,8 @@ RUNS = {
     "offsite_dolly": (1 + 2 * 2) * 3,
     "offsite_gsm8k": (1 + 2 * 2) * 3,
     "offsite_code": (1 + 2 * 2) * 3,
+    "defence_sizes": 8 * 5,
+    "defence_dialects": 2 * 8 * 5,
     "defence": ((5 + 2 * 5 + 2 * 3) * 8 + 3) * 5,
 }
 

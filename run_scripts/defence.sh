@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Every rule against every cell (docs/predictive.md): attacks, a large poisoned client, an honest minority; then their report and
+# every rule's worst regret. OUTPUT is the folder, flags go to `fedbias sweep`, such as --jobs 4. 1,000 runs and more: many hours.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source run_scripts/experiment.sh
+export OUTPUT=${OUTPUT:-runs/defence} STUDY=defence
+made=$(realpath -m "$OUTPUT-rows")
+"${PYTHON:-python3}" run_scripts/make_uneven_rows.py "$made"
+run_experiment defence_sizes --data_dir mini --clean_dataset "$made/sizes.jsonl" "$@"
+run_experiment defence_dialects --data_dir mini --clean_dataset "$made/dialects.jsonl" "$@"
+run_experiment defence --data_dir mini "$@"
+python run_scripts/worst_regret.py "$OUTPUT"
