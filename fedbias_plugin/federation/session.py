@@ -223,7 +223,8 @@ class BiasSession:
         self._own_scores = own_scores(measured.metrics)
         if of_clients is not None and is_measured:
             of_emulator = self._live.evaluate(round_number, of_clients, tokenizer, is_global=False)
-            measured.metrics |= {Emulator.name: emulator_block(of_emulator.metrics, measured.metrics)}
+            report = self._inputs.suite.report_items
+            measured.metrics |= {Emulator.name: emulator_block(of_emulator, measured, report, seed=self._run.seed)}
         measured.metrics |= beside or {}
         # Where clients train in another model, theta's scores are to be of that one.
         of_rule = self._server.after(measured.item_scores if of_clients is None else {})

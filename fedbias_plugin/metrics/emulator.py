@@ -11,6 +11,7 @@ from fedbias_plugin.metrics.base import Block, Metric, Source, metric_class
 from fedbias_plugin.metrics.formatting import interval, item_note, number, with_interval
 
 if TYPE_CHECKING:
+    from fedbias_plugin.metrics.suite import Measurement
     from fedbias_plugin.scoring.scorer import SentenceScorer
 
 LOSS = "heldout_loss"
@@ -21,7 +22,8 @@ class Emulator(Metric):
     """Held-out loss of the model that clients train in (``--trainable offsite``), and its other scores beside it.
 
     Not measured by itself: the session measures that model as it does the whole one. For every metric NAME there are
-    ``NAME``, ``NAME_ci95``, ``NAME_n`` and ``NAME_gap``, the whole model's number minus this one's.
+    ``NAME``, ``NAME_ci95``, ``NAME_n``, ``NAME_gap``, the whole model's number minus this one's, and ``NAME_gap_ci95``,
+    paired by items. ``loss_gap`` and ``loss_gap_ci95`` are of the losses.
     """
 
     name = "emulator"
@@ -78,20 +80,66 @@ class Emulator(Metric):
             metric, part = metric_class(name), _part(block, name)
             shown = number(part["value"], metric.digits), interval(part.get("ci95"))
             yield f"emulator model: {metric.short}", *shown, item_note(part)
+        for name in (LOSS, *_others(block)):
+            key = "loss_gap" if name == LOSS else f"{name}_gap"
+            if block.get(key) is not None:
+                shown = number(block[key], metric_class(name).digits), interval(block.get(f"{key}_ci95"))
+                yield f"whole model minus emulator model: {metric_class(name).short}", *shown, "the same items"
 
 
-def emulator_block(of_emulator: Mapping[str, Block], of_whole: Mapping[str, Block]) -> Block:
-    """The block of :class:`Emulator`, from what was measured of both models by the same metrics on the same items."""
-    loss = of_emulator.get(LOSS, {})
+def emulator_block(
+    of_emulator: Measurement, of_whole: Measurement, report: Mapping[str, Sequence[int]], *, seed: int
+) -> Block:
+    """The block of :class:`Emulator`, from what was measured of both models by the same metrics on the same items.
+
+    Args:
+        of_emulator, of_whole: of the two models.
+        report: metric -> items of its value, where they are not all.
+        seed: of the bootstrap.
+    """
+    own, whole = of_emulator.metrics, of_whole.metrics
+    loss = own.get(LOSS, {})
     block: Block = {"value": loss.get("value"), "ideal": None, "ci95": loss.get("ci95"), "noise_floor": None}
     block |= {"n": loss.get("n", 0)}
     if loss.get("value") is not None:
-        block |= {"perplexity": math.exp(min(loss["value"], 700)), "loss_gap": of_whole[LOSS]["value"] - loss["value"]}
-    for name, found in of_emulator.items():
-        if name != LOSS and found.get("value") is not None and of_whole.get(name, {}).get("value") is not None:
+        block |= {"perplexity": math.exp(min(loss["value"], 700)), "loss_gap": whole[LOSS]["value"] - loss["value"]}
+        block |= {"loss_gap_ci95": _loss_gap(of_emulator.item_scores.get(LOSS), of_whole.item_scores.get(LOSS))}
+    for name, found in own.items():
+        if name != LOSS and found.get("value") is not None and whole.get(name, {}).get("value") is not None:
+            scores = of_emulator.item_scores.get(name), of_whole.item_scores.get(name)
             block |= {name: found["value"], f"{name}_ci95": found.get("ci95"), f"{name}_n": found.get("n")}
-            block[f"{name}_gap"] = of_whole[name]["value"] - found["value"]
+            block |= {f"{name}_gap": whole[name]["value"] - found["value"]}
+            block |= {f"{name}_gap_ci95": _gap(name, scores, report.get(name), seed)}
     return block
+
+
+def _gap(name: str, scores: tuple[Any, Any], report: Sequence[int] | None, seed: int) -> tuple[float, float] | None:
+    """The interval of the second model minus the first on the same items; None where the metric has none by items."""
+    import numpy as np
+
+    from fedbias_plugin.metrics.statistics import paired_items
+
+    if not all(hasattr(one, "ids") for one in scores):
+        return None
+    found = [metric_class(name).outcomes(vars(one if report is None else one.subset(report))) for one in scores]
+    if found[0] is None or found[1] is None:
+        return None
+    (first, groups), (second, _) = found[0], found[1]
+    counted = ~np.isnan(first) & ~np.isnan(second)
+    if not counted.any():
+        return None
+    return paired_items(first[counted], second[counted], None if groups is None else groups[counted], seed=seed).ci95
+
+
+def _loss_gap(own: Any, whole: Any) -> tuple[float, float] | None:
+    """Of the difference of two losses per token on the same rows, by the jackknife over rows."""
+    from fedbias_plugin.metrics.statistics import jackknife_interval
+
+    if own is None or whole is None or len(own.nll) < 2 or list(own.tokens) != list(whole.tokens):
+        return None
+    nll, tokens = whole.nll - own.nll, own.tokens
+    without_one = (nll.sum() - nll) / (tokens.sum() - tokens)
+    return jackknife_interval(float(nll.sum() / tokens.sum()), without_one, possible=(-math.inf, math.inf))
 
 
 def _others(block: Block) -> list[str]:

@@ -214,6 +214,21 @@ def paired_t(first: ArrayLike, second: ArrayLike) -> PairedDifference:
     return PairedDifference(mean, t_interval(differences, possible=DIFFERENCE_RANGE), p_value, n)
 
 
+def paired_items(
+    first: ArrayLike, second: ArrayLike, groups: ArrayLike | None = None, *, seed: int
+) -> PairedDifference:
+    """Second minus first over items: resampled together, or by groups whose items agree the paired t of their means.
+
+    ``first``, ``second``, ``groups`` have shape (n,); without groups items are independent. ``seed`` is the bootstrap's.
+    """
+    before, after = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if groups is None:
+        return paired_bootstrap(before, after, seed=seed)
+    found = np.asarray(groups)
+    means = ([values[found == group].mean() for group in np.unique(found)] for values in (before, after))
+    return paired_t(*means)
+
+
 def _differences(first: ArrayLike, second: ArrayLike) -> FloatArray:
     before, after = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if before.shape != after.shape:

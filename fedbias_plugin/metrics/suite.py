@@ -25,7 +25,7 @@ class Measurement:
     Attributes:
         metrics: name -> block (see :meth:`Metric.block`).
         bias_score: b of eq. 1, percentage points, from these; None when nothing that counts was measured.
-        item_scores: name -> per-item scores, for rules and for paired tests.
+        item_scores: name -> per-item scores, for rules and for paired tests; those with ``ids`` are stored.
     """
 
     metrics: dict[str, Block] = field(default_factory=dict)
@@ -95,6 +95,11 @@ class Suite:
         probes = {name: probe for name, (probe, _) in self.splits.items() if probe and name in item_scores}
         return {name: item_scores[name].subset(probe) for name, probe in probes.items()}
 
+    @property
+    def report_items(self) -> dict[str, Sequence[int]]:
+        """Metric -> its report items, of those that have probe items too."""
+        return {name: report for name, (probe, report) in self.splits.items() if probe and report}
+
     def evaluate(self, scorer: SentenceScorer, *, whole: bool = True) -> Measurement:
         """A model on all items; the headline is the report half, ``full`` and ``probe`` stand beside it.
 
@@ -107,8 +112,7 @@ class Suite:
             scores = metric.measure(scorer) if metric.text_count and (whole or metric.every_round) else None
             if scores is None:
                 continue
-            if hasattr(scores, "ids"):
-                measurement.item_scores[metric.name] = scores
+            measurement.item_scores[metric.name] = scores
             if metric.of_clients:
                 measurement.metrics[metric.name] = self._headline(metric, scores, *self.splits[metric.name])
             else:

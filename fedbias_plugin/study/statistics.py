@@ -146,20 +146,16 @@ def item_differences(first: Run, second: Run) -> list[ItemDifference]:
 def _item_difference(name: str, first: Run, second: Run) -> ItemDifference | None:
     import numpy as np
 
-    from fedbias_plugin.metrics.statistics import mcnemar, paired_bootstrap, paired_t
+    from fedbias_plugin.metrics.statistics import mcnemar, paired_items
 
     one, other = _report_outcomes(name, first), _report_outcomes(name, second)
     if one is None or other is None or list(one[0]) != list(other[0]):
         return None
     (_, before, groups), (_, after, _) = one, other
     unit = UNITS.get(name, "item" if groups is None else "group")
-    if groups is not None:
-        means = ([values[groups == group].mean() for group in np.unique(groups)] for values in (before, after))
-        found = paired_t(*means)
-    else:
-        found = paired_bootstrap(before, after, seed=BOOTSTRAP_SEED)
-        if np.isin(np.concatenate([before, after]), (0.0, 50.0, 100.0)).all():
-            found = replace(found, p_value=mcnemar(before == 100.0, after == 100.0).p_value)
+    found = paired_items(before, after, groups, seed=BOOTSTRAP_SEED)
+    if groups is None and np.isin(np.concatenate([before, after]), (0.0, 50.0, 100.0)).all():
+        found = replace(found, p_value=mcnemar(before == 100.0, after == 100.0).p_value)
     return ItemDifference(name, found.difference, found.ci95, found.p_value, found.groups, unit)
 
 

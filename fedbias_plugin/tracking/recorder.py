@@ -95,10 +95,11 @@ class RunRecorder:
         write_json_atomic(self._output_dir / RUN_FILE, self._details)
 
     def log_round(self, record: RoundRecord, item_scores: Mapping[str, Any]) -> None:
-        """Write one round; ``item_scores``: benchmark name -> scores of the global model's items."""
+        """Write one round, and of ``item_scores`` (metric -> scores of the global model's items) those with ``ids``."""
         if self._writes:
             for name, scores in item_scores.items():
-                write_item_scores(self._output_dir, record.round, name, scores)
+                if hasattr(scores, "ids"):
+                    write_item_scores(self._output_dir, record.round, name, scores)
             self._trackers.log_round(record)
 
     def close(self, failure: str | None = None) -> None:

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from fedbias_plugin.cli.main import main
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.hosts.builtin.resolve import resolve
+from fedbias_plugin.metrics.statistics import FEWEST_TERMS
 from tests.hosts.cutting import cut_off_in
 from tests.hosts.run_folders import assert_same_run
 
@@ -49,6 +50,9 @@ def test_both_models_are_measured_and_a_run_that_was_cut_off_ends_with_the_same_
         whole, emulator = record.global_.metrics, record.global_.metrics["emulator"]
         assert emulator["loss_gap"] == pytest.approx(whole["heldout_loss"]["value"] - emulator["value"])
         assert emulator["crows_pairs_gap"] == pytest.approx(whole["crows_pairs"]["value"] - emulator["crows_pairs"])
+        low, high = emulator["crows_pairs_gap_ci95"]
+        assert low <= emulator["crows_pairs_gap"] <= high
+        assert (emulator["loss_gap_ci95"] is None) == (emulator["n"] < FEWEST_TERMS)
         assert (emulator["n"], emulator["crows_pairs_n"]) == (whole["heldout_loss"]["n"], whole["crows_pairs"]["n"])
     assert rounds[0].global_.metrics["emulator"]["value"] != untouched.global_.metrics["emulator"]["value"]
     received = [record.clients[0].payload["received"] for record in rounds]
