@@ -71,13 +71,31 @@ def worst(study: Study, *, differ: bool = False) -> dict[str, dict[str, Regret]]
     return found
 
 
+def weights(study: Study) -> dict[tuple[Any, ...], dict[str, dict[int, float]]]:
+    """Cell with a ``client_field`` -> rule -> client -> its weight, the mean over rounds and seeds in which it has one."""
+    found: dict[tuple[Any, ...], dict[str, dict[int, float]]] = defaultdict(dict)
+    for arm in study.arms:
+        if arm.facts.get("client_field") is None:
+            continue
+        given = defaultdict(list)
+        for record in (record for run in arm.runs for record in run.rounds):
+            for client, row in record.clients.items():
+                if row.weight is not None:
+                    given[client].append(row.weight)
+        means = {client: sum(values) / len(values) for client, values in sorted(given.items())}
+        if means:
+            found[tuple(arm.facts.get(name) for name in CELL)][arm.facts["aggregation"]] = means
+    return found
+
+
 def main() -> None:
     """Print a line a rule, the best by bias first."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", nargs="+")
     parser.add_argument("--differ", action="store_true", help="leave out cells in which all clients are alike")
     given = parser.parse_args()
-    found = worst(load_study(given.folders), differ=given.differ)
+    study = load_study(given.folders)
+    found = worst(study, differ=given.differ)
     print("| rule | worst regret, points | where | worst regret, nats | where |\n|---|---|---|---|---|")
     for rule, kinds in sorted(found.items(), key=lambda pair: pair[1]["bias"].value if "bias" in pair[1] else 0.0):
         shown = []
@@ -86,6 +104,10 @@ def main() -> None:
             where = "" if one is None else f"{one.measure}, {' '.join(map(str, one.cell[2:]))}, {one.seeds} seeds"
             shown += ["not measured" if one is None else f"{one.value:.{decimals}f}", where]
         print(f"| {rule} | {' | '.join(shown)} |")
+    for cell, rules in weights(study).items():
+        print(f"\nmean weight by client, {' '.join(map(str, cell[2:]))}:")
+        for rule, means in rules.items():
+            print(f"  {rule}: {', '.join(f'client {client} {weight:.3f}' for client, weight in means.items())}")
 
 
 if __name__ == "__main__":

@@ -47,3 +47,24 @@ def test_cells_of_clients_that_are_alike_may_be_left_out_and_what_is_missing_is_
     found = SCRIPT["worst"](arms, differ=True)
     assert found["plain"]["bias"].value == pytest.approx(8.0)
     assert "loss" not in found["plain"]
+
+
+def test_the_mean_weight_of_each_client_tells_who_is_silenced():
+    def run(*of_rounds):
+        rounds = [
+            SimpleNamespace(clients={client: SimpleNamespace(weight=one) for client, one in weights.items()})
+            for weights in ({}, *of_rounds)
+        ]
+        return SimpleNamespace(rounds=rounds)
+
+    facts = {"scenario": "3C", "client_field": "dialect"}
+    arms = [
+        SimpleNamespace(
+            facts={**facts, "aggregation": "krum"}, runs=[run({0: 1.0, 2: 0.0}), run({0: 0.5, 1: 0.5, 2: 0.0})]
+        ),
+        SimpleNamespace(facts={**facts, "aggregation": "median"}, runs=[run({0: None, 2: None})]),
+        SimpleNamespace(facts={"aggregation": "plain"}, runs=[run({0: 1.0})]),
+    ]
+    ((cell, rules),) = SCRIPT["weights"](SimpleNamespace(arms=arms)).items()
+    assert cell[2] == "3C"
+    assert rules == {"krum": {0: 0.75, 1: 0.5, 2: 0.0}}
