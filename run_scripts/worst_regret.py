@@ -72,7 +72,7 @@ def worst(study: Study, *, differ: bool = False) -> dict[str, dict[str, Regret]]
 
 
 def weights(study: Study) -> dict[tuple[Any, ...], dict[str, dict[int, float]]]:
-    """Cell with a ``client_field`` -> rule -> client -> its weight, the mean over rounds and seeds in which it has one."""
+    """Cell with a ``client_field`` -> rule -> client -> its mean weight over rounds and seeds."""
     found: dict[tuple[Any, ...], dict[str, dict[int, float]]] = defaultdict(dict)
     for arm in study.arms:
         if arm.facts.get("client_field") is None:

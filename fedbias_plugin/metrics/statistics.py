@@ -219,7 +219,7 @@ def paired_items(
 ) -> PairedDifference:
     """Second minus first over items: resampled together, or by groups whose items agree the paired t of their means.
 
-    ``first``, ``second``, ``groups`` have shape (n,); without groups items are independent. ``seed`` is the bootstrap's.
+    ``first``, ``second``, ``groups`` have shape (n,); without groups items are independent. ``seed``: of the bootstrap.
     """
     before, after = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if groups is None:
