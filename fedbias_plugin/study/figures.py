@@ -17,7 +17,7 @@ from fedbias_plugin.study.settings import listed
 from fedbias_plugin.study.study_file import BYTES, DoseFigure, StudyFile, fits, placed
 
 KINDS = {"poisoned": Look("#D55E00", "-", "^"), "clean": Look("#0072B2", "-", "o")}
-PANEL_FACTS = ("model", "training", "clients", "attack", "client_samples", "learning_rate", "num_rounds")
+PANEL_FACTS = ("model", "training", "clients", "attack", "classifier", "client_samples", "learning_rate", "num_rounds")
 PLAIN_FACTS = ("model", "training", "scenario", "aggregation", "weighting")
 """Facts in which arms of one panel agree, and those whose value is named by itself."""
 
@@ -107,9 +107,10 @@ def _line_names(arms: Sequence[Arm], *, with_scenario: bool) -> dict[str, Arm]:
         by_name.setdefault(name if arm.facts.get("training") else arm.label, []).append(arm)
     names = {}
     for name, own in by_name.items():
-        shared = set.intersection(*(set(arm.label.split()) for arm in own))
-        for arm in own:
-            names[" ".join([name, *(word for word in arm.label.split() if word not in shared)])] = arm
+        words = [[word.rstrip(",") for word in arm.label.split()] for arm in own]
+        shared = set.intersection(*map(set, words))
+        for arm, told in zip(own, words, strict=True):
+            names[" ".join([name, *(word for word in told if word not in shared)])] = arm
     return {name: arm for arm in arms for name, one in names.items() if one is arm}
 
 
