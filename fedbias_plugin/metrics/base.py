@@ -295,6 +295,6 @@ def metric_class(name: str) -> type[Metric]:
     found.name = whole
     if not part:
         return found
-    what = found.words.get(part, part.replace("_", " "))
-    shown = {"title": f"{found.title}: {what}", "short": f"{found.short}, {what}", "digits": found.digits}
+    what, head = found.words.get(part, part.replace("_", " ")), found.title.partition(":")[0]
+    shown = {"title": f"{head}: {what}", "short": f"{found.short.partition(':')[0]}, {what}", "digits": found.digits}
     return type("Beside", (Metric,), {"name": name, **shown})

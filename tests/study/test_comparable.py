@@ -312,3 +312,13 @@ def test_halves_that_each_seed_draws_may_differ_in_size_and_the_whole_may_not(tm
     for run, written in ((one, 14), (other, 11)):
         edit_json(run / METRICS, lambda line, n=written: line["global"].update(gender_count={"value": 0.4, "n": n}))
     assert not conflicts(read_run("r", one, []), read_run("r", other, []))
+
+
+def test_emulators_of_two_sizes_are_no_sign_of_other_weights(tmp_path):
+    one, other = (make_run(tmp_path / name, seed=1) for name in ("a", "b"))
+    for run, value in ((one, 2.9), (other, 3.1)):
+        emulator = {"value": value, "ideal": None, "n": 100, "ci95": None}
+        edit_json(run / "metrics.jsonl", lambda line, block=emulator: line["global"].update(emulator=block))
+    assert [*conflicts(read_run("r", one, []), read_run("r", other, []))] == []
+    edit_json(other / "metrics.jsonl", lambda line: line["global"]["crows_pairs"].update(value=40.0, score=40.0))
+    assert "starting weights" in next(iter(conflicts(read_run("r", one, []), read_run("r", other, [])))).text

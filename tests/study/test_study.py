@@ -64,6 +64,15 @@ def test_labels_tell_arms_apart_by_what_differs(tmp_path):
     ]
 
 
+def test_labels_name_as_many_settings_as_tell_the_arms_apart(tmp_path):
+    same = {"batch_size": 8, "client_samples": 100, "learning_rate": 0.01}
+    make_run(tmp_path / "1", **same, seq_length=64)
+    make_run(tmp_path / "2", **same, seq_length=256)
+    make_run(tmp_path / "3", batch_size=16, client_samples=200, learning_rate=0.02, seq_length=64)
+    found = labels(load_study([tmp_path]))
+    assert [label.rpartition(" ")[2] for label in found] == ["seq_length=64", "seq_length=256", "seq_length=64"]
+
+
 def test_several_models_are_named_in_labels(tmp_path):
     make_run(tmp_path / "1", model_name_or_path="google/gemma-2-2b")
     make_run(tmp_path / "2", model_name_or_path="/models/other/")
