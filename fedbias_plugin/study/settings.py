@@ -168,12 +168,10 @@ def arm_labels(firsts: Sequence[Run], shown_as: Mapping[Any, str] | None = None)
             name: {str(one.get(name)) for one in read if name in one or name not in conditions()} for name in names
         }
         differing = [name for name in names if len(values[name]) > 1]
-        most = MOST_DIFFERENCES
-        while most < len(differing) and len({str([one.get(name) for name in differing[:most]]) for one in read}) < len(
-            same
-        ):
-            most += 1  # as many as tell them apart
-        differing = differing[:most]
+        for most in range(MOST_DIFFERENCES, len(differing)):  # as many as tell them apart
+            if len({str([one.get(name) for name in differing[:most]]) for one in read}) == len(same):
+                differing = differing[:most]
+                break
         for index, one in zip(same, read, strict=True):
             own = [name for name in differing if name in one or name not in conditions()]
             extra = ", ".join(_setting(name, one.get(name), shown_as or {}) for name in own)

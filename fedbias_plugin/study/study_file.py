@@ -176,8 +176,8 @@ def _texts(value: str | Iterable[str]) -> list[str]:
 def find_study_file(folders: Sequence[str | Path], given: str | None) -> Path:
     """The file that was ``given`` (a path, or the name of one of ours), else that of a folder, or of its sweep.
 
-    A sweep's is ours whose name its experiments have, or begin with (``fm_paradox`` for ``fm_paradox_small``); the
-    paper's where there is none, or where there are several.
+    A sweep's is ours whose name its experiments have, or begin with (``fm_paradox`` for ``fm_paradox_small``; the
+    longest such name); the paper's where there is none, or where there are several.
 
     Raises:
         UserError: there is no such file or name.
@@ -193,7 +193,7 @@ def find_study_file(folders: Sequence[str | Path], given: str | None) -> Path:
     if own:
         return own[0]
     swept = {name for folder in folders for name in planned_experiments(folder)}
-    fitting = {next((one for one in ours if f"{name}_".startswith(f"{one}_")), "paper") for name in swept}
+    fitting = {max((o for o in ours if f"{name}_".startswith(f"{o}_")), key=len, default="paper") for name in swept}
     return ours[fitting.pop() if len(fitting) == 1 else "paper"]
 
 

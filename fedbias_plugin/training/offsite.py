@@ -53,7 +53,8 @@ class Offsite(OffsiteFlags):
     def read(self, partition: Partition | None, flags: Mapping[str, Any]) -> None:
         """Take the public rows."""
         self._flags = dict(flags)
-        self._public: list[Row] = partition.sources[PUBLIC].rows if partition and self.ot_align != "none" else []
+        public = partition.sources.get(PUBLIC) if partition else None
+        self._public: list[Row] = public.rows if public else []
 
     def prepare(self, model: PreTrainedModel, seed: int) -> PreTrainedModel:
         """The whole model; the emulator model of clients is made beside it (:meth:`client_model`).

@@ -125,9 +125,11 @@ def _gradient(server: ServerSide, state: State, leans: Mapping[str, Lean], biase
     import torch
 
     from fedbias_plugin.scoring.inference import evaluating
+    from fedbias_plugin.scoring.scorer import SentenceScorer
     from fedbias_plugin.training.parameters import live_parameters, write_state
 
     write_state(server.model, state)
+    prefix = SentenceScorer(server.model, server.tokenizer).prefix_id
     live = live_parameters(server.model)
     sums = {name: torch.zeros_like(part, dtype=torch.float32) for name, part in live.items()}
     frozen = [part for part in live.values() if not part.requires_grad]
@@ -136,10 +138,9 @@ def _gradient(server: ServerSide, state: State, leans: Mapping[str, Lean], biase
     try:
         with evaluating(server.model, gradients=True):
             for name, lean in leans.items():
+                is_mean = getattr(server.suite.of_clients[name], "reduction", "") == "mean"
                 for pairs, shares in _batches(server, name, lean):
-                    margins = _margins(
-                        server, pairs, is_mean=getattr(server.suite.of_clients[name], "reduction", "") == "mean"
-                    )
+                    margins = _margins(server, pairs, prefix, is_mean=is_mean)
                     weight = torch.as_tensor(shares, dtype=margins.dtype, device=margins.device)
                     value = 2 * biases[name] * (weight * torch.tanh(margins / lean.tau)).sum()
                     found = torch.autograd.grad(value, list(live.values()), allow_unused=True)
@@ -168,14 +169,13 @@ def _batches(server: ServerSide, name: str, lean: Lean) -> Iterator[tuple[list[t
         yield pairs[start : start + BATCH], shares[start : start + BATCH]
 
 
-def _margins(server: ServerSide, pairs: Sequence[tuple[str, str]], *, is_mean: bool) -> Any:
-    """log P(first) - log P(second) of every pair, shape (pairs,), by token where ``is_mean``; differentiable."""
+def _margins(server: ServerSide, pairs: Sequence[tuple[str, str]], prefix: int, *, is_mean: bool) -> Any:
+    """log P(first) - log P(second) of every pair behind the token ``prefix``, shape (pairs,), by token where
+    ``is_mean``; differentiable."""
     import torch
 
     from fedbias_plugin.scoring.inference import embedding_device
-    from fedbias_plugin.scoring.scorer import SentenceScorer
 
-    prefix = SentenceScorer(server.model, server.tokenizer).prefix_id
     rows = [[prefix, *server.tokenizer(text, add_special_tokens=False)["input_ids"]] for both in pairs for text in both]
     longest = max(map(len, rows))
     device = embedding_device(server.model)

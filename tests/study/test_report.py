@@ -220,6 +220,8 @@ def test_a_sweep_s_report_asks_what_its_experiment_asks(tmp_path):
     assert (found(), found("offsite")) == ("fedpsf", "offsite")
     plan(tmp_path, fm_paradox=["a"], fm_paradox_small=["b"])
     assert found() == "fm_paradox"
+    plan(tmp_path, dp_cda_mine=["a"])
+    assert found() == "dp_cda"
     for several in ({"table1": [], "table3": []}, {"table1": [], "fedpsf": []}, {"mine": []}, {"offsites": []}):
         plan(tmp_path, **several)
         assert found() == "paper"

@@ -45,7 +45,8 @@ def test_margins_with_a_gradient_are_those_that_are_measured(server):
     probe, _ = server.suite.splits["crows_pairs"]
     pairs = [(PAIRS[index].more, PAIRS[index].less) for index in probe]
     with torch.no_grad():
-        found = _margins(server, pairs, is_mean=False)
+        prefix = SentenceScorer(server.model, server.tokenizer).prefix_id
+        found = _margins(server, pairs, prefix, is_mean=False)
     assert found.tolist() == pytest.approx(margins["crows_pairs"].tolist(), abs=1e-3)
     assert len(leans["crows_pairs"].shares) == 4
 
