@@ -54,8 +54,9 @@ class _Layer:
     bias: Tensor | None
     adapters: tuple[tuple[Tensor, Tensor, float], ...] = ()
 
-    def merged(self, dtype: torch.dtype) -> Tensor:
+    def merged(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight with its adapters, summed in float32: a new tensor if there are adapters or it is cast."""
+        dtype = dtype or self.weight.dtype
         if not self.adapters:
             return self.weight.to(dtype)
         total = self.weight.float()
@@ -65,7 +66,9 @@ class _Layer:
 
 
 @contextlib.contextmanager
-def fast_linears(model: nn.Module, tokens: int, dtype: torch.dtype | None = None) -> Iterator[None]:
+def fast_linears(
+    model: nn.Module, tokens: int, dtype: torch.dtype | None = None, *, but: nn.Module | None = None
+) -> Iterator[None]:
     """Let the model's linear layers run on merged and rearranged copies of their weights, as long as there is memory.
 
     Not where PyTorch is to be deterministic: whether the copies are made depends on free memory and measured time.
@@ -75,11 +78,12 @@ def fast_linears(model: nn.Module, tokens: int, dtype: torch.dtype | None = None
             plain LoRA stay as they are.
         tokens: how many the model is about to read.
         dtype: of the copies and of what the layers give, under autocast to the same; None for the layers' own.
+        but: a layer that stays as it is.
     """
     covered: list[nn.Module] = []
     try:
         if tokens >= FEWEST_TOKENS and not torch.are_deterministic_algorithms_enabled():
-            for layer, forward in _replacements(model, dtype):
+            for layer, forward in _replacements(_linear_layers(model, but), dtype):
                 layer.module.forward = forward
                 covered.append(layer.module)
         yield
@@ -88,8 +92,9 @@ def fast_linears(model: nn.Module, tokens: int, dtype: torch.dtype | None = None
             del module.forward
 
 
-def _replacements(model: nn.Module, dtype: torch.dtype | None) -> Iterator[tuple[_Layer, Callable[[Tensor], Tensor]]]:
-    layers = _linear_layers(model)
+def _replacements(
+    layers: list[_Layer], dtype: torch.dtype | None
+) -> Iterator[tuple[_Layer, Callable[[Tensor], Tensor]]]:
     rearranged = [layer for layer in layers if layer.weight.device.type == "cpu"]
     if not _onednn_pays(rearranged, dtype):
         rearranged = []
@@ -127,10 +132,10 @@ def _onednn_linear(packed: Tensor, bias: Tensor | None, states: Tensor) -> Tenso
     return torch.ops.mkldnn._linear_pointwise(states, packed, bias, "none", [], "")
 
 
-def _linear_layers(model: nn.Module) -> list[_Layer]:
+def _linear_layers(model: nn.Module, but: nn.Module | None = None) -> list[_Layer]:
     """Every float linear layer, one with LoRA as one."""
     layers: list[_Layer] = []
-    inside: set[nn.Module] = set()
+    inside: set[nn.Module] = set() if but is None else {*but.modules()}
     for module in model.modules():
         if module in inside:
             continue

@@ -151,7 +151,7 @@ def test_auto_that_chose_float32_is_no_difference_nor_is_a_dtype_that_the_study_
     edit(study, RUN, lambda run: run["config"].update(scoring_dtype="auto"))
     assert outcome_of(study) == (True, "")
     edit(study, RUN, lambda run: run.update(scoring={"dtype": "bfloat16"}))
-    plain, bama = (read_run(study / name) for name in ("plain-1", "bama-1"))
+    plain, bama = load_runs([study / "plain-1", study / "bama-1"])
     assert [str(one) for one in conflicts(plain, bama, ["aggregation", "scoring_dtype"])] == []
     assert ["scoring dtype" in str(one) for one in conflicts(plain, bama, ["aggregation"])] == [True]
 
