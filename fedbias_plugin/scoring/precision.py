@@ -122,7 +122,7 @@ def _float32_from(head: nn.Module | None) -> Iterator[None]:
         with torch.autocast("cpu", enabled=False), _bfloat16_factors():
             return forward(states.float())
 
-    head.forward = in_float32  # type: ignore[method-assign]
+    head.forward = in_float32
     try:
         yield
     finally:

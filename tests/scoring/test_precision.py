@@ -11,6 +11,7 @@ import transformers
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.scoring import fast_linears, precision
 from fedbias_plugin.scoring.items import ScoreRequest
+from fedbias_plugin.scoring.original_scores import OriginalScores
 from fedbias_plugin.scoring.scorer import SentenceScorer
 
 WIDE = {"vocab_size": 330, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
@@ -86,6 +87,31 @@ def test_a_model_trains_on_after_it_was_scored_in_bfloat16(bos_tokenizer):
     model(input_ids=ids, labels=ids).loss.backward()
     grads = [part.grad for name, part in model.named_parameters() if "lora_" in name]
     assert all(grad is not None and grad.dtype == torch.float32 for grad in grads)
+
+
+def test_layers_give_bfloat16_and_the_head_of_a_cpu_float32_and_all_is_put_back():
+    """In bfloat16 a logit of 16 has steps of an eighth: more error than all layers make."""
+    model = llama()
+    head, layer = model.lm_head, model.model.layers[0].mlp.up_proj
+    settings = getattr(torch.backends.mkldnn, "matmul", None)
+    before = getattr(settings, "fp32_precision", None)
+    states = torch.ones(1, 3, 64)
+    with torch.inference_mode(), precision.scoring_kernels(model, 10**4, "bfloat16"):
+        assert (layer(states).dtype, head(states).dtype) == (torch.bfloat16, torch.float32)
+    assert not {"forward"} & {*head.__dict__, *layer.__dict__}
+    assert (layer(states).dtype, torch.is_autocast_enabled("cpu")) == (torch.float32, False)
+    assert getattr(settings, "fp32_precision", None) == before
+
+
+def test_kept_scores_of_the_original_model_are_of_one_type(bos_tokenizer, tmp_path):
+    kept, model = OriginalScores(tmp_path), llama()
+    found = {}
+    for dtype in ("float32", "bfloat16", "bfloat16"):
+        scorer = SentenceScorer(model, bos_tokenizer, originals=kept, dtype=dtype)
+        found.setdefault(dtype, []).append(np.array([one.log_probs.sum() for one in scorer.score(REQUESTS)]))
+    assert len(list(tmp_path.iterdir())) == 2
+    assert (found["float32"][0] != found["bfloat16"][0]).any()
+    np.testing.assert_array_equal(*found["bfloat16"])
 
 
 def test_a_bfloat16_model_is_scored_as_ever(build_model, bos_tokenizer):
