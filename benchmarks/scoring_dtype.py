@@ -120,7 +120,7 @@ def run_both() -> dict[str, Any]:
             moved = [abs(one[client][key] - other[client][key]) for client in one]
             report[f"round_{number}_{key}_difference"] = max(moved)
         report[f"round_{number}_weights"] = [round(client["weight"], 4) for client in one.values()]
-    blocks = [client["metrics"]["crows_pairs"] for client in rounds["float32"][0].values()]
+    blocks = [client["crows_pairs"] for client in rounds["float32"][0].values()]
     return report | {"client_crows_half_interval": statistics.fmean(half_width(block["ci95"]) or 0 for block in blocks)}
 
 
