@@ -7,31 +7,23 @@ import platform
 from collections.abc import Mapping
 from pathlib import Path
 
-BF16_UNITS = ("amx_bf16", "avx512_bf16", "avx_bf16", "bf16")
-"""Flags of a CPU that multiplies bfloat16 numbers by itself; the last is Arm's."""
+from fedbias_plugin.scoring.precision import CPU_INFO, cpu_bf16_units, cpu_rows
 
 
-def cpu(info: Path = Path("/proc/cpuinfo")) -> str:
+def cpu(info: Path = CPU_INFO) -> str:
     """The machine's CPU as Linux names it."""
-    names = _rows(info, "model name")
+    names = cpu_rows(info, "model name")
     return f"{names[0]}, {len(names)} cores" if names else platform.processor() or platform.machine()
 
 
-def bf16_units(info: Path = Path("/proc/cpuinfo")) -> str:
-    """The CPU's units for bfloat16: ``amx_bf16 avx512_bf16``, ``none``, or ``unknown`` where Linux does not say."""
-    flags = _rows(info, "flags") or _rows(info, "Features")
-    return " ".join(unit for unit in BF16_UNITS if unit in flags[0].split()) or "none" if flags else "unknown"
+def bf16_units(info: Path = CPU_INFO) -> str:
+    """The CPU's units for bfloat16, as ``--scoring_dtype auto`` reads them."""
+    return cpu_bf16_units(info)
 
 
 def machine() -> dict[str, str]:
     """What every report says of the machine."""
     return {"cpu": cpu(), "bf16_units": bf16_units()}
-
-
-def _rows(info: Path, key: str) -> list[str]:
-    rows = info.read_text().splitlines() if info.exists() else []
-    pairs = [row.partition(":")[::2] for row in rows]
-    return [value.strip() for name, value in pairs if name.strip() == key]
 
 
 def line(report: Mapping[str, object]) -> str:

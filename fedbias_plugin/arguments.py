@@ -116,6 +116,13 @@ class CoreArguments:
         matters="measuring",
     )
     bias_batch_tokens: int = option(4096, "tokens in one scoring batch, padding included", at_least=1, matters="speed")
+    scoring_dtype: str = option(
+        "float32",
+        "what a float32 model is scored in; auto takes bfloat16 where the machine has units for it and a trial on the "
+        "probe items changes next to nothing",
+        choices=("auto", "float32", "bfloat16"),
+        matters="measuring",
+    )
 
     # Tracking
     track: str = option(

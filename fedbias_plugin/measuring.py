@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from fedbias_plugin.files import write_json_atomic
 from fedbias_plugin.flags import named_as_keywords, unknown_name
 from fedbias_plugin.metrics.base import Block, Metric, Result, metric_class
 from fedbias_plugin.metrics.results import ResultMetadata
+from fedbias_plugin.metrics.scoring_choice import choose_dtype
 from fedbias_plugin.options import check_range, options, split_list
 from fedbias_plugin.preflight import LARGEST_SEED
 from fedbias_plugin.progress import build_progress
@@ -96,6 +97,7 @@ def measure(
     batch_tokens: int = 4096,
     seed: int = 2023,
     adapter: str | None = None,
+    scoring_dtype: str = "float32",
     **flags: Any,
 ) -> BiasResult:
     """The bias of a model in memory, on every item of the benchmarks.
@@ -113,6 +115,8 @@ def measure(
         batch_tokens: rows times padded length of one batch.
         seed: of the bootstrap intervals.
         adapter: noted in the metadata.
+        scoring_dtype: ``float32``: the model's own type; ``bfloat16`` for a float32 model; ``auto``: that where the
+            machine has units for it and a trial on the items changes next to nothing.
         flags: of the metrics, as ``fedbias evaluate --help`` lists them: ``crows_reduction`` (``sum`` of
             log-probabilities, ``mean``, ``shared`` tokens, or ``matched``: ``sum`` over the pairs of equal token
             count), ``stereoset_reduction`` (``mean`` or ``sum``).
@@ -132,10 +136,12 @@ def measure(
         known = options(BiasArguments)
         known["bias_benchmarks"].check("benchmarks", ",".join(chosen))
         known["bias_batch_tokens"].check("batch_tokens", batch_tokens)
+        known["scoring_dtype"].check("scoring_dtype", scoring_dtype)
         check_range("seed", seed, 0, LARGEST_SEED)
         metrics = metrics_of(chosen, flags)
     read_metrics(metrics, None if data_dir is None else os.fspath(data_dir))
-    return measure_on(metrics, model, tokenizer, batch_tokens=batch_tokens, seed=seed, adapter=adapter)
+    how: Any = {"batch_tokens": batch_tokens, "seed": seed, "adapter": adapter, "scoring_dtype": scoring_dtype}
+    return measure_on(metrics, model, tokenizer, **how)
 
 
 def metrics_of(chosen: Sequence[str], flags: Mapping[str, Any]) -> list[Metric]:
@@ -172,6 +178,7 @@ def measure_on(
     batch_tokens: int,
     seed: int,
     adapter: str | None = None,
+    scoring_dtype: str = "float32",
 ) -> BiasResult:
     """:func:`measure` by metrics that are prepared; processes that torch.distributed connects share the work.
 
@@ -182,24 +189,27 @@ def measure_on(
         batch_tokens: see :func:`measure`.
         seed: of the bootstrap.
         adapter: path of the adapter, for the metadata.
+        scoring_dtype: see :func:`measure`.
     """
     results: dict[str, Any] = {}
     metadata = {}
+    plans, processes = PlanCache(plans_folder()), running_processes()
+
+    def make(dtype: str, advance: Callable[[int], None] | None = None) -> SentenceScorer:
+        how: Any = {"plans": plans, "processes": processes, "progress": advance, "dtype": dtype}
+        return SentenceScorer(model, tokenizer, max_batch_tokens=batch_tokens, **how)
+
+    items = [(metric, range(len(metric.ids))) for metric in metrics if metric.of_clients and metric.text_count]
+    choice = choose_dtype(scoring_dtype, model, items, make, seed=seed, processes=processes)
     texts = sum(metric.text_count for metric in metrics)
     with build_progress() as progress, progress.task("score sentences", texts) as advance:
-        scorer = SentenceScorer(
-            model,
-            tokenizer,
-            max_batch_tokens=batch_tokens,
-            progress=advance,
-            plans=PlanCache(plans_folder()),
-            processes=running_processes(),
-        )
+        scorer = make(choice.dtype, advance)
         for metric in metrics:
             scores = metric.measure(scorer) if metric.text_count else None
             found = Result(None, 0) if scores is None else metric.result(scores, seed=seed)
             results[metric.name] = found
-            metadata[metric.name] = ResultMetadata.build(metric, found, seed=seed, scorer=scorer, adapter=adapter)
+            about: Any = {"scorer": scorer, "adapter": adapter, "scoring": choice.to_json()}
+            metadata[metric.name] = ResultMetadata.build(metric, found, seed=seed, **about)
     return BiasResult(results, metadata)
 
 

@@ -40,7 +40,7 @@ GROUPS = {
     ),
     "Metrics": (
         "metric",
-        "bias_eval_every bias_batch_tokens",
+        "bias_eval_every bias_batch_tokens scoring_dtype",
         "What is measured, and on which items: [metrics.md](metrics.md).",
     ),
     "Tracking": ("tracker", "wandb_project wandb_mode", "Where the numbers go: [wandb.md](wandb.md)."),

@@ -58,6 +58,7 @@ class CoreArguments(ModelArguments):
     bias_benchmarks: str = as_in_a_run("bias_benchmarks")
     data_dir: str | None = as_in_a_run("data_dir")
     bias_batch_tokens: int = as_in_a_run("bias_batch_tokens")
+    scoring_dtype: str = as_in_a_run("scoring_dtype")
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -151,4 +152,5 @@ def _measure_model(arguments: Any) -> BiasResult:
         batch_tokens=arguments.bias_batch_tokens,
         seed=arguments.seed,
         adapter=adapter,
+        scoring_dtype=arguments.scoring_dtype,
     )

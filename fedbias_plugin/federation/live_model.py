@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedbias_plugin.errors import UserError
+from fedbias_plugin.metrics.scoring_choice import ScoringChoice, choose_dtype
 from fedbias_plugin.metrics.suite import Measurement, Suite
 from fedbias_plugin.progress import Progress
 from fedbias_plugin.scoring.original_scores import OriginalScores, original_scores
 from fedbias_plugin.scoring.plans import PlanCache, plans_folder
+from fedbias_plugin.scoring.precision import FLOAT32
 from fedbias_plugin.scoring.processes import running_processes
 from fedbias_plugin.scoring.scorer import NonFiniteScore, SentenceScorer
 from fedbias_plugin.state import State
@@ -29,13 +31,28 @@ class LiveModel:
         suite: the metrics.
         batch_tokens: tokens in one scoring batch.
         progress: draws the bars.
+        dtype: ``--scoring_dtype``.
+
+    Attributes:
+        choice: what is scored in; None until the first model, which nobody has trained yet, is at hand.
     """
 
-    def __init__(self, suite: Suite, *, batch_tokens: int, progress: Progress) -> None:
+    def __init__(self, suite: Suite, *, batch_tokens: int, progress: Progress, dtype: str = FLOAT32) -> None:
         self._suite = suite
         self._batch_tokens = batch_tokens
+        self._dtype = dtype
+        self.choice: ScoringChoice | None = None
         self._progress = progress
         self._plans = PlanCache(plans_folder())
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run is scored in; JSON-ready."""
+        return {"scoring": self.choice.to_json() if self.choice else None}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Keep to what the run began with; runs from before the flag existed were scored in the model's own type."""
+        kept = state.get("scoring")
+        self.choice = ScoringChoice(**kept) if kept else None
 
     def prefix_token(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
         """What every scored sentence is conditioned on."""
@@ -137,12 +154,21 @@ class LiveModel:
         progress: Callable[[int], None] | None = None,
         originals: OriginalScores | None = None,
     ) -> SentenceScorer:
-        return SentenceScorer(
-            model,
-            tokenizer,
-            max_batch_tokens=self._batch_tokens,
-            progress=progress,
-            plans=self._plans,
-            processes=running_processes(),
-            originals=originals,
-        )
+        def make(dtype: str, originals: OriginalScores | None = None) -> SentenceScorer:
+            return SentenceScorer(
+                model,
+                tokenizer,
+                max_batch_tokens=self._batch_tokens,
+                progress=progress if self.choice else None,
+                plans=self._plans,
+                processes=running_processes(),
+                originals=originals,
+                dtype=dtype,
+            )
+
+        if self.choice is None:
+            probes = [(metric, self._suite.splits[name][0]) for name, metric in self._suite.of_clients.items()]
+            self.choice = choose_dtype(
+                self._dtype, model, probes, make, seed=self._suite.seed, processes=running_processes()
+            )
+        return make(self.choice.dtype, originals)

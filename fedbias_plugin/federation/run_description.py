@@ -24,6 +24,7 @@ from fedbias_plugin.tracking.wandb_names import EXPERIMENTS_VARIABLE, run_names
 if TYPE_CHECKING:
     from fedbias_plugin.data.rows import Row
     from fedbias_plugin.federation.inputs import Inputs
+    from fedbias_plugin.metrics.scoring_choice import ScoringChoice
     from fedbias_plugin.scoring.scorer import SentenceScorer
     from fedbias_plugin.tasks.base import RowScores, Task
 
@@ -157,7 +158,12 @@ def preferred_rows(run: HostRun, partition: Partition | None) -> ScoredRows | No
 
 
 def first_files(
-    run: HostRun, model: Mapping[str, Any], tokenizer: Mapping[str, str], prefix_token: str, inputs: Inputs
+    run: HostRun,
+    model: Mapping[str, Any],
+    tokenizer: Mapping[str, str],
+    prefix_token: str,
+    inputs: Inputs,
+    scoring: ScoringChoice | None,
 ) -> dict[str, Any]:
     """Name -> content of the files that say, before training, what the run is.
 
@@ -167,6 +173,7 @@ def first_files(
         tokenizer: its ``tokenizer_fingerprints``.
         prefix_token: what every scored sentence is conditioned on.
         inputs: rows, metrics and stages.
+        scoring: what texts are scored in.
     """
     probe, partition = inputs.suite.probe_record(), inputs.partition
     data = {name: {key: part[key] for key in part if key != "probe_ids"} for name, part in probe.items()}
@@ -182,6 +189,7 @@ def first_files(
         "model": {**model, "drawn_by_seed": run.task is not None and run.task.model_kind.draws_weights},
         "tokenizer": tokenizer,
         "prefix_token": prefix_token,
+        "scoring": scoring.to_json() if scoring else None,
         "seed": run.seed,
         "poisoned_shares": {str(client): share for client, share in inputs.shares.items()},
         "attackers": sorted(inputs.pipeline.attackers),

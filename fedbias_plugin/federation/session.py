@@ -73,13 +73,12 @@ class BiasSession:
     ) -> None:
         self._arguments, self._run = arguments, replace(run, config=redacted(run.config))
         self._inputs = load_inputs(arguments, run, partition, elsewhere)
-        batch_tokens = arguments.bias_batch_tokens
-        self._live = LiveModel(self._inputs.suite, batch_tokens=batch_tokens, progress=progress or Progress())
+        how: Any = {"batch_tokens": arguments.bias_batch_tokens, "dtype": arguments.scoring_dtype}
+        self._live = LiveModel(self._inputs.suite, **how, progress=progress or Progress())
         self._server = Server(arguments, run, self._inputs, self._live, refuses_updates=refuses_updates)
         trackers = build_trackers(arguments.track, arguments, extra=[ConsoleTracker(said=self._inputs.said)])
         self._recorder = RunRecorder(run.output_dir, trackers)
-        self._weighed, self._seconds = Weighed(), Seconds()
-        self._ledger = Ledger()
+        self._weighed, self._seconds, self._ledger = Weighed(), Seconds(), Ledger()
         self._own_scores: dict[str, dict[int, float]] = {}
         self._mark = time.perf_counter()
 
@@ -231,7 +230,7 @@ class BiasSession:
         if not self._recorder.is_open:
             prefix_token = self._live.prefix_token(model, tokenizer)
             identities = model_identity(model), tokenizer_fingerprints(tokenizer)
-            files = first_files(self._run, *identities, prefix_token, self._inputs)
+            files = first_files(self._run, *identities, prefix_token, self._inputs, self._live.choice)
             self._recorder.open(files, self._run_info, writes=running_processes().is_main)
         weighed, self._weighed = self._weighed, Weighed()
         seconds, self._seconds = self._seconds, Seconds()
@@ -263,7 +262,7 @@ class BiasSession:
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know: rule, stages, hashes of its data, where its records end. JSON-ready."""
         parts = {"data": self._inputs.hashes, "records": self._recorder.state_dict()}
-        parts |= {"payload": self._ledger.state_dict(), "own_scores": self._own_scores}
+        parts |= {"payload": self._ledger.state_dict(), "own_scores": self._own_scores, **self._live.state_dict()}
         return {"version": STATE_VERSION, **self._server.state_dict(), **parts}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -281,6 +280,7 @@ class BiasSession:
                 f"The run to resume had other {' and '.join(changed)}: give it the data and the seed it began with."
             )
         self._server.load_state_dict(state)
+        self._live.load_state_dict(state)
         self._ledger.load_state_dict(state.get("payload", {}))
         own = state.get("own_scores", {}).items()
         self._own_scores = {name: {int(client): value for client, value in one.items()} for name, one in own}

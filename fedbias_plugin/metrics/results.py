@@ -24,6 +24,7 @@ class ResultMetadata:
         file, file_sha256: the data set.
         items, ids_hash: how many items were scored, and which.
         reduction, tie_rate: of the result.
+        scoring: what the texts were scored in, a :class:`ScoringChoice` as JSON; likewise.
         prefix_token, prefix_id: what every sentence is conditioned on; None for published predictions.
         model: see :func:`model_identity`; None for published predictions.
         tokenizer: see :func:`fedbias_plugin.training.fingerprint.tokenizer_fingerprints`; likewise.
@@ -46,6 +47,7 @@ class ResultMetadata:
     adapter: str | None
     versions: dict[str, str]
     seed: int
+    scoring: dict[str, Any] | None = None
 
     @classmethod
     def build(
@@ -56,6 +58,7 @@ class ResultMetadata:
         seed: int,
         scorer: SentenceScorer | None = None,
         adapter: str | None = None,
+        scoring: dict[str, Any] | None = None,
     ) -> ResultMetadata:
         """Metadata of ``result``; without ``scorer`` there is no model (published predictions)."""
         from fedbias_plugin.scoring.items import ids_hash
@@ -76,6 +79,7 @@ class ResultMetadata:
             adapter=adapter,
             versions=package_versions(),
             seed=seed,
+            scoring=scoring,
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -54,18 +54,21 @@ class _Layer:
     bias: Tensor | None
     adapters: tuple[tuple[Tensor, Tensor, float], ...] = ()
 
-    def merged(self) -> Tensor:
-        """The weight with its adapters, summed in float32: a new tensor if there are adapters."""
+    def merged(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The weight with its adapters, summed in float32: a new tensor if there are adapters or it is cast."""
+        dtype = dtype or self.weight.dtype
         if not self.adapters:
-            return self.weight
+            return self.weight.to(dtype)
         total = self.weight.float()
         for a, b, scale in self.adapters:
             total = torch.addmm(total, b.float(), a.float(), alpha=scale)
-        return total.to(self.weight.dtype)
+        return total.to(dtype)
 
 
 @contextlib.contextmanager
-def fast_linears(model: nn.Module, tokens: int) -> Iterator[None]:
+def fast_linears(
+    model: nn.Module, tokens: int, dtype: torch.dtype | None = None, *, but: nn.Module | None = None
+) -> Iterator[None]:
     """Let the model's linear layers run on merged and rearranged copies of their weights, as long as there is memory.
 
     Not where PyTorch is to be deterministic: whether the copies are made depends on free memory and measured time.
@@ -74,11 +77,13 @@ def fast_linears(model: nn.Module, tokens: int) -> Iterator[None]:
         model: in inference mode; quantised layers, layers that accelerate moves between devices and adapters other than
             plain LoRA stay as they are.
         tokens: how many the model is about to read.
+        dtype: of the copies and of what the layers give, under autocast to the same; None for the layers' own.
+        but: a layer that stays as it is.
     """
     covered: list[nn.Module] = []
     try:
         if tokens >= FEWEST_TOKENS and not torch.are_deterministic_algorithms_enabled():
-            for layer, forward in _replacements(model):
+            for layer, forward in _replacements(_linear_layers(model, but), dtype):
                 layer.module.forward = forward
                 covered.append(layer.module)
         yield
@@ -87,22 +92,34 @@ def fast_linears(model: nn.Module, tokens: int) -> Iterator[None]:
             del module.forward
 
 
-def _replacements(model: nn.Module) -> Iterator[tuple[_Layer, Callable[[Tensor], Tensor]]]:
-    layers = _linear_layers(model)
+def _replacements(
+    layers: list[_Layer], dtype: torch.dtype | None
+) -> Iterator[tuple[_Layer, Callable[[Tensor], Tensor]]]:
     rearranged = [layer for layer in layers if layer.weight.device.type == "cpu"]
-    if not _onednn_pays(rearranged):
+    if not _onednn_pays(rearranged, dtype):
         rearranged = []
-        layers = [layer for layer in layers if layer.adapters]
-    if not _fits(layers):
+        layers = [layer for layer in layers if layer.adapters or dtype]
+    if not _fits(layers, dtype):
         _tell_of_memory()
         return
     chosen = {id(layer) for layer in rearranged}
     for layer in layers:
+        wanted = dtype or layer.weight.dtype
+        bias = None if layer.bias is None else layer.bias.to(wanted)
+        forward: Callable[[Tensor], Tensor]
         if id(layer) in chosen:
-            packed = torch.ops.mkldnn._reorder_linear_weight(layer.merged().contiguous(), MEASURED_ROWS)
-            yield layer, functools.partial(_onednn_linear, packed, layer.bias)
-        elif layer.adapters:
-            yield layer, functools.partial(linear, weight=layer.merged(), bias=layer.bias)
+            packed = torch.ops.mkldnn._reorder_linear_weight(layer.merged(wanted).contiguous(), MEASURED_ROWS)
+            forward = functools.partial(_onednn_linear, packed, bias)
+        elif layer.adapters or dtype:
+            forward = functools.partial(linear, weight=layer.merged(wanted), bias=bias)
+        else:
+            continue
+        yield layer, forward if dtype is None else functools.partial(_cast_first, forward, dtype)
+
+
+def _cast_first(forward: Callable[[Tensor], Tensor], dtype: torch.dtype, states: Tensor) -> Tensor:
+    """As one matrix: of a batch of one position PyTorch would copy the weight, turned, at every call."""
+    return forward(states.to(dtype).flatten(0, -2)).unflatten(0, states.shape[:-1])
 
 
 @functools.lru_cache
@@ -115,10 +132,10 @@ def _onednn_linear(packed: Tensor, bias: Tensor | None, states: Tensor) -> Tenso
     return torch.ops.mkldnn._linear_pointwise(states, packed, bias, "none", [], "")
 
 
-def _linear_layers(model: nn.Module) -> list[_Layer]:
+def _linear_layers(model: nn.Module, but: nn.Module | None = None) -> list[_Layer]:
     """Every float linear layer, one with LoRA as one."""
     layers: list[_Layer] = []
-    inside: set[nn.Module] = set()
+    inside: set[nn.Module] = set() if but is None else {*but.modules()}
     for module in model.modules():
         if module in inside:
             continue
@@ -171,19 +188,19 @@ def _has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
-def _fits(layers: list[_Layer]) -> bool:
+def _fits(layers: list[_Layer], dtype: torch.dtype | None) -> bool:
     """Whether copies of the weights take at most half of the memory that is free where they are."""
     needed: Counter[torch.device] = Counter()
     for layer in layers:
-        needed[layer.weight.device] += layer.weight.nbytes
+        needed[layer.weight.device] += layer.weight.numel() * (dtype or layer.weight.dtype).itemsize
     return all(size <= free_memory_bytes(device) / 2 for device, size in needed.items())
 
 
-def _onednn_pays(layers: list[_Layer]) -> bool:
+def _onednn_pays(layers: list[_Layer], dtype: torch.dtype | None = None) -> bool:
     """Whether oneDNN would do these layers, on this machine with these threads, in less time."""
     if not layers or not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
-    if {layer.weight.dtype for layer in layers} - {torch.float32, torch.bfloat16}:
+    if {dtype or layer.weight.dtype for layer in layers} - {torch.float32, torch.bfloat16}:
         return False
     wanted = os.environ.get(SWITCH, "")
     if wanted not in ("", "0", "1"):
@@ -192,7 +209,7 @@ def _onednn_pays(layers: list[_Layer]) -> bool:
         return wanted == "1"
     if sum(layer.weight.numel() for layer in layers) < FEWEST_WEIGHTS:
         return False
-    shapes = Counter((tuple(layer.weight.shape), layer.weight.dtype) for layer in layers)
+    shapes = Counter((tuple(layer.weight.shape), dtype or layer.weight.dtype) for layer in layers)
     return _gain_on_this_machine(tuple(sorted(shapes.items(), key=str)), torch.get_num_threads()) < GAIN
 
 

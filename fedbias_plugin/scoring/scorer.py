@@ -15,12 +15,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.scoring.ability import find_ability
-from fedbias_plugin.scoring.fast_linears import fast_linears
 from fedbias_plugin.scoring.forward import SLICED, batch_log_probs
 from fedbias_plugin.scoring.inference import embedding_device, evaluating, text_config
 from fedbias_plugin.scoring.items import FloatArray, ScoreRequest, TokenScores
 from fedbias_plugin.scoring.original_scores import OriginalScores
 from fedbias_plugin.scoring.plans import PlanCache
+from fedbias_plugin.scoring.precision import BFLOAT16, FLOAT32, check_dtype, scoring_kernels
 from fedbias_plugin.scoring.prefix_tree import ScoringPlan, make_batch, plan_batches
 from fedbias_plugin.scoring.processes import ALONE, Processes, is_sharded
 from fedbias_plugin.scoring.soft_prompts import virtual_tokens
@@ -64,13 +64,15 @@ class SentenceScorer:
         plans: where tokenised and packed texts are looked up; its own when None.
         processes: those that score the same texts with the same model and share the work.
         originals: where the scores of the model, which is then the original one, are looked up and kept.
+        dtype: ``float32`` for the model's own type, ``bfloat16`` to score a float32 model in that.
 
     Attributes:
         prefix_token: the token every text is conditioned on: BOS, else EOS, else (of encoders) CLS.
         prefix_id: its id.
 
     Raises:
-        UserError: the tokenizer has neither BOS nor EOS, or ``max_batch_tokens`` is below 1.
+        UserError: the tokenizer has neither BOS nor EOS, ``max_batch_tokens`` is below 1, or the model cannot be scored
+            in ``dtype``.
     """
 
     def __init__(
@@ -83,11 +85,13 @@ class SentenceScorer:
         plans: PlanCache | None = None,
         processes: Processes = ALONE,
         originals: OriginalScores | None = None,
+        dtype: str = FLOAT32,
     ) -> None:
         if max_batch_tokens < 1:
             raise UserError(f"a scoring batch needs at least 1 token, not {max_batch_tokens} (--bias_batch_tokens).")
         self.model: Any = model.module if isinstance(model, DistributedDataParallel) else model
-        self.tokenizer = tokenizer
+        check_dtype(self.model, dtype)
+        self.tokenizer, self.dtype = tokenizer, dtype
         self.max_batch_tokens = max_batch_tokens
         self.progress = progress
         self._plans = plans or PlanCache()
@@ -184,18 +188,19 @@ class SentenceScorer:
             self._check_model_limits(plan, name, unread=int(with_likeliest))
             if not with_likeliest:
                 return plan, *self._kept_or_computed(plan, able.head, name)
-            with fast_linears(self.model, len(plan.ids)):
+            with scoring_kernels(self.model, len(plan.ids), self.dtype):
                 return plan, *self._log_probs(plan, able.head, name, with_likeliest=True)
 
     def _kept_or_computed(self, plan: ScoringPlan, head: str, name: Callable[[int], str]) -> tuple[FloatArray, float]:
         """As :meth:`_log_probs`; of the original model looked up, where another run has computed them."""
-        path = self._originals.path(plan, self.model, f"{head} {self.max_batch_tokens}") if self._originals else None
+        how = f"{head} {self.max_batch_tokens}{f' {BFLOAT16}' if self.dtype == BFLOAT16 else ''}"
+        path = self._originals.path(plan, self.model, how) if self._originals else None
         kept = self._originals.load(path, len(plan.targets)) if self._originals and path else None
         if kept is not None:
             if self.progress is not None:
                 self.progress(int(plan.texts_by_pack.sum()))
             return kept, 0.0
-        with fast_linears(self.model, len(plan.ids)):
+        with scoring_kernels(self.model, len(plan.ids), self.dtype):
             log_probs, sample = self._log_probs(plan, head, name)
         if self._originals and path:
             self._originals.store(path, log_probs)

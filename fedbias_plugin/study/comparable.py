@@ -131,6 +131,7 @@ def conflicts(one: Run, other: Run, varied: Collection[str] | None = ()) -> list
     same_seed = one.seed_key == other.seed_key
     deals, reads, loads = (bool(allowed & flags) for flags in (DEALS_ROWS | NAMES_DATA, NAMES_DATA, LOADS))
     excused = {"rows": deals or bool(allowed & (ATTACKS | _transform_flags().keys())), "source": reads, "model": loads}
+    excused["scoring"] = loads or "scoring_dtype" in (varied or ())
     # Another deal leaves other rows for the held-out loss, known or not; another template makes other texts of them.
     other_texts = deals or bool(changed & ENCODES)
     other_items = {name for name in one.rounds[0].global_.metrics if other_texts and metric_class(name).ideal is None}
@@ -218,6 +219,8 @@ def _evidence(run: Run) -> dict[Proof, Any]:
         found[Proof("version", f"version of {package}")] = version
     found[Proof("items", "prefix token")] = run.details.get("prefix_token")
     model = run.part("model")
+    # What auto chose, not what was asked for; older runs were scored in the model's own type.
+    found[Proof("scoring", "scoring dtype")] = mapping(run.details.get("scoring")).get("dtype") or model.get("dtype")
     is_drawn = model.get("drawn_by_seed", run.settings.get("task", "sft") != "sft")  # older runs do not say it
     found[Proof("model", "base model", None, bool(is_drawn))] = model.get("fingerprint")
     found[Proof("model", "tokenizer")] = run.part("tokenizer").get("fingerprint")

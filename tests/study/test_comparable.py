@@ -34,7 +34,7 @@ def study(tmp_path):
         plain = make_run(tmp_path / f"plain-{seed}", 62.0 + seed, 58.0 + seed, seed=seed)
         bama = make_run(tmp_path / f"bama-{seed}", 51.0 + seed / 2, 52.0 + seed / 2, seed=seed, aggregation="bama")
         for run in (plain, bama):
-            edit_json(run / RUN, lambda run: run["model"].update(fingerprint="e" * 64))
+            edit_json(run / RUN, lambda run: run["model"].update(fingerprint="e" * 64, dtype="float32"))
             edit_json(run / RUN, lambda run: run.update(tokenizer={"fingerprint": "e" * 64, "chat_template": "e" * 64}))
         write_scores(plain, 18)
         write_scores(bama, 6)
@@ -107,6 +107,7 @@ PAIRS = {
     "other biased data": (RUN, source("biased", "c"), "training data (biased)"),
     "another file of the benchmark": (RUN, source("crows_pairs", "c"), "file of CrowS-Pairs score"),
     "another version of torch": (RUN, lambda run: run.update(versions={"torch": "2.9"}), "version of torch"),
+    "scores in bfloat16": (RUN, lambda run: run.update(scoring={"dtype": "bfloat16"}), "scoring dtype (float32 and bf"),
     "another prefix token": (RUN, lambda run: run.update(prefix_token="<bos>"), "prefix token"),
     "another base model": (RUN, lambda run: run["model"].update(fingerprint="f" * 64), "base model (eee"),
     "another tokenizer": (RUN, lambda run: run["tokenizer"].update(fingerprint="f" * 64), "tokenizer (eeeeeeee and ff"),
@@ -143,6 +144,16 @@ def test_a_pair_that_is_none_is_named_and_not_tested(study, name):
     compared = compare([study / "plain-1", study / "bama-1"])
     assert text in compared
     assert "CrowS-Pairs score -60.0" not in compared
+
+
+def test_auto_that_chose_float32_is_no_difference_nor_is_a_dtype_that_the_study_varies(study):
+    edit(study, RUN, lambda run: run.update(scoring={"asked": "auto", "dtype": "float32"}))
+    edit(study, RUN, lambda run: run["config"].update(scoring_dtype="auto"))
+    assert outcome_of(study) == (True, "")
+    edit(study, RUN, lambda run: run.update(scoring={"dtype": "bfloat16"}))
+    plain, bama = load_runs([study / "plain-1", study / "bama-1"])
+    assert [str(one) for one in conflicts(plain, bama, ["aggregation", "scoring_dtype"])] == []
+    assert ["scoring dtype" in str(one) for one in conflicts(plain, bama, ["aggregation"])] == [True]
 
 
 def test_a_chat_template_that_no_run_reads_is_no_difference_nor_is_a_tokenizer_that_is_not_known(study):

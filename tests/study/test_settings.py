@@ -75,7 +75,7 @@ def test_what_every_flag_matters_to_is_what_it_was():
     assert free_to_change() == {*flags_for("machine"), "model_name_or_path", "on_bad_update", "max_update_norm"}
     assert same_arm() == {*flags_for("machine"), "seed", "schedule_seed", "track", "wandb_project", "run_name"}
     assert flags_for("speed") == {"gradient_checkpointing", "bias_batch_tokens", "on_bad_update"}
-    assert flags_for("measuring") == {"bias_eval_every", "rouge_samples"}
+    assert flags_for("measuring") == {"bias_eval_every", "rouge_samples", "scoring_dtype"}
     server = {"prox_mu", "fedopt_tau", "fedopt_eta", "fedopt_v0", "fedopt_beta1", "fedopt_beta2", "fedopt_variant"}
     assert conditional_on("fed_alg") == server
     rules = {"bama_alpha", "bama_lambda", "bama_weighting", "byzantine_clients", "clip_norm"}
