@@ -21,19 +21,25 @@ MOST = 1024
 def with_public_rows(partition: Partition, flags: Mapping[str, Any]) -> Partition:
     """``partition`` with the source :data:`PUBLIC`, where what is trained (``--trainable``) needs rows of the server's.
 
-    They are those of the data set that ``--ot_public`` gives; of ``auto`` the first of the clean ones (of the
-    preferences) that nobody holds or measures, told by their texts.
+    They are those of the data set that its flag (``public_flag``) gives; of ``auto`` the first of the clean ones (of
+    the preferences) that nobody holds or measures, told by their texts.
 
     Raises:
         UserError: there are none.
     """
-    name = flags.get("trainable")
-    if name is None or not load("trainable", name).reads_public_rows(flags):
+    flag = _flag(flags)
+    if flag is None:
         return partition
     kind = "preference" if load("task", flags["task"]).reads_preferences else "clean"
-    given, data_dir = flags["ot_public"], flags["data_dir"]
-    found = _spare(partition, kind) if given == "auto" else load_rows(given, kind, data_dir, flags["columns"])
+    given, data_dir = flags[flag], flags["data_dir"]
+    found = _spare(partition, kind, flag) if given == "auto" else load_rows(given, kind, data_dir, flags["columns"])
     return dataclasses.replace(partition, sources={**partition.sources, PUBLIC: found})
+
+
+def public_data(flags: Mapping[str, Any]) -> str | None:
+    """The data set of the server's own rows in a run of ``flags``; None where it needs none."""
+    flag = _flag(flags)
+    return None if flag is None else str(flags[flag])
 
 
 def public_warnings(partition: Partition | None) -> list[str]:
@@ -47,12 +53,19 @@ def public_warnings(partition: Partition | None) -> list[str]:
     if not any(counts):
         return []
     return [
-        f"--ot_public: of the {len(public):,} rows that the server trains on, {counts[0]:,} are a client's too and "
+        f"Public rows: of the {len(public):,} rows that the server trains on, {counts[0]:,} are a client's too and "
         f"{counts[1]:,} are measured: take those out."
     ]
 
 
-def _spare(partition: Partition, kind: str) -> RowSource:
+def _flag(flags: Mapping[str, Any]) -> str | None:
+    """The flag that names the public rows, where a run needs them."""
+    name = flags.get("trainable")
+    trainable = None if name is None else load("trainable", name)
+    return trainable.public_flag if trainable is not None and trainable.reads_public_rows(flags) else None
+
+
+def _spare(partition: Partition, kind: str, flag: str) -> RowSource:
     """The rows of a source that nobody holds or measures."""
     groups = [rows for client in partition.clients for rows in (client.rows, client.test)]
     used = _texts_of(row for rows in [*groups, partition.heldout] for row in rows)
@@ -60,8 +73,8 @@ def _spare(partition: Partition, kind: str) -> RowSource:
     spare = [row for row in source.rows if _texts(row) not in used] if source else []
     if source is None or not spare:
         raise UserError(
-            f"--ot_public auto: every row of the {kind} data is a client's or measured, and the server needs public "
-            "ones to align the emulator: give --ot_public FILE, a smaller --client_samples, or --ot_align none."
+            f"--{flag} auto: every row of the {kind} data is a client's or measured, and the server needs some of its "
+            f"own to train on: give --{flag} FILE or a smaller --client_samples."
         )
     return RowSource(source.name, spare[:MOST], source.paths, source.sha256, source.origin)
 

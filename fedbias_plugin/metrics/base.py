@@ -103,7 +103,7 @@ class Metric(Extension):
         by_round: keys of a block that ``compare`` and a report's figures show by round, beside the value.
         every_round: whether it is measured in every round, whatever ``--bias_eval_every`` says.
         n_is_of_items: whether n counts what it measures on; False where it counts what the model wrote of interest.
-        of_own_models: whether it is of each client's own model, trained alone, at the end of a run (:meth:`own_block`).
+        of_model: ``global``; ``own`` (each client's, trained alone: :meth:`own_block`); ``beside``: one made by flags.
     """
 
     title: ClassVar[str] = ""
@@ -123,7 +123,7 @@ class Metric(Extension):
     by_round: ClassVar[tuple[str, ...]] = ()
     every_round: ClassVar[bool] = False
     n_is_of_items: ClassVar[bool] = True
-    of_own_models: ClassVar[bool] = False
+    of_model: ClassVar[str] = "global"
     path: ClassVar[Path | None] = None
     sha256: ClassVar[str] = ""
     datasets: ClassVar[tuple[KnownDataset, ...]] = ()
@@ -139,7 +139,7 @@ class Metric(Extension):
         check_options(self)
 
     def own_block(self, scores: Mapping[int, Any], clients: Sequence[Any], *, seed: int) -> Block:
-        """Of ``of_own_models``: from scores of each client's model on its test rows, and every ``ClientDataset``."""
+        """Of ``own`` models: from scores of each client's model on its test rows, and every ``ClientDataset``."""
         raise NotImplementedError
 
     def check_flags(self, flags: Mapping[str, Any]) -> None:

@@ -32,6 +32,7 @@ class Emulator(Metric):
     short = "emulator model: held-out loss"
     higher_is_better = False
     digits = 4
+    of_model = "beside"
     section = "Emulator"
     panels = (
         ("Emulator model: held-out loss, nats per token", ("value",)),

@@ -33,7 +33,7 @@ class LocalOnly(ClientAccuracy):
     name = "local_only"
     title = "local only"
     every_round = False
-    of_own_models = True
+    of_model = "own"
     panels = (("Accuracy of clients trained alone: mean, worst", ("value", "worst")),)
 
     @property

@@ -60,7 +60,7 @@ class Suite:
     @property
     def of_own_models(self) -> list[Metric]:
         """Those of each client's own model, which no measurement here is of."""
-        return [metric for metric in self.metrics if metric.of_own_models]
+        return [metric for metric in self.metrics if metric.of_model == "own"]
 
     @property
     def probe_texts(self) -> int:

@@ -15,7 +15,6 @@ from fedbias_plugin.data.client_tests import rows_tested
 from fedbias_plugin.errors import printable
 from fedbias_plugin.hosts.builtin.resolve import defaults
 from fedbias_plugin.metrics.base import metric_class
-from fedbias_plugin.metrics.emulator import Emulator
 from fedbias_plugin.options import Option, options
 from fedbias_plugin.registry import load, names
 from fedbias_plugin.study.runs import Run, mapping
@@ -237,14 +236,13 @@ def _evidence(run: Run) -> dict[Proof, Any]:
 
 
 def _other_start(one: Run, other: Run, same_seed: bool, other_items: Collection[str]) -> Iterator[Conflict]:
-    """Metrics of round 0 that are not equal on equal items; of other seeds on all items.
-
-    An emulator model is made by flags, and no sign of other weights.
-    """
+    """Metrics of round 0 that are not equal on equal items; of other seeds on all items."""
     if one.first is None or other.first is None:
         return
     first, second = one.first.global_.metrics, other.first.global_.metrics
-    for name in [name for name in first if name in second and name not in {*other_items, Emulator.name}]:
+    for name in [name for name in first if name in second and name not in other_items]:
+        if metric_class(name).of_model != "global":
+            continue
         pair: list[Mapping[str, Any]] = [first[name], second[name]]
         if not same_seed:
             pair = [mapping(block.get("full")) for block in pair]

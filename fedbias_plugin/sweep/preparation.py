@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedbias_plugin.arguments import BiasArguments
-from fedbias_plugin.data.public_rows import with_public_rows
+from fedbias_plugin.data.public_rows import public_data, with_public_rows
 from fedbias_plugin.data.rows import RowSource
 from fedbias_plugin.data.sources import read_once
 from fedbias_plugin.errors import UserError
@@ -16,7 +16,7 @@ from fedbias_plugin.registry import active
 from fedbias_plugin.sweep.configs import ModelConfig
 from fedbias_plugin.sweep.plan import PlannedRun
 
-OF_ROWS = ("num_clients", "task", "client_test_fraction", "trainable", "ot_public", "ot_align")
+OF_ROWS = ("num_clients", "task", "client_test_fraction")
 """Settings beside the split's by which the rows of runs differ."""
 
 
@@ -41,6 +41,7 @@ def check_data(planned: Sequence[PlannedRun]) -> dict[str, str]:
                         metric.prepare(metric_source(arguments.data_dir))
                         benchmarks[metric.name] = metric
                 told = (str(arguments.split and vars(arguments.split)), *(run.settings.get(name) for name in OF_ROWS))
+                told += (public_data(run.settings),)
                 if arguments.split is None or told in dealt:
                     continue
                 dealt.add(told)

@@ -152,10 +152,12 @@ class Trainable(Extension):
         is_adapter: whether it is a peft adapter on the frozen model: ``--use_peft`` is true then.
         sends_model: whether clients get the model that they train in from the server (:meth:`broadcast`), and read no
             weight themselves (:meth:`unread_model`); what it remembers is the server's.
+        public_flag: its flag that names the data set of the server's own rows, ``auto`` or a file; empty without any.
     """
 
     is_adapter: ClassVar[bool] = False
     sends_model: ClassVar[bool] = False
+    public_flag: ClassVar[str] = ""
 
     @classmethod
     def uses_peft(cls, flags: Mapping[str, Any]) -> bool:
@@ -165,7 +167,7 @@ class Trainable(Extension):
     @classmethod
     def reads_public_rows(cls, flags: Mapping[str, Any]) -> bool:
         """Whether the server needs rows of its own, the source ``public`` of the partition, in a run of ``flags``."""
-        return False
+        return bool(cls.public_flag)
 
     @classmethod
     def check_flags(cls, flags: Mapping[str, Any]) -> None:

@@ -26,6 +26,7 @@ class OffsiteFlags(Lora):
     """Which layers are whose, what is trained of them, and how the emulator is aligned."""
 
     is_adapter = False  # without it a client's model is the emulator, and not the frozen model
+    public_flag = "ot_public"
 
     ot_adapter_layers: int | None = option(
         None,

@@ -196,7 +196,7 @@ def test_any_metric_says_that_it_is_of_each_clients_own_model(make_session, mode
     def own_block(scores, clients, *, seed):
         return {"value": seed, "n": len(clients), "scored": sorted(scores)}
 
-    session._inputs.suite.metrics.append(SimpleNamespace(name="own", of_own_models=True, own_block=own_block))
+    session._inputs.suite.metrics.append(SimpleNamespace(name="own", of_model="own", own_block=own_block))
     assert session.measures_own_models
     theta = read_state(base)
     found = session.of_own_models([(2, theta)], theta, model=base, tokenizer=tokenizer)
