@@ -42,3 +42,12 @@ def test_every_comparison_has_arms_on_both_sides_and_only_names_that_there_are()
         own = [one for one in known if fits(one, comparison.where)]
         for side in (comparison.from_, comparison.to):
             assert any(fits(one, side) for one in own), comparison.id
+
+
+def test_no_arm_is_left_out_of_a_pair_for_another():
+    known = [facts(run.settings, run.settings["aggregation"], "tiny6") for run in RUNS]
+    for comparison in load_study_file(find_study_file([], "offsite")).comparisons:
+        for side in (comparison.from_, comparison.to):
+            own = [one for one in known if fits(one, comparison.where) and fits(one, side)]
+            places = [tuple(one.get(name) for name in comparison.within) for one in own]
+            assert len(places) == len(set(places)), (comparison.id, side)
