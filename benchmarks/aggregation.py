@@ -1,7 +1,9 @@
-"""Server aggregation of a whole model: this package against OpenFedLLM's way of writing it.
+"""Server aggregation of a whole model: this package against OpenFedLLM's way of writing it and Flower's FedAvg.
 
-Both average the same states in one process, in turn, and must agree bit for bit. The peer multiplies, divides and sums
-tensor by tensor, one new tensor for every operation and client, as OpenFedLLM's ``global_aggregate`` does.
+All average the same states in one process, in turn. OpenFedLLM's way, which must agree bit for bit, multiplies, divides
+and sums tensor by tensor, one new tensor for every operation and client, as its ``global_aggregate`` does. Flower's
+FedAvg (``pip install flwr``; left out without it) averages records of arrays that it reads out of bytes, as they come
+from its clients; it must agree to float32's rounding.
 
     python benchmarks/aggregation.py --json aggregation.json
     python benchmarks/aggregation.py --quick
@@ -10,11 +12,13 @@ tensor by tensor, one new tensor for every operation and client, as OpenFedLLM's
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import resource
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from reporting import line, write_report
@@ -72,7 +76,24 @@ def bama(
     return ours(fed_alg, theta, substitute(theta, local, factors), counts, out)
 
 
-def seconds(function: Callable[..., State], *arguments: object) -> float:
+def flower_replies(local: dict[int, State], counts: dict[int, int]) -> list[Any]:
+    """What Flower's server has of its clients: a record of arrays and the number of rows of each."""
+    from flwr.app import ArrayRecord, MetricRecord, RecordDict
+
+    return [
+        RecordDict({"arrays": ArrayRecord(state), "metrics": MetricRecord({"num-examples": counts[client]})})
+        for client, state in local.items()
+    ]
+
+
+def flower(replies: list[Any]) -> Any:
+    """Flower's FedAvg of them."""
+    from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
+
+    return aggregate_arrayrecords(replies, "num-examples")
+
+
+def seconds(function: Callable[..., Any], *arguments: object) -> float:
     """Wall time of one call; its result is dropped inside."""
     start = time.perf_counter()
     function(*arguments)
@@ -86,19 +107,22 @@ def measure(fed_alg: str, shapes: dict[str, tuple[int, ...]], clients: int, repe
     arguments, out = (fed_alg, theta, local, counts), {name: tensor.clone() for name, tensor in theta.items()}
     expected, found = peer(*arguments), ours(*arguments, out)
     assert all(torch.equal(expected[name], found[name]) for name in theta), "the two do not agree"
+    calls: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]
+    calls = {"peer": (peer, arguments), "ours": (ours, (*arguments, out)), "bama": (bama, (*arguments, out))}
+    if fed_alg == "fedavg" and importlib.util.find_spec("flwr"):
+        replies = flower_replies(local, counts)
+        calls["flower"] = flower, (replies,)
+        of_flower = flower(replies).to_torch_state_dict()
+        assert all(torch.allclose(expected[name], of_flower[name], rtol=1e-5, atol=1e-6) for name in theta)
     del expected, found
-    calls = ((peer, arguments), (ours, (*arguments, out)), (bama, (*arguments, out)))
-    times = [[seconds(function, *given) for function, given in calls] for _ in range(WARM_UP + repeats)]
-    ratios = [first / second for first, second, _ in times[WARM_UP:]]
-    medians = [statistics.median(column) for column in zip(*times[WARM_UP:], strict=True)]
-    return {
-        "peer_seconds": medians[0],
-        "ours_seconds": medians[1],
-        "bama_seconds": medians[2],
-        "ratio": statistics.median(ratios),
-        "ratio_low": min(ratios),
-        "ratio_high": max(ratios),
-    }
+    times = [[seconds(function, *given) for function, given in calls.values()] for _ in range(WARM_UP + repeats)]
+    columns = dict(zip(calls, zip(*times[WARM_UP:], strict=True), strict=True))
+    row = {f"{name}_seconds": statistics.median(column) for name, column in columns.items()}
+    for name in columns.keys() - {"ours", "bama"}:
+        ratios = [first / second for first, second in zip(columns[name], columns["ours"], strict=True)]
+        which = "ratio" if name == "peer" else f"{name}_ratio"
+        row |= {which: statistics.median(ratios), f"{which}_low": min(ratios), f"{which}_high": max(ratios)}
+    return row
 
 
 def main() -> None:

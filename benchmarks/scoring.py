@@ -33,7 +33,13 @@ from fedbias_plugin.scoring.plans import PlanCache
 from fedbias_plugin.scoring.scorer import SentenceScorer
 
 VOCABULARY = 32_000
-SIZES = {"15M": (288, 6, 768, 6), "110M": (768, 12, 2048, 12), "1B": (2048, 22, 5632, 32), "8B": (4096, 32, 14336, 32)}
+SIZES = {
+    "11M": (256, 4, 512, 4),
+    "15M": (288, 6, 768, 6),
+    "110M": (768, 12, 2048, 12),
+    "1B": (2048, 22, 5632, 32),
+    "8B": (4096, 32, 14336, 32),
+}
 """Hidden size, layers, inner size, heads."""
 PEER_BATCHES = (8, 16, 32)
 Texts = list[ScoreRequest]
@@ -93,7 +99,7 @@ def build_model(size: str, dtype: torch.dtype, device: str) -> Any:
         num_attention_heads=heads,
         num_key_value_heads=8 if size == "8B" else heads,
         max_position_embeddings=1024,
-        tie_word_embeddings=size in ("15M", "110M"),
+        tie_word_embeddings=size in ("11M", "15M", "110M"),
         initializer_range=0.05,
         bos_token_id=0,
         eos_token_id=1,

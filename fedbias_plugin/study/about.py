@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from fedbias_plugin.errors import printable
+from fedbias_plugin.hosts.builtin.resolve import defaults
 from fedbias_plugin.metrics.base import metric_class
 from fedbias_plugin.study.comparisons import Answer
 from fedbias_plugin.study.frame import Study
 from fedbias_plugin.study.runs import mapping, planned_experiments
 from fedbias_plugin.study.settings import listed, one_line, same_arm, value_text
-from fedbias_plugin.study.verdicts import CONTRADICTED, DISAGREE, OVERCORRECTED, PARTLY, SUPPORTED
+from fedbias_plugin.study.verdicts import CONTRADICTED, DIFFERENT, DISAGREE, OVERCORRECTED, PARTLY, SUPPORTED
 from fedbias_plugin.tracking.jsonl import METRICS_FILE
 
 LONGEST_VALUE = 200
@@ -38,8 +39,12 @@ def lead(study: Study) -> str:
 def conclusion(answers: Sequence[Answer]) -> str:
     """What the runs say of the claims, a sentence a result."""
     claims = [answer for answer in answers if answer.comparison.claim]
+    others = [answer for answer in answers if not answer.comparison.claim]
+    different = [f"“{answer.comparison.title}”" for answer in others if answer.word == DIFFERENT]
+    many = f"{len(others)} comparison{'s' if len(others) != 1 else ''}"
+    beside = f"Significant, of {many} without a claim: {'; '.join(different)}." if different else ""
     if not claims:
-        return "These runs answer none of the claims that the study declares."
+        return beside or "These runs answer none of the claims that the study declares."
     limits = {answer.limits for answer in claims}
     parts, decided = [], 0
     for word in DECIDED:
@@ -51,6 +56,7 @@ def conclusion(answers: Sequence[Answer]) -> str:
     if undecided := len(claims) - decided:
         parts.append(f"Open ({undecided} of {len(claims)}): not significant, or not testable with these runs.")
     parts += [f"Tested in {limit} only." for limit in limits if decided and limit and len(limits) == 1]
+    parts += [beside] if beside else []
     return " ".join(parts)
 
 
@@ -130,7 +136,7 @@ def what_was_run(study: Study) -> Facts:
     configs = [run.settings for run in study.runs if run.settings]
     same = []
     for name in sorted({str(name) for config in configs for name in config} - same_arm()):
-        values = dict.fromkeys(value_text(config.get(name)) for config in configs)
+        values = dict.fromkeys(value_text({**defaults(), **config}.get(name)) for config in configs)
         if len(values) > 1:
             facts.append((cut(name), listed(values)))
         else:

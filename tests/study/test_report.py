@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -187,6 +188,17 @@ def test_a_claim_that_nothing_decides_is_open(tmp_path):
     answers, _ = answer_all(load_study([tmp_path]), load_study_file(find_study_file([], None)))
     assert conclusion(answers) == "Open (1 of 1): not significant, or not testable with these runs."
     assert conclusion([]) == "These runs answer none of the claims that the study declares."
+
+
+def test_a_significant_difference_is_told_on_top_though_nothing_was_claimed(tmp_path):
+    make_arm(tmp_path / "plain", [66.0, 67.0, 65.0, 66.5])
+    make_arm(tmp_path / "bama", [51.0, 52.5, 50.0, 51.0], aggregation="bama")
+    asked = load_study_file(find_study_file([], None))
+    bama = next(one for one in asked.comparisons if one.id == "bama_normalized")
+    answers, _ = answer_all(load_study([tmp_path]), replace(asked, comparisons=(replace(bama, claim=""),)))
+    assert conclusion(answers) == f"Significant, of 1 comparison without a claim: “{bama.title}”."
+    claimed, _ = answer_all(load_study([tmp_path]), replace(asked, comparisons=(bama,)))
+    assert conclusion([*claimed, *answers]).endswith(f" Significant, of 1 comparison without a claim: “{bama.title}”.")
 
 
 def said(*folders):
