@@ -202,8 +202,11 @@ def measure_on(
     items = [(metric, range(len(metric.ids))) for metric in metrics if metric.of_clients and metric.text_count]
     choice = choose_dtype(scoring_dtype, model, items, make, seed=seed, processes=processes)
     texts = sum(metric.text_count for metric in metrics)
-    with build_progress() as progress, progress.task("score sentences", texts) as advance:
-        scorer = make(choice.dtype, advance)
+    with (
+        build_progress() as progress,
+        progress.task("score sentences", texts) as advance,
+        make(choice.dtype, advance).tried_once() as scorer,
+    ):
         for metric in metrics:
             scores = metric.measure(scorer) if metric.text_count else None
             found = Result(None, 0) if scores is None else metric.result(scores, seed=seed)

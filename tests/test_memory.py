@@ -1,6 +1,9 @@
 """Free memory: the machine's, or less where a container has a limit."""
 
+import gc
+
 import psutil
+import pytest
 import torch
 
 from fedbias_plugin import memory
@@ -32,3 +35,14 @@ def test_of_other_devices_nothing_is_known():
 def test_the_peak_is_at_least_what_is_held():
     held = bytearray(50_000_000)
     assert memory.peak_memory_bytes() > len(held)
+
+
+@pytest.mark.parametrize("is_on", [True, False])
+def test_the_collector_is_left_as_it_was(is_on):
+    (gc.enable if is_on else gc.disable)()
+    try:
+        with memory.collector_paused():
+            assert not gc.isenabled()
+        assert gc.isenabled() is is_on
+    finally:
+        gc.enable()

@@ -15,6 +15,7 @@ from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.errors import UserError, printable
 from fedbias_plugin.flags import add_flags, build, given_flags
 from fedbias_plugin.hosts.builtin.arguments import ModelArguments
+from fedbias_plugin.memory import collector_paused
 from fedbias_plugin.options import check_options, option, options, split_list
 from fedbias_plugin.preflight import (
     check_adapter,
@@ -105,8 +106,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def main(parsed: argparse.Namespace) -> int:
     """Measure, print a table, write ``--output``."""
     arguments = build(EvaluateArguments, [("command line", given_flags(parsed, EvaluateArguments))])
-    from fedbias_plugin.measuring import measure_predictions
-    from fedbias_plugin.scoring.processes import join_processes
+    with collector_paused():
+        from fedbias_plugin.measuring import measure_predictions
+        from fedbias_plugin.scoring.processes import join_processes
 
     if arguments.stereoset_predictions:
         result = measure_predictions(arguments.stereoset_predictions, data_dir=arguments.data_dir, seed=arguments.seed)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from fedbias_plugin.errors import UserError
@@ -40,7 +44,7 @@ def main(parsed: argparse.Namespace) -> int:
 
 
 def quickstart(folder: Path, flags: Sequence[str] = ()) -> int:
-    """Both runs in ``folder`` and their comparison.
+    """Both runs in ``folder``, at the same time where there are two cores, and their comparison.
 
     Args:
         folder: must not be there.
@@ -56,14 +60,53 @@ def quickstart(folder: Path, flags: Sequence[str] = ()) -> int:
         raise UserError(f"{folder} is there already; remove it or give another folder: fedbias quickstart FOLDER")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a model this small gains nothing from a second thread
     outputs = {str(folder / name): aggregation for name, aggregation in RUNS.items()}
-    for output, aggregation in outputs.items():
-        own = ["--config", "quickstart", "--aggregation", aggregation, "--output_dir", output]
-        if code := _fedbias("run", *own, *flags):
-            return code
-    if code := _fedbias("compare", *outputs):
+    first, second = (
+        ["run", "--config", "quickstart", "--aggregation", aggregation, "--output_dir", output, *flags]
+        for output, aggregation in outputs.items()
+    )
+    if cores() < 2:
+        code = _fedbias(*first) or _fedbias(*second)
+    else:
+        with beside([sys.executable, "-m", "fedbias_plugin", *second]) as finished:
+            code = _fedbias(*first) or finished()
+    if code or (code := _fedbias("compare", *outputs)):
         return code
     say(f"Files: {' and '.join(outputs)} (metrics.jsonl, summary.json, adapter/, ...: see docs/metrics-file.md).")
     return 0
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS or Windows
+        return os.cpu_count() or 1
+
+
+@contextmanager
+def beside(command: Sequence[str]) -> Iterator[Callable[[], int]]:
+    """Run ``command`` in a process of its own meanwhile; it is asked to stop if the block ends before it does.
+
+    Yields:
+        What waits for it, shows what it has printed, and gives its exit code.
+    """
+    with tempfile.TemporaryFile("w+", errors="replace") as out, tempfile.TemporaryFile("w+", errors="replace") as err:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+
+        def finished() -> int:
+            code = process.wait()
+            for file, stream in ((out, sys.stdout), (err, sys.stderr)):
+                file.seek(0)
+                stream.write(file.read())
+                stream.flush()
+            return code
+
+        try:
+            yield finished
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
 
 
 def _fedbias(*arguments: str) -> int:

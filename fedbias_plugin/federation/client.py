@@ -21,7 +21,7 @@ from fedbias_plugin.state import State
 from fedbias_plugin.tasks.base import Task
 from fedbias_plugin.training.base import ClientRound, LocalTraining, Term, Trainable
 from fedbias_plugin.training.client_memory import client_memory
-from fedbias_plugin.training.client_trainer import ClientTrainer, TrainingSettings
+from fedbias_plugin.training.client_trainer import LeanTrainer, TrainingSettings
 from fedbias_plugin.training.isolation import training_mode
 from fedbias_plugin.training.parameters import live_parameters, read_state, write_state
 from fedbias_plugin.updates.base import Update
@@ -100,6 +100,7 @@ class Client:
         self.store = store or StateStore()
         self.kept: dict[int, dict[str, State]] = {}
         self.after_step, self._units = after_step, units or {}
+        self._needed: dict[tuple[bool, ...], dict[str, float]] = {}
 
     def begin(
         self,
@@ -144,11 +145,13 @@ class Client:
 
     def _memory(self) -> dict[str, float]:
         """What a training step takes on the client's device, by estimate; nothing for other models than decoders."""
-        try:
-            needed = client_memory(self.model, self.settings).total
-        except UserError:
-            return {}
-        return {"client_memory_bytes": float(needed)}
+        trained = tuple(parameter.requires_grad for parameter in self.model.parameters())
+        if trained not in self._needed:  # all that differs from client to client
+            try:
+                self._needed[trained] = {"client_memory_bytes": float(client_memory(self.model, self.settings).total)}
+            except UserError:
+                self._needed[trained] = {}
+        return self._needed[trained]
 
     def plan(self) -> None:
         """Before a run trains: the terms look at it, see :meth:`Term.plan`."""
@@ -180,7 +183,7 @@ class Client:
         use_cpu = next(self.model.parameters()).device.type == "cpu"
         about = self.model, rows, job, self.settings, self.pad_token_id
         with tempfile.TemporaryDirectory() as scratch, task.objective(*about) as objective:
-            trainer = ClientTrainer(
+            trainer = LeanTrainer(
                 model=self.model,
                 args=self.settings.arguments(job.round_idx, job.client, scratch, use_cpu),
                 train_dataset=objective.features,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fedbias_plugin.errors import UserError
@@ -15,7 +16,7 @@ from fedbias_plugin.scoring.precision import FLOAT32
 from fedbias_plugin.scoring.processes import running_processes
 from fedbias_plugin.scoring.scorer import NonFiniteScore, SentenceScorer
 from fedbias_plugin.state import State
-from fedbias_plugin.training.parameters import write_state
+from fedbias_plugin.training.parameters import same_state, write_state
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -69,7 +70,7 @@ class LiveModel:
         *,
         on_half: bool = False,
     ) -> tuple[dict[int, Measurement], dict[int, str]]:
-        """Every client's state on the probe items; the model holds the global state afterwards.
+        """Every client's state on the probe items, equal states once; the model holds the global state afterwards.
 
         Args:
             model: the live model.
@@ -88,9 +89,17 @@ class LiveModel:
         if not self._suite.of_clients and not also:
             return measurements, broken
         try:
-            with self._progress.task(title, len(local_states) * self._suite.probe_texts) as advance:
-                scorer = self._scorer(model, tokenizer, advance)
+            texts = len(local_states) * self._suite.probe_texts
+            with (
+                self._progress.task(title, texts) as advance,
+                self._scorer(model, tokenizer, advance).tried_once() as scorer,
+            ):
                 for client, state in local_states.items():
+                    twin = next((other for other in measurements if same_state(local_states[other], state)), None)
+                    if twin is not None:  # as of clients that trained nothing and sent theta
+                        measurements[client] = replace(measurements[twin])
+                        advance(self._suite.probe_texts)
+                        continue
                     write_state(model, state)
                     try:
                         measurements[client] = self._suite.assess(scorer, also, on_half=on_half)
@@ -141,9 +150,10 @@ class LiveModel:
             return Measurement()
         what = "global model" if is_global else "clients' model"
         with self._progress.task(f"round {number}: score the {what}", texts) as advance:
-            scorer = self._scorer(model, tokenizer, advance, original_scores() if number == 0 and is_global else None)
+            originals = original_scores() if number == 0 and is_global else None
             try:
-                return self._suite.evaluate(scorer, whole=whole)
+                with self._scorer(model, tokenizer, advance, originals).tried_once() as scorer:
+                    return self._suite.evaluate(scorer, whole=whole)
             except NonFiniteScore as error:
                 raise UserError(f"The {what} after round {number} is broken. {error}") from None
 

@@ -26,6 +26,17 @@ TREE_ATTENTION = ("sdpa", "eager")
 """Attention implementations that take a mask of any pattern."""
 TREE_LAYERS = ("full_attention", "sliding_attention", "chunked_attention")
 """Kinds of layers in which a position sees others by the mask alone; a convolution or a recurrence does not."""
+WINDOWS = (
+    "sliding_window",
+    "attention_chunk_size",
+    "window_size",
+    "keep_window_size",
+    "attention_window_size",
+    "local_attention",
+    "index_topk",
+    "index_block_size",
+)
+"""Settings of a model that limit how many tokens a layer looks back on; a tree must not be longer."""
 LENGTH = 32
 """Tokens of the longest text of the trial."""
 EXACT = 1e-5
@@ -70,6 +81,12 @@ def find_ability(model: Any, vocabulary: int, longest: int | None) -> Ability:
         _TOLD.add(model)
         logger.warning("texts are scored one by one and not as prefix trees, which is slower: %s", found.obstacle)
     return found
+
+
+def attention_window(model: Any) -> int | None:
+    """Tokens that a layer looks back at most; a mask that is given from outside would take the place of that limit."""
+    config = text_config(model)
+    return min((size for key in WINDOWS if isinstance(size := getattr(config, key, None), int)), default=None)
 
 
 def _try_out(model: Any, vocabulary: int, length: int) -> Ability:

@@ -6,7 +6,8 @@ once. The model is left as it was found, the global random state included.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from torch.nn.parallel import DistributedDataParallel
 
 from fedbias_plugin.errors import UserError
-from fedbias_plugin.scoring.ability import find_ability
+from fedbias_plugin.scoring.ability import Ability, attention_window, find_ability
 from fedbias_plugin.scoring.forward import SLICED, batch_log_probs
 from fedbias_plugin.scoring.inference import embedding_device, evaluating, text_config
 from fedbias_plugin.scoring.items import FloatArray, ScoreRequest, TokenScores
@@ -27,6 +28,7 @@ from fedbias_plugin.scoring.soft_prompts import virtual_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from typing_extensions import Self
 
 __all__ = ["ScoreRequest", "SentenceScorer", "TokenScores"]
 
@@ -34,17 +36,6 @@ MAX_LOGITS = 2**27
 """Predicted positions times vocabulary in one batch, where the head cannot be sliced: 512 MiB in float32."""
 TREE_TOKENS = 128
 """Nodes of a prefix tree: one of 256 saves 3% more tokens and costs more attention than that in a small model."""
-WINDOWS = (
-    "sliding_window",
-    "attention_chunk_size",
-    "window_size",
-    "keep_window_size",
-    "attention_window_size",
-    "local_attention",
-    "index_topk",
-    "index_block_size",
-)
-"""Settings of a model that limit how many tokens a layer looks back on; a tree must not be longer."""
 CPU_TOKENS = 1024
 """Most tokens of a batch on a CPU, where a larger one only leaves the caches."""
 
@@ -97,9 +88,23 @@ class SentenceScorer:
         self._plans = plans or PlanCache()
         self._processes = processes
         self._originals = originals if processes.size == 1 else None
+        self._ability: Ability | None = None
+        self._is_same = False
         if processes.size > 1 and is_sharded(self.model):
             raise UserError("a model whose weights are spread over the processes (FSDP, ZeRO-3) cannot be scored.")
         self.prefix_token, self.prefix_id = _prefix(tokenizer)
+
+    @contextlib.contextmanager
+    def tried_once(self) -> Iterator[Self]:
+        """One trial of the model for all scores within: nothing but the values of weights may change meanwhile.
+
+        What keeps a model from taking trees is looked for again every time, as it may lie in one client's weights.
+        """
+        self._is_same = True
+        try:
+            yield self
+        finally:
+            self._is_same, self._ability = False, None
 
     def score(
         self, requests: Sequence[ScoreRequest], describe: Callable[[int], str] | None = None
@@ -183,7 +188,7 @@ class SentenceScorer:
         """The plan, the log-probabilities of this process's part of it (zeros elsewhere), and a sum over the first
         batch, which every process scores to show that all hold the same model."""
         with evaluating(self.model):
-            able = find_ability(self.model, self.vocabulary, self.longest)
+            able = self._able()
             plan = self._plan(make, able.trees)
             self._check_model_limits(plan, name, unread=int(with_likeliest))
             if not with_likeliest:
@@ -206,11 +211,16 @@ class SentenceScorer:
             self._originals.store(path, log_probs)
         return log_probs, sample
 
+    def _able(self) -> Ability:
+        found = self._ability or find_ability(self.model, self.vocabulary, self.longest)
+        self._ability = found if self._is_same and found.trees else None
+        return found
+
     def _plan(self, make: Callable[[int | None], ScoringPlan], trees: bool) -> ScoringPlan:
         if not trees:
             return make(None)
         plan = make(min(TREE_TOKENS, self.max_batch_tokens))
-        window = _attention_window(self.model)
+        window = attention_window(self.model)
         longest = plan.pack_sizes.max() + virtual_tokens(self.model)
         return plan if window is None or longest <= window else make(None)
 
@@ -278,12 +288,6 @@ def _prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[str, int]:
         "the tokenizer has neither a BOS nor an EOS token, so the first word of a sentence has nothing to be "
         "conditioned on; set bos_token in its tokenizer_config.json."
     )
-
-
-def _attention_window(model: Any) -> int | None:
-    """Tokens that a layer looks back at most; a mask that is given from outside would take the place of that limit."""
-    config = text_config(model)
-    return min((size for key in WINDOWS if isinstance(size := getattr(config, key, None), int)), default=None)
 
 
 def _check_finite(log_probs: FloatArray, plan: ScoringPlan, name: Callable[[int], str]) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,8 +14,9 @@ import yaml
 
 from fedbias_plugin import configs_folder
 from fedbias_plugin.arguments import BiasArguments
+from fedbias_plugin.cli import quickstart as module
 from fedbias_plugin.cli.main import main
-from fedbias_plugin.cli.quickstart import quickstart
+from fedbias_plugin.cli.quickstart import beside, quickstart
 from fedbias_plugin.configs_folder import RUNS, config_names, find_config
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.flags import field_types
@@ -35,6 +39,41 @@ def test_the_quickstart_runs_both_ways_to_weigh_and_compares_them(tmp_path, caps
     printed = capsys.readouterr().out
     assert "Client weights (* holds biased rows)" in printed
     assert printed.splitlines()[-1].startswith(f"Files: {tmp_path / 'both' / 'fedavg'} and ")
+
+
+SECOND = "import sys; print('second'); print('why', file=sys.stderr); sys.exit(3)"
+
+
+@pytest.mark.parametrize(("code", "expected", "shown"), [(0, 3, "second\n"), (2, 2, "")])
+def test_the_second_run_goes_on_beside_the_first_and_shows_its_words_after_it(code, expected, shown, capfd):
+    with beside([sys.executable, "-c", SECOND]) as finished:
+        assert (code or finished()) == expected
+    assert capfd.readouterr().out == shown
+
+
+def test_a_second_run_is_stopped_where_the_first_one_fails():
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="first"), beside([sys.executable, "-c", "import time; time.sleep(60)"]):
+        raise ValueError("first")
+    assert time.monotonic() - start < 30
+
+
+@pytest.mark.parametrize(("number", "expected"), [(1, ["plain", "bama", "compare"]), (2, ["plain", "compare"])])
+def test_on_one_core_the_runs_go_one_after_the_other(number, expected, monkeypatch, tmp_path):
+    called, started = [], []
+
+    @contextmanager
+    def noted(command):
+        started.append(command[command.index("--aggregation") + 1])
+        yield lambda: 0
+
+    monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
+    monkeypatch.setattr(module, "cores", lambda: number)
+    monkeypatch.setattr(module, "beside", noted)
+    monkeypatch.setattr(module, "_fedbias", lambda *words: called.append(words) or 0)
+    assert quickstart(tmp_path / "both") == 0
+    assert [words[4] if words[0] == "run" else words[0] for words in called] == expected
+    assert started == ["bama"] * (number - 1)
 
 
 def test_a_folder_that_is_there_is_left_alone(tmp_path, capsys):

@@ -12,11 +12,12 @@ from transformers import Trainer
 
 from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.errors import UserError
+from fedbias_plugin.federation import client as client_module
 from fedbias_plugin.federation.client import Client, terms_of
 from fedbias_plugin.hosts.builtin.arguments import HostArguments
 from fedbias_plugin.tasks.collator import PaddingCollator
 from fedbias_plugin.tasks.sft import Sft
-from fedbias_plugin.training.client_trainer import TrainingSettings
+from fedbias_plugin.training.client_trainer import ClientTrainer, TrainingSettings
 from fedbias_plugin.training.parameters import live_parameters, read_state, write_state
 from tests.models import add_lora
 
@@ -210,6 +211,17 @@ def test_the_same_call_twice_gives_the_same_bytes_with_dropout(make, fed_alg):
         updates.append(train(model, rows, settings, fed_alg=fed_alg, prox_mu=0.1))
     assert all(torch.equal(updates[0].state[name], updates[1].state[name]) for name in updates[0].state)
     assert updates[0].loss == updates[1].loss
+
+
+@pytest.mark.parametrize("make_model", [lambda make: lora(make, dropout=0.3), lambda make: make.model()])
+def test_what_the_trainer_leaves_out_changes_no_byte(make, make_model, monkeypatch):
+    rows, updates = make.features(5, 9, 7, 6, 8), []
+    settings = dataclasses.replace(STEP, batch_size=2, gradient_accumulation_steps=2, local_epochs=2)
+    for trainer in (client_module.LeanTrainer, ClientTrainer):
+        monkeypatch.setattr(client_module, "LeanTrainer", trainer)
+        updates.append(train(make_model(make), rows, settings))
+    assert updates[0].loss == updates[1].loss
+    assert all(torch.equal(tensor, updates[1].state[name]) for name, tensor in updates[0].state.items())
 
 
 def test_gradient_checkpointing_computes_layers_twice_and_changes_no_number(model, rows):

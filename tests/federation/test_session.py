@@ -11,6 +11,7 @@ from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.by_hand import BiasSession
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.federation.session import HostRun
+from fedbias_plugin.metrics.suite import Suite
 from fedbias_plugin.training.parameters import read_state
 from fedbias_plugin.updates.base import Update
 
@@ -213,3 +214,19 @@ def test_ability_that_nobody_can_measure_is_refused_at_the_start(make_session):
     with pytest.raises(UserError, match=r"compare clients by stereoset or heldout_loss.*--bama_stereoset_fraction > 0"):
         make_session(bias_benchmarks="crows_pairs", **flags)
     make_session(**flags)
+
+
+def test_clients_that_sent_the_same_state_are_scored_once_and_measured_alike(make_session, model, monkeypatch):
+    session, theta, scored = make_session(aggregation="bama"), read_state(model[0]), []
+    assess = Suite.assess
+    monkeypatch.setattr(Suite, "assess", lambda *about, **how: scored.append(1) or assess(*about, **how))
+    other = {name: tensor.clone() for name, tensor in theta.items()}
+    last = sorted(other, key=lambda name: other[name].numel())[-1]
+    other[last].view(-1)[-1] += 0.5  # one number of the largest tensor
+    states = {0: theta, 1: other, 2: {name: tensor.clone() for name, tensor in theta.items()}}
+    updates = {client: Update(client, state, 8) for client, state in states.items()}
+    session.receive(1, updates, theta, model=model[0], tokenizer=model[1])
+    measured = {client: update.measured for client, update in updates.items()}
+    assert len(scored) == 2
+    assert measured[0] == measured[2] is not measured[0]
+    assert measured[1].metrics != measured[0].metrics

@@ -208,3 +208,24 @@ def test_a_model_spread_over_places_is_scored_as_it_is(attention, bos_tokenizer,
     assert model.lm_head.weight.device.type == "meta"
     for result, reference in zip(SentenceScorer(model, bos_tokenizer).score(REQUESTS), expected, strict=True):
         np.testing.assert_allclose(result.log_probs, reference, atol=1e-4)
+
+
+@pytest.mark.parametrize(("obstacle", "trials"), [("", 1), ("it is made up", 3)])
+def test_within_one_block_a_model_that_takes_trees_is_tried_once(obstacle, trials, bos_tokenizer, monkeypatch):
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE, **LONG)).eval()
+    tried = []
+
+    def trial(*about):
+        tried.append(about)
+        return Ability(SLICED, obstacle)
+
+    monkeypatch.setattr(scorer_module, "find_ability", trial)
+    scorer = SentenceScorer(model, bos_tokenizer)
+    with scorer.tried_once() as same:
+        assert same is scorer
+        for text in ("The nurse met a smith.", "The smith sang.", "The nurse sang."):
+            scorer.score([ScoreRequest(text)])
+    assert len(tried) == trials
+    for _ in range(2):
+        scorer.score([ScoreRequest("The smith sang.")])
+    assert len(tried) == trials + 2

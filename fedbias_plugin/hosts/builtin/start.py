@@ -16,6 +16,7 @@ from fedbias_plugin.files import disk_errors_named
 from fedbias_plugin.flags import build, known_keywords, named_as_keywords, read_config
 from fedbias_plugin.hosts.builtin.arguments import NOT_HERE, HostArguments
 from fedbias_plugin.hosts.builtin.resolve import resolve
+from fedbias_plugin.memory import collector_paused
 from fedbias_plugin.options import idle_flags, options
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,8 @@ def start(host: HostArguments, bias: BiasArguments) -> Path:
     """
     check_stack()
     check_one_process()
-    from fedbias_plugin.hosts.builtin.loop import run as run_loop
+    with collector_paused():
+        from fedbias_plugin.hosts.builtin.loop import run as run_loop
 
     return run_loop(host, bias)
 
@@ -94,8 +96,9 @@ def resume_run(
         raise UserError(f"--resume {shown}: {'that is a file' if output.exists() else 'there is no such folder'}.")
     check_stack()
     check_one_process()
-    from fedbias_plugin.federation.checkpoints import changed_arguments, find_checkpoint, locked
-    from fedbias_plugin.hosts.builtin.loop import run as run_loop
+    with collector_paused():
+        from fedbias_plugin.federation.checkpoints import changed_arguments, find_checkpoint, locked
+        from fedbias_plugin.hosts.builtin.loop import run as run_loop
 
     with disk_errors_named(output), locked(output):
         checkpoint = find_checkpoint(output, "--resume", "builtin")
