@@ -82,16 +82,16 @@ class Predictive(Rule):
         self.leans = self._leans(reports)
         excess = excess_losses(self._losses(reports)) if self.predictive_kappa else np.zeros(len(clients))
         able = np.isfinite(excess)
-        leans = [replace(lean, moves=lean.moves[able]) for lean in self.leans.values()]
         prices = self.predictive_lambda, self.predictive_z, self.predictive_kappa
-        found = np.zeros(len(clients))
-        found[able] = BiasProgram(host[able] / host[able].sum(), leans, excess[able], *prices).solve()
+        found, of_able = np.zeros(len(clients)), host[able] / host[able].sum()
+        leans = [replace(lean, moves=lean.moves[able]).shrunk(of_able) for lean in self.leans.values()]
+        found[able] = BiasProgram(of_able, leans, excess[able], *prices).solve()
         weighting = Weighting.by_weights(dict(zip(clients, found.tolist(), strict=True)), reports)
         of_round: dict[str, float] = {}
         extra = {client: {EXCESS: one} for client, one in zip(clients, excess.tolist(), strict=True)}
         for name, lean in self.leans.items():
             of_round |= {f"predicted/{name}": float(lean.bias(found)), f"noise/{name}": lean.noise}
-            of_round[f"of_host/{name}"] = float(lean.bias(host))
+            of_round |= {f"of_host/{name}": float(lean.bias(host)), f"reliability/{name}": lean.reliability(host)}
             for client, alone in zip(clients, lean.bias(np.eye(len(clients))).tolist(), strict=True):
                 extra[client][f"alone/{name}"] = alone
         return replace(weighting, extra=extra, of_round=of_round)
