@@ -31,6 +31,8 @@ OFF = 3.0
 class Predictive(Rule):
     """``argmin KL(w || h) + lambda sum_b max(0, |B_b(w)| - z SE_b) + kappa sum_i w_i max(0, L_i - median L)``.
 
+    In B_b(w) the differences between clients are shrunk by their noise (:meth:`Lean.shrunk`).
+
     Attributes:
         margins: benchmark -> margins of theta on the probe items; empty where nobody measured theta since it changed.
         leans: benchmark -> what was predicted from in the round that is being averaged.
@@ -44,7 +46,7 @@ class Predictive(Rule):
         "price of a point of predicted bias beyond its noise, nats of relative entropy; 0 weighs by loss",
         at_least=0,
     )
-    predictive_z: float = option(1.0, "standard errors of predicted bias that have no price", at_least=0)
+    predictive_z: float = option(2.0, "standard errors of predicted bias that have no price", at_least=0)
     predictive_kappa: float = option(
         20.0,
         "price of a nat of held-out loss above the round's median; 0 measures no client for it",
