@@ -1,9 +1,9 @@
 """The worst regret of every rule over the cells of a sweep: ``run_scripts/worst_regret.py FOLDER [FOLDER...]``.
 
-A cell is what its runs have alike but for rule and seed (scenario, attack, clients). In a cell the regret of a rule is,
-of each benchmark, ``|mean score - 50|`` over seeds minus that of the best rule, and of the loss on the report half of
-the held-out rows its mean minus the best rule's. Only seeds that all of the cell's rules have count, and only cells in
-which all rules have run; runs with steps on the result are left out. With ``--differ`` without the cells in which
+A cell is what its runs have alike but for rule and seed (scenario, attack, clients); steps on the result belong to the
+rule. In a cell the regret of a rule is, of each benchmark, ``|mean score - 50|`` over seeds minus that of the best
+rule, and of the loss on the report half of the held-out rows its mean minus the best rule's. Only seeds that all of the
+cell's rules have count, and only cells in which all rules have run. With ``--differ`` without the cells in which
 clients are alike (mixed rows, 3B of three).
 """
 
@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from fedbias_plugin.study.frame import Study, load_study
+from fedbias_plugin.study.frame import Arm, Study, load_study
 
 CELL = ("model", "training", "scenario", "attack", "clients", "client_field")
 LOSS = "heldout_loss/report_loss"
@@ -31,14 +31,18 @@ class Regret(NamedTuple):
     seeds: int
 
 
+def rule_of(arm: Arm) -> str:
+    """``predictive``, or ``predictive, 2 steps``."""
+    steps = arm.facts.get("pair_steps")
+    return f"{arm.facts['aggregation']}, {steps} steps" if steps else str(arm.facts["aggregation"])
+
+
 def cells(study: Study) -> dict[tuple[Any, ...], dict[str, dict[str, dict[Any, float]]]]:
     """Cell -> rule -> measure -> seed -> final value."""
     found: dict[tuple[Any, ...], dict[str, dict[str, dict[Any, float]]]] = defaultdict(dict)
     for arm in study.arms:
-        if arm.facts.get("pair_steps"):  # no weighting
-            continue
         cell = tuple(arm.facts.get(name) for name in CELL)
-        found[cell][arm.facts["aggregation"]] = {name: study.by_seed(arm, name) for name in (*BIASES, LOSS)}
+        found[cell][rule_of(arm)] = {name: study.by_seed(arm, name) for name in (*BIASES, LOSS)}
     return found
 
 
@@ -84,7 +88,7 @@ def weights(study: Study) -> dict[tuple[Any, ...], dict[str, dict[int, float]]]:
                     given[client].append(row.weight)
         means = {client: sum(values) / len(values) for client, values in sorted(given.items())}
         if means:
-            found[tuple(arm.facts.get(name) for name in CELL)][arm.facts["aggregation"]] = means
+            found[tuple(arm.facts.get(name) for name in CELL)][rule_of(arm)] = means
     return found
 
 

@@ -35,6 +35,7 @@ class Lean:
         before: m_k(theta) of K items, nats, above 0 for the stereotype.
         moves: m_k(theta_i) - m_k(theta), shape (C, K).
         shares: of each item in the mean, shape (K,); items of a group have the group's share together.
+        group: number of each item's group, shape (K,); each item is one where they have none.
         tau: nats; a margin well beyond it counts as one.
         noise: standard error over items (over groups) of B at theta, points.
     """
@@ -42,6 +43,7 @@ class Lean:
     before: Array
     moves: Array
     shares: Array
+    group: NDArray[np.int64]
     tau: float
     noise: float
 
@@ -55,9 +57,34 @@ class Lean:
         names, group = (range(count), np.arange(count)) if groups is None else np.unique(groups, return_inverse=True)
         shares = 1.0 / (len(names) * np.bincount(group)[group])
         tau = next((found for one in (before, after) if (found := float(np.median(np.abs(one)))) > 0), 1.0)
-        of_groups = np.bincount(group, len(names) * shares * FULL * np.tanh(before / tau))
-        error = standard_error(of_groups)
-        return cls(before, after - before, shares, tau, FULL if error is None else error)
+        found = cls(before, after - before, shares, group, tau, FULL)
+        return replace(found, noise=found._error(FULL * np.tanh(before / tau)))
+
+    def _error(self, points: Array) -> float:
+        """Standard error over groups of the mean of ``points`` (K,)."""
+        error = standard_error(np.bincount(self.group, (self.group.max() + 1) * self.shares * points))
+        return FULL if error is None else error
+
+    def reliability(self, host: Array) -> float:
+        """r: the share of the clients' differences that is not noise, between 0 and 1.
+
+        With d_i the mean over items of client i's points less those of all clients (weighted by ``host``, (C,)), and
+        SE_i the standard error of that mean over items (groups): ``max(0, 1 - sum_i h_i SE_i^2 / sum_i h_i d_i^2)``,
+        the moment estimate of empirical Bayes (Efron and Morris 1975).
+        """
+        points = FULL * np.tanh((self.before + self.moves) / self.tau)
+        apart = points - host @ points
+        total = float(host @ (apart @ self.shares) ** 2)
+        noise = float(host @ np.asarray([self._error(one) for one in apart]) ** 2)
+        return max(0.0, 1 - noise / total) if total > 0 else 0.0
+
+    def shrunk(self, host: Array) -> Lean:
+        """With the clients' moves brought to their mean by what of their differences is noise (:meth:`reliability`).
+
+        The mean is weighted by ``host``, so that the prediction at the host's weights is as it was.
+        """
+        mean = host @ self.moves
+        return replace(self, moves=mean + self.reliability(host) * (self.moves - mean))
 
     def of_margins(self, margins: Array) -> float:
         """B of a model with these margins (K,), points."""
@@ -74,7 +101,7 @@ class Lean:
 
     def widened(self, times: float) -> _Wide:
         """B with tau ``times`` as wide, and as steep at 0."""
-        return _Wide(self.before, self.moves, self.shares, self.tau * times, self.noise, times)
+        return _Wide(self.before, self.moves, self.shares, self.group, self.tau * times, self.noise, times)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ OFF = 3.0
 class Predictive(Rule):
     """``argmin KL(w || h) + lambda sum_b max(0, |B_b(w)| - z SE_b) + kappa sum_i w_i max(0, L_i - median L)``.
 
+    In B_b(w) the differences between clients are shrunk by their noise (:meth:`Lean.shrunk`).
+
     Attributes:
         margins: benchmark -> margins of theta on the probe items; empty where nobody measured theta since it changed.
         leans: benchmark -> what was predicted from in the round that is being averaged.
@@ -44,7 +46,7 @@ class Predictive(Rule):
         "price of a point of predicted bias beyond its noise, nats of relative entropy; 0 weighs by loss",
         at_least=0,
     )
-    predictive_z: float = option(1.0, "standard errors of predicted bias that have no price", at_least=0)
+    predictive_z: float = option(2.0, "standard errors of predicted bias that have no price", at_least=0)
     predictive_kappa: float = option(
         20.0,
         "price of a nat of held-out loss above the round's median; 0 measures no client for it",
@@ -82,16 +84,16 @@ class Predictive(Rule):
         self.leans = self._leans(reports)
         excess = excess_losses(self._losses(reports)) if self.predictive_kappa else np.zeros(len(clients))
         able = np.isfinite(excess)
-        leans = [replace(lean, moves=lean.moves[able]) for lean in self.leans.values()]
         prices = self.predictive_lambda, self.predictive_z, self.predictive_kappa
-        found = np.zeros(len(clients))
-        found[able] = BiasProgram(host[able] / host[able].sum(), leans, excess[able], *prices).solve()
+        found, of_able = np.zeros(len(clients)), host[able] / host[able].sum()
+        leans = [replace(lean, moves=lean.moves[able]).shrunk(of_able) for lean in self.leans.values()]
+        found[able] = BiasProgram(of_able, leans, excess[able], *prices).solve()
         weighting = Weighting.by_weights(dict(zip(clients, found.tolist(), strict=True)), reports)
         of_round: dict[str, float] = {}
         extra = {client: {EXCESS: one} for client, one in zip(clients, excess.tolist(), strict=True)}
         for name, lean in self.leans.items():
             of_round |= {f"predicted/{name}": float(lean.bias(found)), f"noise/{name}": lean.noise}
-            of_round[f"of_host/{name}"] = float(lean.bias(host))
+            of_round |= {f"of_host/{name}": float(lean.bias(host)), f"reliability/{name}": lean.reliability(host)}
             for client, alone in zip(clients, lean.bias(np.eye(len(clients))).tolist(), strict=True):
                 extra[client][f"alone/{name}"] = alone
         return replace(weighting, extra=extra, of_round=of_round)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 LOSS = "heldout_loss"
 LENGTHS = (1.0, 0.5, 0.25, 0.125)
-"""Of a step, tried from the longest on, as shares of the radius."""
+"""Of a step, as shares of the way to no bias, or of the radius where that is nearer."""
 BATCH = 32
 """Pairs of one backward pass."""
 
@@ -32,10 +32,11 @@ BATCH = 32
 class PairStep(Stage):
     """After every average, up to ``--pair_steps`` steps along ``-grad sum_b B_b^2``, each of a bounded length.
 
-    B_b is that of :class:`~fedbias_plugin.aggregation.bias_program.Lean`, over the probe items. A step is at most
-    ``--pair_radius`` times as long as the round's own step, ``||theta' - theta||``, and is taken only if the loss on
-    the server's half of the held-out rows is then no higher than the average's and ``sum_b B_b^2`` smaller; of the
-    lengths for which that is so, the one with the smallest sum. None is taken where every B_b is within its noise.
+    B_b is that of :class:`~fedbias_plugin.aggregation.bias_program.Lean`, over the probe items. A step is as long as
+    the way to ``f = sum_b B_b^2 = 0`` by the slope, ``2 f / ||grad f||``, and at most ``--pair_radius`` times the
+    round's own, ``||theta' - theta||``; or a half, a quarter, an eighth of that. It is taken only if the loss on the
+    server's half of the held-out rows is then no higher than the average's and f smaller; of the lengths for which that
+    is so, the one with the smallest f. None is taken where every B_b is within its noise.
     Report items and the other half of the held-out rows are never seen.
     """
 
@@ -70,6 +71,7 @@ class PairStep(Stage):
 
     def step(self, new: State, theta: State, number: int, server: ServerSide) -> tuple[State, dict[str, float]]:
         """The state after the steps, ``new`` itself where none is taken; and what the round records of them."""
+        from fedbias_plugin.aggregation.bias_program import FULL
         from fedbias_plugin.updates.checks import update_norm
 
         radius = self.pair_radius * update_norm(theta, new)
@@ -81,7 +83,9 @@ class PairStep(Stage):
             if not radius or all(abs(biases[name]) <= lean.noise for name, lean in leans.items()):
                 break
             direction = _gradient(server, state, leans, biases)
-            tried = [_moved(state, direction, length * radius) for length in LENGTHS] if direction else []
+            norm = _norm(direction)
+            reach = min(radius, 2 * found / (FULL * norm)) if norm else 0.0
+            tried = [_moved(state, direction, length * reach / norm) for length in LENGTHS] if reach else []
             measured = [(one, *_measured(server.measure(one))[1:]) for one in tried]
             better = [one for one in measured if one[2] <= most and _total(leans, one[1]) < found]
             if not better:
@@ -111,14 +115,17 @@ def _total(leans: Mapping[str, Lean], margins: Mapping[str, Any]) -> float:
     return sum(lean.of_margins(margins[name]) ** 2 for name, lean in leans.items())
 
 
-def _moved(state: State, direction: State, length: float) -> State:
-    """``state`` a step of ``length`` down ``direction``."""
-    norm = sum(float(part.double().square().sum()) for part in direction.values()) ** 0.5
-    return {name: part - (length / norm) * direction[name].to(part) for name, part in state.items()}
+def _moved(state: State, direction: State, times: float) -> State:
+    """``state`` less ``direction`` so many ``times``."""
+    return {name: part - times * direction[name].to(part) for name, part in state.items()}
+
+
+def _norm(state: State) -> float:
+    return sum(float(part.double().square().sum()) for part in state.values()) ** 0.5
 
 
 def _gradient(server: ServerSide, state: State, leans: Mapping[str, Lean], biases: Mapping[str, float]) -> State:
-    """``grad sum_b B_b^2`` at ``state``, on the CPU; empty where it is zero or not finite.
+    """``grad sum_b B_b^2 / 50`` at ``state``, on the CPU; empty where it is zero or not finite.
 
     Margins are of whole texts here: what two sentences follow cancels in their difference.
     """
@@ -151,8 +158,7 @@ def _gradient(server: ServerSide, state: State, leans: Mapping[str, Lean], biase
         for part in frozen:
             part.requires_grad_(False)
     direction = {name: total.cpu() for name, total in sums.items()}
-    norm = sum(float(part.double().square().sum()) for part in direction.values())
-    return direction if 0 < norm < float("inf") else {}
+    return direction if 0 < _norm(direction) < float("inf") else {}
 
 
 def _batches(server: ServerSide, name: str, lean: Lean) -> Iterator[tuple[list[tuple[str, str]], Sequence[float]]]:

@@ -125,6 +125,42 @@ def test_noise_alone_leaves_the_host_s_average_untouched(rows):
     assert weighting.of_round["noise/crows_pairs"] == pytest.approx(50 * math.tanh(1) * math.sqrt(40 / 39) / 40**0.5)
 
 
+def test_the_differences_between_clients_are_shrunk_by_their_noise_and_not_the_mean():
+    draws = np.random.default_rng(4)
+    groups = np.asarray([f"term {k % 5}" for k in range(40)])
+    after = np.stack([BALANCED + shift + draws.normal(0, 1, 40) for shift in (0.0, 0.4, 0.9)])
+    lean, host = Lean.of(BALANCED, after, groups), np.asarray([0.2, 0.3, 0.5])
+    points = [[50 * math.tanh(m) for m in row] for row in after]  # tau is 1
+    apart = [
+        [p - sum(h * row[k] for h, row in zip(host, points, strict=True)) for k, p in enumerate(own)] for own in points
+    ]
+    of_terms = [[np.mean(own[term::5]) for term in range(5)] for own in apart]
+    noise = sum(h * np.var(terms, ddof=1) / 5 for h, terms in zip(host, of_terms, strict=True))
+    total = sum(h * np.mean(terms) ** 2 for h, terms in zip(host, of_terms, strict=True))
+    assert lean.reliability(host) == pytest.approx(1 - noise / total)
+    shrunk = lean.shrunk(host)
+    assert float(shrunk.bias(host)) == pytest.approx(float(lean.bias(host)))
+    spread = [np.ptp(one.moves.mean(axis=1)) for one in (lean, shrunk)]
+    assert spread[1] / spread[0] == pytest.approx(lean.reliability(host))
+    alike = Lean.of(BALANCED, np.stack([BALANCED + 1] * 3))
+    assert alike.reliability(host) == 0
+    assert Lean.of(BALANCED, np.stack([BALANCED, BALANCED + 5, BALANCED])).reliability(host) > 0.95
+
+
+def test_clients_that_differ_by_noise_keep_their_weights_though_the_average_is_biased():
+    draws = np.random.default_rng(0)
+    clients = [BALANCED + 0.8 + draws.normal(0, 0.5, 40) for _ in range(3)]
+    round_ = reports(clients, theta=BALANCED + 0.8)
+    weighting = Predictive().weigh(round_)
+    assert weighting.of_round["of_host/crows_pairs"] > 2 * weighting.of_round["noise/crows_pairs"]
+    assert weighting.of_round["reliability/crows_pairs"] < 0.5
+    effective = 1 / sum(weight**2 for weight in weighting.weights.values())
+    assert effective > 2.98
+    leans = [Lean.of(BALANCED + 0.8, np.stack(clients))]
+    plain = BiasProgram(np.full(3, 1 / 3), leans, np.zeros(3), 0.2, 2.0).solve()
+    assert 1 / (plain @ plain) < 2.95  # the same round unshrunk
+
+
 def test_a_gamed_client_without_bias_has_the_weight_that_its_loss_leaves_it():
     weighting = Predictive().weigh(reports([BALANCED] * 3, losses=[0.8, 0.8, 1.2]))
     assert weighting.weights[2] == pytest.approx(math.exp(-8) / (2 + math.exp(-8)))
@@ -136,7 +172,7 @@ def test_a_clean_client_among_two_biased_ones_has_most_of_the_weight_though_it_i
     clients = [BALANCED + 5, BALANCED + 6, BALANCED + 0.05]
     weighting = Predictive().weigh(reports(clients))
     assert weighting.weights[2] > 0.9
-    assert abs(weighting.of_round["predicted/crows_pairs"]) < 7  # the host's would be
+    assert abs(weighting.of_round["predicted/crows_pairs"]) < 2 * weighting.of_round["noise/crows_pairs"]
     assert weighting.of_round["of_host/crows_pairs"] > 45
     assert weighting.extra[1]["alone/crows_pairs"] > 45
 

@@ -76,6 +76,8 @@ def test_steps_lower_the_bias_by_no_more_than_the_radius_and_do_not_raise_the_lo
     assert numbers["pair_steps"] >= 1
     assert numbers["pair_bias_after"] < numbers["pair_bias_before"]
     assert numbers["pair_loss_after"] <= numbers["pair_loss_before"]
+    far = PairStep(pair_steps=1, pair_radius=1e9).step(new, theta, 1, server)[1]  # the way by the slope bounds it
+    assert far["pair_bias_after"] < far["pair_bias_before"]
     apart, step = (
         np.sqrt(sum(float((one[name] - new[name]).double().square().sum()) for name in new)) for one in (state, theta)
     )
