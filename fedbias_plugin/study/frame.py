@@ -18,7 +18,7 @@ from fedbias_plugin.study.runs import Run, SeedKey, numbered, read_run, search_r
 from fedbias_plugin.study.settings import arm_key, arm_labels, shown_models
 from fedbias_plugin.study.statistics import ANYTHING, Interval, Spread, spread
 from fedbias_plugin.study.study_file import placed
-from fedbias_plugin.tracking.numbers import MEANS, measures, record_numbers, run_measures
+from fedbias_plugin.tracking.numbers import MEANS, record_numbers, run_measures
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,12 +124,10 @@ class Study:
     @cached_property
     def finals(self) -> pd.DataFrame:
         """A row a run (index: its name), a column a measure (``run_measures``)."""
-        return _wide({run.name: run_measures(run.rounds) for run in self.runs})
+        import pandas as pd
 
-    @cached_property
-    def originals(self) -> pd.DataFrame:
-        """As :attr:`finals` for round 0, the untouched model."""
-        return _wide({run.name: measures(run.first) for run in self.runs if run.first is not None})
+        rows = {run.name: run_measures(run.rounds) for run in self.runs}
+        return pd.DataFrame.from_dict(rows, orient="index").astype(float)
 
     @cached_property
     def metrics(self) -> list[str]:
@@ -151,17 +149,14 @@ class Study:
         """Seeds -> final value, for the runs that have it."""
         return {seed: value for seed, run in arm.by_seed.items() if (value := self.value(run, measure)) is not None}
 
-    def value(self, run: Run, measure: str, *, is_original: bool = False) -> float | None:
-        """One number of :attr:`finals` or :attr:`originals`."""
-        table = self.originals if is_original else self.finals
-        if measure not in table.columns or run.name not in table.index:
-            return None
-        value = float(table.at[run.name, measure])
+    def value(self, run: Run, measure: str) -> float | None:
+        """One number of :attr:`finals`."""
+        value = float(self.finals.at[run.name, measure]) if measure in self.finals else math.nan
         return value if math.isfinite(value) else None
 
-    def spread(self, arm: Arm, measure: str, *, is_original: bool = False) -> Spread | None:
+    def spread(self, arm: Arm, measure: str) -> Spread | None:
         """A measure over the runs of an arm that have it."""
-        values = (self.value(run, measure, is_original=is_original) for run in arm.runs)
+        values = (self.value(run, measure) for run in arm.runs)
         return spread((value for value in values if value is not None), possible(measure))
 
     def noise(self, arm: Arm, metric: str) -> float:
@@ -169,9 +164,9 @@ class Study:
         floor = self.spread(arm, f"{metric}/noise_floor")
         return floor.mean if floor else 0.0
 
-    def is_unsound(self, arm: Arm, metric: str, *, is_original: bool = False) -> bool:
+    def is_unsound(self, arm: Arm, metric: str) -> bool:
         """Whether an LMS beside the metric is too low for its value to mean anything (docs/metrics.md)."""
-        lms = self.spread(arm, f"{metric}/lms", is_original=is_original)
+        lms = self.spread(arm, f"{metric}/lms")
         return lms is not None and is_incoherent({"lms": lms.mean})
 
 
@@ -191,12 +186,6 @@ def possible(measure: str) -> Interval:
     if name in ("weight", "weight_on_poisoned"):
         return SHARE
     return NOT_NEGATIVE if name in NOT_NEGATIVES else ANYTHING
-
-
-def _wide(rows: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
-    import pandas as pd
-
-    return pd.DataFrame.from_dict(rows, orient="index").astype(float)
 
 
 def load_study(folders: Sequence[str | Path]) -> Study:
