@@ -38,7 +38,7 @@ def forest(answers: Sequence[Answer]) -> list[Figure]:
         for outcome in answer.pooled:
             if outcome.tested is None:
                 continue
-            dots = [own.difference.mean for pair in answer.pairs if (own := pair.outcome(outcome.metric).tested)]
+            dots = [own.difference.mean for pair in answer.pairs if (own := pair.outcomes[outcome.metric].tested)]
             rows.setdefault(outcome.metric, []).append((answer.comparison.title, outcome.tested.difference, dots))
     panels = [_forest_panel(metric_class(metric), own) for metric, own in rows.items()]
     caption = (
