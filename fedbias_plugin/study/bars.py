@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from fedbias_plugin.metrics.base import Metric, metric_class
 from fedbias_plugin.study.comparisons import Answer
@@ -15,9 +16,6 @@ from fedbias_plugin.study.frame import Study
 from fedbias_plugin.study.runs import Run, mapping
 from fedbias_plugin.study.statistics import Spread
 from fedbias_plugin.tracking.numbers import VIEWS
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 PHASES = {
     "seconds/train": ("#0072B2", "training"),
@@ -71,7 +69,7 @@ def categories(study: Study) -> list[Figure]:
     own = study.last[~study.last["part"].isin(["", *VIEWS])]
     counts = {arm.label: len(arm.runs) for arm in study.arms}
     panels = []
-    for metric in [name for name in study.metrics if metric_class(name).ideal is not None]:
+    for metric in study.aimed:
         table = own[own["metric"] == metric].pivot_table(index="part", columns="arm", values="value", sort=False)
         for part in pieces(list(table.columns), len(LETTERS)):
             panels.append(_category_panel(metric, table[part], table, counts))
@@ -137,8 +135,6 @@ def _dealt(run: Run) -> str:
 
 
 def _holdings_panel(title: str, held: Mapping[str, Mapping[str, int]]) -> Panel:
-    import pandas as pd
-
     whole = pd.DataFrame.from_dict(held, orient="index").sort_index(axis=1).fillna(0).astype(int)
     part, totals, most = whole.iloc[:MOST_CLIENTS, :MOST_LABELS], whole.sum(axis=1), whole.idxmax(axis=1)
     top = part.to_numpy().max()

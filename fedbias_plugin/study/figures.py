@@ -39,11 +39,6 @@ def draw_figures(study: Study, file: StudyFile, answers: Sequence[Answer]) -> li
     ]
 
 
-def aimed(study: Study) -> list[str]:
-    """The metrics with an ideal."""
-    return [name for name in study.metrics if metric_class(name).ideal is not None]
-
-
 def beside_by_round(study: Study) -> list[str]:
     """The numbers beside metrics that have a figure by round."""
     return [f"{name}/{part}" for name in study.metrics for part in metric_class(name).by_round]
@@ -138,7 +133,7 @@ def dose(study: Study, file: StudyFile, spec: DoseFigure) -> list[Figure]:
         if groups.setdefault(name, {}).setdefault(arm.facts[spec.x], arm) is not arm:
             hidden.append(arm.label)
     panels = []
-    for metric in spec.metric or aimed(study):
+    for metric in spec.metric or study.aimed:
         lines = []
         for name, own in groups.items():
             shown = [value for value in values if value in own and study.by_seed(own[value], metric)]
@@ -170,7 +165,7 @@ def against_bytes(study: Study, spec: DoseFigure) -> list[Figure]:
         return []
     unit, size = next((name, size) for name, size in UNITS if sent.max() >= size or size == 1)
     panels = []
-    for metric in spec.metric or [*aimed(study), *beside_by_round(study)]:
+    for metric in spec.metric or [*study.aimed, *beside_by_round(study)]:
         points = study.by_round(metric)[["arm", "value"]].rename(columns={"value": "y"})
         points["x"] = sent.reindex(points.index) / size
         points.loc[points.index.get_level_values("round") == 0, "x"] = 0.0

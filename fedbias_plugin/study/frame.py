@@ -136,14 +136,15 @@ class Study:
         return sorted(found, key=lambda name: metric_class(name).ideal is None)
 
     @property
+    def aimed(self) -> list[str]:
+        """The metrics that were measured and have an ideal."""
+        return [name for name in self.metrics if metric_class(name).ideal is not None]
+
+    @property
     def means(self) -> pd.DataFrame:
         """A row an arm (index: its label), a column a measure: the mean over its runs."""
         of_run = {run.name: arm.label for arm in self.arms for run in arm.runs}
-        return (
-            self.finals.groupby(self.finals.index.map(of_run), sort=False)
-            .mean()
-            .reindex(dict.fromkeys(of_run.values()))
-        )
+        return self.finals.groupby(of_run, sort=False).mean()
 
     def by_seed(self, arm: Arm, measure: str) -> dict[SeedKey, float]:
         """Seeds -> final value, for the runs that have it."""

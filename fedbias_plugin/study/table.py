@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+import pandas as pd
+
 from fedbias_plugin.metrics.formatting import MISSING
 from fedbias_plugin.study.settings import one_line
 from fedbias_plugin.study.statistics import Interval, Spread
@@ -190,8 +192,6 @@ def _markdown_cell(cell: Cell) -> str:
 
 def csv_table(table: Table) -> str:
     """All cells, a line a cell, and a line for each number beside one; numbers unrounded."""
-    import pandas as pd
-
     lines: list[dict[str, Any]] = []
     for row in table.rows:
         label = _csv_text(" / ".join(label for label in row.labels if label))

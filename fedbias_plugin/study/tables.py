@@ -172,26 +172,29 @@ def _outcome_cells(outcome: Outcome) -> tuple[Cell, ...]:
 
 def arm_tables(study: Study) -> Iterator[Table]:
     """Scores, language and task, and cost of every arm; measures that no run has are left out."""
-    sections: dict[str, list[str]] = {}  # "" has the scores
+    scores: list[str] = []
+    others: list[str] = []
+    sections: dict[str, list[str]] = {}
     for name in study.metrics:
-        if metric_class(name).ideal is not None or metric_class(name).section:
-            sections.setdefault(metric_class(name).section, []).append(name)
-    aimed = sections.pop("", [])
-    others = [name for name in study.metrics if metric_class(name).ideal is None and not metric_class(name).section]
+        metric = metric_class(name)
+        if metric.section:
+            sections.setdefault(metric.section, []).append(name)
+        else:
+            (others if metric.ideal is None else scores).append(name)
 
     def of(names: Sequence[str]) -> list[str]:
-        parts = {
-            name: ("", *(f"/{extra}" for extra in EXTRAS.get(name) or metric_class(name).beside), "/change")
-            for name in names
-        }
-        return [f"{name}{part}" for name, own in parts.items() for part in own]
+        found = []
+        for name in names:
+            beside = EXTRAS.get(name) or metric_class(name).beside
+            found += [name, *(f"{name}/{part}" for part in (*beside, "change"))]
+        return found
 
     by_what = [name for name in study.finals.columns if name.startswith(("payload/sent/", "payload/received/"))]
     phases = [name for name in study.finals.columns if name.startswith("seconds/")]
     tables = {
         ("scores", "Scores of every arm"): (
             "Of the last measured round: 50 prefers neither sentence, and SS counts only beside a high LMS.",
-            of(aimed),
+            of(scores),
         ),
         **{
             (f"section_{n}", title): (section_caption(own, study), of(own))
