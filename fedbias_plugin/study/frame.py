@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -225,10 +225,12 @@ def load_study(folders: Sequence[str | Path]) -> Study:
         raise UserError(f"No run can be used. {' '.join(warnings)}")
     models = shown_models(run.model_path for run in kept)
     kept = [dataclasses.replace(run, model=models[run.model_path]) for run in kept]
-    return Study(tuple(_arms(kept, warnings)), tuple(warnings))
+    arms = tuple(Arm("", tuple(own)) for own in _gathered(kept, warnings))
+    return Study(arms, tuple(warnings)).called({})
 
 
-def _arms(runs: Sequence[Run], warnings: list[str]) -> Iterator[Arm]:
+def _gathered(runs: Sequence[Run], warnings: list[str]) -> list[list[Run]]:
+    """The runs by arm; those that no arm has are named in ``warnings``."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(arm_key(run.settings, run.aggregation) or f"run {run.name}", []).append(run)
@@ -241,8 +243,7 @@ def _arms(runs: Sequence[Run], warnings: list[str]) -> Iterator[Arm]:
             warnings.append(f"{name} is left out, it is not comparable with {agreed[0].name}: {named(why)}.")
     if repeats:
         warnings.append(f"Left out, settings and seed are those of another run: {'; '.join(repeats)}.")
-    labels = numbered(arm_labels([group[0] for group in members]))
-    yield from (Arm(label, tuple(group)) for label, group in zip(labels, members, strict=True))
+    return members
 
 
 def _one_run_per_seed(group: Sequence[Run], repeats: list[str]) -> list[Run]:
