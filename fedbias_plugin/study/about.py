@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -118,21 +119,16 @@ def what_was_run(study: Study) -> Facts:
     for name in study.metrics:
         found = [run.last_measured.global_.metrics.get(name) for run in study.runs]
         facts.append((metric_class(name).title, listed(_items(block) for block in found if block)))
-    sources: dict[str, dict[str, None]] = {}
-    versions: dict[str, dict[str, None]] = {}
+    sources, versions = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
     for run in study.runs:
         for name, source in run.part("data").items():
-            sources.setdefault(str(name), {})[_source(mapping(source))] = None
+            sources[name].append(_source(mapping(source)))
         for package, version in run.part("versions").items():
-            versions.setdefault(str(package), {})[cut(str(version))] = None
+            versions[package].append(cut(str(version)))
     facts += [(f"data: {cut(name)}", listed(found)) for name, found in sources.items()]
     if versions:
-        facts.append(
-            (
-                "versions",
-                cut(", ".join(f"{name} {listed(found)}" for name, found in versions.items()), 600),
-            )
-        )
+        said = ", ".join(f"{package} {listed(found)}" for package, found in versions.items())
+        facts.append(("versions", cut(said, 600)))
     configs = [run.settings for run in study.runs if run.settings]
     same = []
     for name in sorted({str(name) for config in configs for name in config} - same_arm()):

@@ -1,21 +1,21 @@
-"""The figures of a study that are no lines: declared differences, categories, and what an arm costs."""
+"""The figures of a study that are no lines: declared differences, categories, who holds what, and what an arm costs."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from fedbias_plugin.metrics.base import Metric, metric_class
 from fedbias_plugin.study.comparisons import Answer
 from fedbias_plugin.study.drawing import Figure, Panel, figure, pieces, short
 from fedbias_plugin.study.frame import Study
+from fedbias_plugin.study.runs import Run, mapping
 from fedbias_plugin.study.statistics import Spread
 from fedbias_plugin.tracking.numbers import VIEWS
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 PHASES = {
     "seconds/train": ("#0072B2", "training"),
@@ -26,6 +26,7 @@ PHASES = {
 LABEL_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
 LETTERS = "ABCDEF"
 MOST_ROWS, ROW_HEIGHT = 14, 30
+MOST_CLIENTS, MOST_LABELS = 24, 16
 
 
 def forest(answers: Sequence[Answer]) -> list[Figure]:
@@ -35,7 +36,7 @@ def forest(answers: Sequence[Answer]) -> list[Figure]:
         for outcome in answer.pooled:
             if outcome.tested is None:
                 continue
-            dots = [own.difference.mean for pair in answer.pairs if (own := pair.outcome(outcome.metric).tested)]
+            dots = [own.difference.mean for pair in answer.pairs if (own := pair.outcomes[outcome.metric].tested)]
             rows.setdefault(outcome.metric, []).append((answer.comparison.title, outcome.tested.difference, dots))
     panels = [_forest_panel(metric_class(metric), own) for metric, own in rows.items()]
     caption = (
@@ -68,9 +69,9 @@ def categories(study: Study) -> list[Figure]:
     own = study.last[~study.last["part"].isin(["", *VIEWS])]
     counts = {arm.label: len(arm.runs) for arm in study.arms}
     panels = []
-    for metric in [name for name in study.metrics if metric_class(name).ideal is not None]:
+    for metric in study.aimed:
         table = own[own["metric"] == metric].pivot_table(index="part", columns="arm", values="value", sort=False)
-        for part in pieces(list(table.columns), len(LETTERS)) if len(table) else []:
+        for part in pieces(list(table.columns), len(LETTERS)):
             panels.append(_category_panel(metric, table[part], table, counts))
     caption = "Mean over seeds (n); the columns A, B, ... are named below each panel. White: the ideal."
     return figure("categories", "Bias by category", caption, panels)
@@ -94,6 +95,66 @@ def _category_panel(metric: str, part: pd.DataFrame, whole: pd.DataFrame, counts
 
     said = "; ".join(f"{name}: {part[name].min():.0f} to {part[name].max():.0f}" for name in part.columns)
     return Panel(metric_class(metric).title, f"By category. {said}.", draw, labels, 40 + 19 * len(part))
+
+
+def holdings(study: Study) -> list[Figure]:
+    """A panel a way in which rows were dealt: clients (rows) by labels (columns), numbers of rows written in."""
+    seen: dict[str, tuple[Run, dict[str, dict[str, int]]]] = {}
+    for run in study.runs:
+        held = held_labels(run.manifest)
+        if held:
+            seen.setdefault(repr(held), (run, held))
+    panels = [_holdings_panel(_dealt(run), held) for run, held in seen.values()]
+    caption = (
+        "Rows of every client by label, those it trains on and those it keeps for a test; darker is more. Runs that "
+        "were dealt alike share a panel."
+    )
+    return figure("who_holds_what", "Who holds which labels", caption, panels)
+
+
+def held_labels(manifest: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """Client -> label -> rows, of a run's manifest; empty where it counts no labels."""
+    held: dict[str, dict[str, int]] = {}
+    clients = manifest.get("clients")
+    for client in clients if isinstance(clients, list) else ():
+        parts = [mapping(mapping(part).get("labels")) for part in (client, mapping(client).get("test"))]
+        counts: Counter[str] = Counter()
+        for label, rows in (pair for part in parts for pair in part.items()):
+            counts[label] += rows if isinstance(rows, int) else 0
+        if counts:
+            held[str(mapping(client).get("client"))] = dict(sorted(counts.items()))
+    return held
+
+
+def _dealt(run: Run) -> str:
+    settings = run.settings
+    dealt = str(settings.get("partitioner") or settings.get("scenario") or "")
+    if dealt == "dirichlet":
+        dealt += f" alpha {settings.get('dirichlet_alpha')}"
+    return f"{dealt} seed {settings.get('seed')}"
+
+
+def _holdings_panel(title: str, held: Mapping[str, Mapping[str, int]]) -> Panel:
+    whole = pd.DataFrame.from_dict(held, orient="index").sort_index(axis=1).fillna(0).astype(int)
+    part, totals, most = whole.iloc[:MOST_CLIENTS, :MOST_LABELS], whole.sum(axis=1), whole.idxmax(axis=1)
+    top = part.to_numpy().max()
+
+    def draw(axes: Any) -> None:
+        axes.pcolormesh(part.to_numpy(), cmap="Blues", vmin=0, vmax=max(1, top), edgecolors="white")
+        for (row, column), rows in np.ndenumerate(part.to_numpy()):
+            colour = "white" if rows > 0.6 * top else "black"
+            axes.text(column + 0.5, row + 0.5, str(rows), ha="center", va="center", color=colour, fontsize=7)
+        axes.set_yticks(np.arange(len(part)) + 0.5, [f"{client} (n = {totals[client]})" for client in part.index])
+        axes.set_xticks(np.arange(part.shape[1]) + 0.5, [short(name, 18) for name in part], rotation=60, ha="right")
+        axes.invert_yaxis()
+
+    said = "; ".join(
+        f"client {client}: {totals[client]} rows, {whole.at[client, label]} of them {label}"
+        for client, label in most[part.index].items()
+    )
+    left = len(whole) - len(part)
+    said += f"; {left} more clients are not shown" if left else ""
+    return Panel(title, f"Rows by client and label. {said}.", draw, height=120 + 19 * len(part))
 
 
 def cost(study: Study) -> list[Figure]:

@@ -76,17 +76,19 @@ def answer_all(study: Study, file: StudyFile) -> tuple[list[Answer], list[str]]:
     answers, silent = [], []
     for comparison in file.comparisons:
         measured = {*study.metrics, *(name for name in study.finals if "/" in name)}
-        metrics = [name for name in comparison.metric if name in measured]
+        metrics = [name for name in dict.fromkeys(comparison.metric) if name in measured]
         notes: list[str] = []
         pairs = tuple(
-            Pair(one, other, name, tuple(_outcome(study, comparison, metric, one, other, notes) for metric in metrics))
+            Pair(
+                one, other, name, {metric: _outcome(study, comparison, metric, one, other, notes) for metric in metrics}
+            )
             for name, one, other in _pairs(study, comparison, file, notes)
         )
         notes = list(dict.fromkeys(notes))
         if not pairs or not metrics:
             silent += notes
             continue
-        correct(outcome.tested for pair in pairs for outcome in pair.outcomes)
+        correct(outcome.tested for pair in pairs for outcome in pair.outcomes.values())
         pooled = tuple(_pooled(metric, pairs) for metric in metrics)
         answers.append(Answer(comparison, pairs, pooled, _limits(comparison, pairs), tuple(notes)))
     correct(outcome.tested for answer in answers for outcome in answer.pooled)
@@ -177,7 +179,7 @@ def _outcome(study: Study, comparison: Comparison, metric: str, reference: Arm, 
 
 def _pooled(metric: str, pairs: Sequence[Pair]) -> Outcome:
     """A mean over the pairs for every seed that all of them have."""
-    own = [outcome for pair in pairs if (outcome := pair.outcome(metric)).tested is not None]
+    own = [outcome for pair in pairs if (outcome := pair.outcomes[metric]).tested is not None]
     seeds = sorted(set.intersection(*(set(outcome.values[0]) for outcome in own))) if own else []
     before, after = ({seed: sum(one.values[side][seed] for one in own) / len(own) for seed in seeds} for side in (0, 1))
     noise = max((outcome.noise for outcome in own), default=0.0)
@@ -189,7 +191,7 @@ def _limits(comparison: Comparison, pairs: Sequence[Pair]) -> str:
     words = {"training": "algorithm", "fed_alg": "algorithm"}
     single = {}
     for name in comparison.across:
-        values = {str(pair.arm.facts.get(name)) for pair in pairs if any(one.tested for one in pair.outcomes)}
+        values = {str(pair.arm.facts.get(name)) for pair in pairs if any(one.tested for one in pair.outcomes.values())}
         if len(values) == 1:
             single[words.get(name, name.replace("_", " "))] = values.pop()
     return " and ".join(f"one {what} ({one_line(value)})" for what, value in single.items())

@@ -6,13 +6,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fedbias_plugin.metrics.base import metric_class
-from fedbias_plugin.study.bars import categories, cost, forest
-from fedbias_plugin.study.bytes_figure import against_bytes
+from fedbias_plugin.study.bars import categories, cost, forest, holdings
 from fedbias_plugin.study.comparisons import NAMES, Answer
 from fedbias_plugin.study.drawing import MOST_LINES, Figure, Look, figure, pieces
 from fedbias_plugin.study.frame import Arm, Study
-from fedbias_plugin.study.holdings import holdings
-from fedbias_plugin.study.lines import Line, line_panel
+from fedbias_plugin.study.lines import Line, line_panel, mean_line
 from fedbias_plugin.study.settings import listed
 from fedbias_plugin.study.study_file import BYTES, DoseFigure, StudyFile, fits, placed
 
@@ -20,6 +18,7 @@ KINDS = {"poisoned": Look("#D55E00", "-", "^"), "clean": Look("#0072B2", "-", "o
 PANEL_FACTS = ("model", "training", "clients", "attack", "classifier", "client_samples", "learning_rate", "num_rounds")
 PLAIN_FACTS = ("model", "training", "scenario", "aggregation", "weighting")
 """Facts in which arms of one panel agree, and those whose value is named by itself."""
+UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10), ("bytes", 1))
 
 
 def draw_figures(study: Study, file: StudyFile, answers: Sequence[Answer]) -> list[Figure]:
@@ -45,13 +44,17 @@ def beside_by_round(study: Study) -> list[str]:
     return [f"{name}/{part}" for name in study.metrics for part in metric_class(name).by_round]
 
 
+def _axis_label(metric: str) -> str:
+    return metric_class(metric).short or metric_class(metric).title
+
+
 def curves(study: Study, metric: str) -> list[Figure]:
     """A metric by round: a line an arm, its mean over seeds, in a band from the lowest to the highest seed."""
-    own, ideal = study.by_round(metric).dropna(subset=["value"]), metric_class(metric).ideal
+    own, ideal = study.by_round(metric).dropna(subset=["value"]).reset_index(), metric_class(metric).ideal
     if own.empty:
         return []
-    grouped = own.groupby(["arm", "round"], sort=True)["value"].agg(["mean", "min", "max", "count"])
-    arms = [arm for arm in study.arms if arm.label in grouped.index and len(grouped.loc[arm.label]) > 1]
+    points = {label: part.assign(x=part["round"], y=part["value"]) for label, part in own.groupby("arm")}
+    arms = [arm for arm in study.arms if arm.label in points and points[arm.label]["round"].nunique() > 1]
     low, high = own["value"].min(), own["value"].max()
     if ideal is not None:
         reach = 1.08 * max(abs(low - ideal), abs(high - ideal), 5.0 if ideal == 50.0 else 1e-9)
@@ -61,13 +64,10 @@ def curves(study: Study, metric: str) -> list[Figure]:
     for title, names in line_panels(arms):
         lines = []
         for name, arm in names.items():
-            table = grouped.loc[arm.label]
-            band = (list(table["min"]), list(table["max"])) if table["count"].max() > 1 else None
             lms = study.spread(arm, f"{metric}/lms")
             n = f"{len(arm.runs)}, LMS {lms.mean:.0f}" if lms else str(len(arm.runs))  # SS says nothing without it
-            lines.append(Line(name, list(table.index), list(table["mean"]), n, band))
-        ylabel = metric_class(metric).short or metric_class(metric).title
-        limits = {"ylim": (low - margin, high + margin), "ylabel": ylabel}
+            lines.append(mean_line(name, points[arm.label], n))
+        limits = {"ylim": (low - margin, high + margin), "ylabel": _axis_label(metric)}
         panels.append(line_panel(title, lines, ideal, xlabel="round", **limits))
     caption = "Line: mean over seeds; band: lowest to highest seed; n: seeds. Round 0 is the untouched model."
     if ideal is not None:
@@ -133,7 +133,7 @@ def dose(study: Study, file: StudyFile, spec: DoseFigure) -> list[Figure]:
         if groups.setdefault(name, {}).setdefault(arm.facts[spec.x], arm) is not arm:
             hidden.append(arm.label)
     panels = []
-    for metric in spec.metric or [name for name in study.metrics if metric_class(name).ideal is not None]:
+    for metric in spec.metric or study.aimed:
         lines = []
         for name, own in groups.items():
             shown = [value for value in values if value in own and study.by_seed(own[value], metric)]
@@ -147,12 +147,42 @@ def dose(study: Study, file: StudyFile, spec: DoseFigure) -> list[Figure]:
             "xticks": list(places.values()),
             "xticklabels": [f"{value:.2g}" if isinstance(value, float) else str(value) for value in values],
         }
-        ylabel = metric_class(metric).short or metric_class(metric).title
-        labels = {"xlabel": spec.x.replace("_", " "), "ylabel": ylabel}
-        for part in pieces(lines, MOST_LINES) if lines else []:
+        labels = {"xlabel": spec.x.replace("_", " "), "ylabel": _axis_label(metric)}
+        for part in pieces(lines, MOST_LINES):
             panels.append(line_panel(metric_class(metric).title, part, metric_class(metric).ideal, **ticks, **labels))
     caption = "Line: mean over seeds; dot: a seed; n: seeds of an arm. Dashed: the ideal."
     caption += f" Not shown, at the place of another arm: {listed(hidden, MOST_LINES)}." if hidden else ""
+    return figure(spec.id, spec.title, caption, panels)
+
+
+def against_bytes(study: Study, spec: DoseFigure) -> list[Figure]:
+    """Metrics (y) against the bytes that all clients had sent and received by then (x): a line an arm, a point a round.
+
+    Without metrics in ``spec``: those with an ideal, and what others show by round beside their value.
+    """
+    sent = study.by_round("payload/total")["value"].dropna()
+    if sent.empty:
+        return []
+    unit, size = next((name, size) for name, size in UNITS if sent.max() >= size or size == 1)
+    panels = []
+    for metric in spec.metric or [*study.aimed, *beside_by_round(study)]:
+        points = study.by_round(metric)[["arm", "value"]].rename(columns={"value": "y"})
+        points["x"] = sent.reindex(points.index) / size
+        points.loc[points.index.get_level_values("round") == 0, "x"] = 0.0
+        of_arms = dict(list(points.dropna().groupby("arm")))
+        lines = [
+            mean_line(arm.label, of_arms[arm.label], str(len(arm.runs)))
+            for arm in study.arms
+            if fits(arm.facts, spec.where) and arm.label in of_arms and of_arms[arm.label]["x"].any()
+        ]
+        ideal = None if "/" in metric else metric_class(metric).ideal
+        labels = {"xlabel": f"{unit} sent and received", "ylabel": _axis_label(metric)}
+        panels += [line_panel(metric_class(metric).title, part, ideal, **labels) for part in pieces(lines, MOST_LINES)]
+    caption = (
+        "Line: mean over seeds, a point a measured round, from the untouched model at 0; band: lowest to highest seed; "
+        f"n: seeds. x: {unit} that all clients together have sent and received up to a round, by definition of the "
+        "method (docs/metrics.md). Dashed: the ideal."
+    )
     return figure(spec.id, spec.title, caption, panels)
 
 

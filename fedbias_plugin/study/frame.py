@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from fedbias_plugin.study.runs import Run, SeedKey, numbered, read_run, search_r
 from fedbias_plugin.study.settings import arm_key, arm_labels, shown_models
 from fedbias_plugin.study.statistics import ANYTHING, Interval, Spread, spread
 from fedbias_plugin.study.study_file import placed
-from fedbias_plugin.tracking.numbers import MEANS, measures, record_numbers, run_measures
+from fedbias_plugin.tracking.numbers import MEANS, record_numbers, run_measures
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,12 +124,10 @@ class Study:
     @cached_property
     def finals(self) -> pd.DataFrame:
         """A row a run (index: its name), a column a measure (``run_measures``)."""
-        return _wide({run.name: run_measures(run.rounds) for run in self.runs})
+        import pandas as pd
 
-    @cached_property
-    def originals(self) -> pd.DataFrame:
-        """As :attr:`finals` for round 0, the untouched model."""
-        return _wide({run.name: measures(run.first) for run in self.runs if run.first is not None})
+        rows = {run.name: run_measures(run.rounds) for run in self.runs}
+        return pd.DataFrame.from_dict(rows, orient="index").astype(float)
 
     @cached_property
     def metrics(self) -> list[str]:
@@ -138,30 +136,28 @@ class Study:
         return sorted(found, key=lambda name: metric_class(name).ideal is None)
 
     @property
+    def aimed(self) -> list[str]:
+        """The metrics that were measured and have an ideal."""
+        return [name for name in self.metrics if metric_class(name).ideal is not None]
+
+    @property
     def means(self) -> pd.DataFrame:
         """A row an arm (index: its label), a column a measure: the mean over its runs."""
         of_run = {run.name: arm.label for arm in self.arms for run in arm.runs}
-        return (
-            self.finals.groupby(self.finals.index.map(of_run), sort=False)
-            .mean()
-            .reindex(dict.fromkeys(of_run.values()))
-        )
+        return self.finals.groupby(of_run, sort=False).mean()
 
     def by_seed(self, arm: Arm, measure: str) -> dict[SeedKey, float]:
         """Seeds -> final value, for the runs that have it."""
         return {seed: value for seed, run in arm.by_seed.items() if (value := self.value(run, measure)) is not None}
 
-    def value(self, run: Run, measure: str, *, is_original: bool = False) -> float | None:
-        """One number of :attr:`finals` or :attr:`originals`."""
-        table = self.originals if is_original else self.finals
-        if measure not in table.columns or run.name not in table.index:
-            return None
-        value = float(table.at[run.name, measure])
+    def value(self, run: Run, measure: str) -> float | None:
+        """One number of :attr:`finals`."""
+        value = float(self.finals.at[run.name, measure]) if measure in self.finals else math.nan
         return value if math.isfinite(value) else None
 
-    def spread(self, arm: Arm, measure: str, *, is_original: bool = False) -> Spread | None:
+    def spread(self, arm: Arm, measure: str) -> Spread | None:
         """A measure over the runs of an arm that have it."""
-        values = (self.value(run, measure, is_original=is_original) for run in arm.runs)
+        values = (self.value(run, measure) for run in arm.runs)
         return spread((value for value in values if value is not None), possible(measure))
 
     def noise(self, arm: Arm, metric: str) -> float:
@@ -169,9 +165,9 @@ class Study:
         floor = self.spread(arm, f"{metric}/noise_floor")
         return floor.mean if floor else 0.0
 
-    def is_unsound(self, arm: Arm, metric: str, *, is_original: bool = False) -> bool:
+    def is_unsound(self, arm: Arm, metric: str) -> bool:
         """Whether an LMS beside the metric is too low for its value to mean anything (docs/metrics.md)."""
-        lms = self.spread(arm, f"{metric}/lms", is_original=is_original)
+        lms = self.spread(arm, f"{metric}/lms")
         return lms is not None and is_incoherent({"lms": lms.mean})
 
 
@@ -191,12 +187,6 @@ def possible(measure: str) -> Interval:
     if name in ("weight", "weight_on_poisoned"):
         return SHARE
     return NOT_NEGATIVE if name in NOT_NEGATIVES else ANYTHING
-
-
-def _wide(rows: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
-    import pandas as pd
-
-    return pd.DataFrame.from_dict(rows, orient="index").astype(float)
 
 
 def load_study(folders: Sequence[str | Path]) -> Study:
@@ -235,10 +225,12 @@ def load_study(folders: Sequence[str | Path]) -> Study:
         raise UserError(f"No run can be used. {' '.join(warnings)}")
     models = shown_models(run.model_path for run in kept)
     kept = [dataclasses.replace(run, model=models[run.model_path]) for run in kept]
-    return Study(tuple(_arms(kept, warnings)), tuple(warnings))
+    arms = tuple(Arm("", tuple(own)) for own in _gathered(kept, warnings))
+    return Study(arms, tuple(warnings)).called({})
 
 
-def _arms(runs: Sequence[Run], warnings: list[str]) -> Iterator[Arm]:
+def _gathered(runs: Sequence[Run], warnings: list[str]) -> list[list[Run]]:
+    """The runs by arm; those that no arm has are named in ``warnings``."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(arm_key(run.settings, run.aggregation) or f"run {run.name}", []).append(run)
@@ -251,8 +243,7 @@ def _arms(runs: Sequence[Run], warnings: list[str]) -> Iterator[Arm]:
             warnings.append(f"{name} is left out, it is not comparable with {agreed[0].name}: {named(why)}.")
     if repeats:
         warnings.append(f"Left out, settings and seed are those of another run: {'; '.join(repeats)}.")
-    labels = numbered(arm_labels([group[0] for group in members]))
-    yield from (Arm(label, tuple(group)) for label, group in zip(labels, members, strict=True))
+    return members
 
 
 def _one_run_per_seed(group: Sequence[Run], repeats: list[str]) -> list[Run]:

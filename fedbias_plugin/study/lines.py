@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
+
 from fedbias_plugin.study.drawing import GRID, Look, Panel, looks, short
 
 
@@ -31,6 +33,15 @@ class Line:
     threads: Sequence[tuple[Sequence[float], Sequence[float]]] = ()
     look: Look | None = None
     is_dots: bool = False
+
+
+def mean_line(name: str, points: pd.DataFrame, n: str) -> Line:
+    """The mean ``x`` and ``y`` of the runs in every ``round``; its band is from the lowest to the highest run."""
+    rounds = points.groupby("round").agg(
+        x=("x", "mean"), y=("y", "mean"), low=("y", "min"), high=("y", "max"), runs=("y", "count")
+    )
+    band = (list(rounds["low"]), list(rounds["high"])) if rounds["runs"].max() > 1 else None
+    return Line(name, list(rounds["x"]), list(rounds["y"]), n, band)
 
 
 def line_panel(title: str, lines: Sequence[Line], ideal: float | None = None, **axes_settings: Any) -> Panel:

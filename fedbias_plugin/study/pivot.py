@@ -11,6 +11,7 @@ from fedbias_plugin.errors import printable
 from fedbias_plugin.study.comparable import conflicts, named
 from fedbias_plugin.study.frame import Arm, Study
 from fedbias_plugin.study.published import Published
+from fedbias_plugin.study.runs import Run
 from fedbias_plugin.study.settings import differences, listed, unusual, value_text
 from fedbias_plugin.study.study_file import PivotTable, StudyFile, fits
 from fedbias_plugin.study.table import Cell, Column, Row, Table
@@ -58,9 +59,10 @@ def _pivot(study: Study, file: StudyFile, spec: PivotTable, arms: Sequence[Arm])
     rows: list[Row] = []
     for group, own in groupby(row_keys, key=lambda key: str(key[0])):
         keys, originals = list(own), []
-        for label, arm in _originals(study, arms, group) if spec.original else ():
-            originals = [_cell(study, spec, arm, one, file.published, is_original=True) for _, one in where]
-            rows.append(Row((group, label, *[""] * (len(spec.rows) - 2)), tuple(originals), group))
+        for arm in _originals(arms, group) if spec.original else ():
+            untouched = Study((arm,))
+            originals = [_cell(untouched, spec, arm, one, file.published, is_original=True) for _, one in where]
+            rows.append(Row((group, arm.label, *[""] * (len(spec.rows) - 2)), tuple(originals), group))
         cells = [
             [_cell(study, spec, places.get((key, column)), measure, file.published) for column, measure in where]
             for key in keys
@@ -125,16 +127,15 @@ def _apart(spec: PivotTable, places: Places, notes: list[str]) -> set[tuple[Key,
     return apart
 
 
-def _originals(study: Study, arms: Sequence[Arm], model: str) -> Iterator[tuple[str, Arm]]:
-    """The untouched model, once for each way in which it was loaded; of every seed the first run that measured it."""
-    loaded: dict[tuple[str, ...], dict[Any, Any]] = {}
-    for run in [run for arm in arms if arm.model == model for run in arm.runs if run.name in study.originals.index]:
+def _originals(arms: Sequence[Arm], model: str) -> Iterator[Arm]:
+    """The untouched model, once for each way in which it was loaded; of every seed the first run's round 0."""
+    loaded: dict[tuple[str, ...], dict[Any, Run]] = {}
+    for run in [run for arm in arms if arm.model == model for run in arm.runs if run.first is not None]:
         how = tuple(str(run.facts.get(name) or False) for name in ("dtype", "load_in_8bit", "load_in_4bit"))
-        loaded.setdefault(how, {}).setdefault(run.seed_key, run)
+        loaded.setdefault(how, {}).setdefault(run.seed_key, dataclasses.replace(run, rounds=run.rounds[:1]))
     for (dtype, in_8_bits, in_4_bits), runs in loaded.items():
         bits = " in 8 bits" if in_8_bits == "True" else " in 4 bits" if in_4_bits == "True" else ""
-        label = f"{ORIGINAL}, {dtype}{bits}" if len(loaded) > 1 else ORIGINAL
-        yield label, Arm(label, tuple(runs.values()))
+        yield Arm(f"{ORIGINAL}, {dtype}{bits}" if len(loaded) > 1 else ORIGINAL, tuple(runs.values()))
 
 
 def _cell(
@@ -143,7 +144,7 @@ def _cell(
     """A mean over seeds, with the paper's number where it has the place; empty without an arm."""
     if arm is None:
         return Cell()
-    cell = measure_cell(study, arm, measure, is_original=is_original)
+    cell = measure_cell(study, arm, measure)
     if not spec.paper or not (is_original or fits(arm.facts, spec.paper.get("where", {}))):
         return cell
     keys = spec.paper.get("names", {})

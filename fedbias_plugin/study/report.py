@@ -1,28 +1,36 @@
-"""``fedbias report``: from folders of runs to one page, the same as Markdown, and tables as CSV and LaTeX."""
+"""``fedbias report``: from folders of runs to one HTML page, the same as Markdown, and tables as CSV and LaTeX.
+
+The page has styles and pictures within, no script, and takes nothing from a network.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
+from fedbias_plugin import __version__
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.files import disk_errors_named, whole_folder, write_bytes_atomic
 from fedbias_plugin.study.about import caveats, conclusion, findings, lead, what_was_run
 from fedbias_plugin.study.comparisons import answer_all
-from fedbias_plugin.study.drawing import figure_png
+from fedbias_plugin.study.drawing import figure_png, panel_svgs
 from fedbias_plugin.study.figures import draw_figures
 from fedbias_plugin.study.frame import Study, load_study
-from fedbias_plugin.study.page import html_page, markdown_page
 from fedbias_plugin.study.pivot import pivot_tables
 from fedbias_plugin.study.shares import share_tables
 from fedbias_plugin.study.study_file import StudyFile, find_study_file, load_study_file
-from fedbias_plugin.study.table import csv_table, latex_table
+from fedbias_plugin.study.table import csv_table, latex_table, markdown_table, markdown_text
 from fedbias_plugin.study.tables import answers_table, arm_tables, items_table, pair_tables, warnings_table
+from fedbias_plugin.study.verdicts import CONTRADICTED, PARTLY, SUPPORTED
+from fedbias_plugin.study.words import TEMPLATES, words
 
 PAGE = "report.html"
 LIBRARIES = ("matplotlib", "jinja2")
+MARKS = {SUPPORTED: ("✓", "yes"), PARTLY: ("✓", "yes"), CONTRADICTED: ("✗", "no")}
 OWN_FILES = re.compile(r"report\.html|report\.md|figures/[a-z0-9_]+\.png|tables/[a-z0-9_-]+\.(csv|tex)")
 
 
@@ -123,3 +131,34 @@ def check_output(target: Path) -> None:
         is_own = name in ("figures", "tables") if path.is_dir() else OWN_FILES.fullmatch(name)
         if path.is_symlink() or not is_own:
             raise UserError(f"{target}: holds {name}, which is not of a report; give an empty or a new folder.")
+
+
+def html_page(page: Mapping[str, Any]) -> str:
+    """The page of what :func:`report_files` found; what comes from files is escaped."""
+    from markupsafe import Markup
+
+    # The only parts that are not escaped: our own style sheet, and drawings whose texts matplotlib escaped.
+    style = Markup((TEMPLATES / "report.css").read_text(encoding="utf-8"))
+    drawings = {figure.name: [Markup(svg) for svg in panel_svgs(figure)] for figure in page["figures"]}
+    return _rendered("report.html", page, style=style, drawings=drawings)
+
+
+def markdown_page(page: Mapping[str, Any]) -> str:
+    """The same beside its pictures, in ``figures/NAME.png``."""
+    return _rendered("report.md", page).rstrip() + "\n"
+
+
+def _rendered(name: str, page: Mapping[str, Any], **more: object) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES, encoding="utf-8"), autoescape=select_autoescape(["html"]), trim_blocks=True,
+        lstrip_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True,
+    )  # fmt: skip
+    environment.filters |= {
+        "row_groups": lambda rows: [list(own) for _, own in groupby(rows, key=lambda row: row.group)],
+        "md": markdown_text,
+        "table": markdown_table,
+    }
+    known = {"page": page, "words": words(), "marks": MARKS, "version": __version__}
+    return environment.get_template(name).render(**known, **more)

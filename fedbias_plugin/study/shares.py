@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from fedbias_plugin.metrics.base import metric_class
 from fedbias_plugin.study.comparisons import Answer
 from fedbias_plugin.study.statistics import LEVEL, Spread
 from fedbias_plugin.study.table import Cell, Column, Row, Table, spread_cell
-from fedbias_plugin.study.verdicts import Outcome, Pair
+from fedbias_plugin.study.verdicts import Pair
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> Spread | None:
@@ -76,7 +75,9 @@ def share_tables(answers: Sequence[Answer]) -> Iterator[Table]:
 
 def _cell(added: Pair, taken: Pair, metric: str) -> Cell:
     """Of a difference by ``added``, whose arm is the baseline of ``taken``."""
-    one, other = _values(added, metric), _values(taken, metric)
+    if metric not in added.outcomes:
+        return Cell(text="–")
+    one, other = added.outcomes[metric].values, taken.outcomes[metric].values
     seeds = sorted(one[0].keys() & other[0].keys())
     adds = [one[1][seed] - one[0][seed] for seed in seeds]
     found = ratio([other[0][seed] - other[1][seed] for seed in seeds], adds)
@@ -84,8 +85,3 @@ def _cell(added: Pair, taken: Pair, metric: str) -> Cell:
         return Cell(text="–")
     low, high = found.ci95
     return spread_cell(Spread(100 * found.mean, None, (100 * low, 100 * high), found.n), ".0f")
-
-
-def _values(pair: Pair, metric: str) -> tuple[Mapping[Any, float], Mapping[Any, float]]:
-    outcomes: list[Outcome] = [outcome for outcome in pair.outcomes if outcome.metric == metric]
-    return outcomes[0].values if outcomes else ({}, {})

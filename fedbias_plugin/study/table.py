@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+import pandas as pd
+
 from fedbias_plugin.metrics.formatting import MISSING
 from fedbias_plugin.study.settings import one_line
 from fedbias_plugin.study.statistics import Interval, Spread
@@ -190,26 +192,20 @@ def _markdown_cell(cell: Cell) -> str:
 
 def csv_table(table: Table) -> str:
     """All cells, a line a cell, and a line for each number beside one; numbers unrounded."""
-    import pandas as pd
-
-    lines = []
+    lines: list[dict[str, Any]] = []
     for row in table.rows:
-        labels = _csv_text(" / ".join(label for label in row.labels if label))
+        label = _csv_text(" / ".join(label for label in row.labels if label))
         for column, cell in zip(table.columns, row.cells, strict=True):
-            where = [_csv_text(table.id), labels, _csv_text(column.head)]
-            numbers = [_csv_number(value) for value in (cell.value, cell.sd, *(cell.ci95 or (None, None)))]
-            marks = ["true" if mark else "" for mark in (cell.is_best, cell.is_unsound)]
-            agrees, n = "" if cell.agrees is None else str(cell.agrees).lower(), str(cell.n or "")
+            where = {"table": _csv_text(table.id), "row": label, "column": _csv_text(column.head), "n": cell.n or ""}
+            numbers = dict(
+                zip(("mean", "sd", "ci_low", "ci_high"), (cell.value, cell.sd, *(cell.ci95 or ())), strict=False)
+            )
+            marks = {"agrees": cell.agrees, "best": cell.is_best or None, "lms_below_60": cell.is_unsound or None}
+            said = {name: None if mark is None else str(mark).lower() for name, mark in marks.items()}
             text = _csv_text(cell.text or "") if cell.value is None else ""
-            lines.append([*where, column.measure, *numbers, n, _csv_number(cell.paper), agrees, *marks, text])
-            lines += [
-                [*where, name.lower(), _csv_number(value), "", "", "", n, *[""] * 5] for name, value in cell.asides
-            ]
+            lines.append({**where, "measure": column.measure, **numbers, "paper": cell.paper, **said, "text": text})
+            lines += [{**where, "measure": name.lower(), "mean": value} for name, value in cell.asides]
     return pd.DataFrame(lines, columns=list(CSV_COLUMNS)).to_csv(index=False, lineterminator="\n")
-
-
-def _csv_number(value: float | None) -> str:
-    return "" if value is None else repr(float(value))
 
 
 def _csv_text(text: str) -> str:

@@ -67,20 +67,14 @@ def described(measure: str) -> tuple[str, str, int]:
     )
 
 
-def measure_cell(study: Study, arm: Arm, measure: str, *, is_original: bool = False) -> Cell:
+def measure_cell(study: Study, arm: Arm, measure: str) -> Cell:
     """A measure over the seeds of an arm; LMS and ICAT stand beside a Δ of SS."""
     name, _, part = measure.partition("/")
-    is_unsound = part in ("", "delta", "change") and study.is_unsound(arm, name, is_original=is_original)
-    asides = []
-    for extra in EXTRAS[name] if (name, part) == ("stereoset", "delta") else ():
-        found = study.spread(arm, f"{name}/{extra}", is_original=is_original)
-        asides += [(described(f"{name}/{extra}")[0], found.mean)] if found else []
-    return spread_cell(
-        study.spread(arm, measure, is_original=is_original),
-        f"{'+' if part == 'change' else ''}.{described(measure)[2]}f",
-        is_unsound=is_unsound,
-        asides=tuple(asides),
-    )
+    is_unsound = part in ("", "delta", "change") and study.is_unsound(arm, name)
+    beside = [f"{name}/{extra}" for extra in EXTRAS[name]] if measure == "stereoset/delta" else []
+    asides = tuple((described(one)[0], found.mean) for one in beside if (found := study.spread(arm, one)))
+    form = f"{'+' if part == 'change' else ''}.{described(measure)[2]}f"
+    return spread_cell(study.spread(arm, measure), form, is_unsound=is_unsound, asides=asides)
 
 
 def unsound_note(cells: Iterable[Cell]) -> list[str]:
@@ -133,7 +127,7 @@ def answers_table(answers: Sequence[Answer]) -> Table:
     rows = []
     for answer in answers:
         for outcome, verdict in zip(answer.pooled, answer.verdicts, strict=True):
-            pairs = sum(pair.outcome(outcome.metric).tested is not None for pair in answer.pairs)
+            pairs = sum(pair.outcomes[outcome.metric].tested is not None for pair in answer.pairs)
             counts = Cell(text=f"{pairs} x {outcome.tested.difference.n if outcome.tested else 0}")
             labels = (answer.comparison.claim or answer.comparison.title, metric_class(outcome.metric).short)
             rows.append(Row(labels, (*_outcome_cells(outcome), counts, Cell(text=verdict.word)), answer.comparison.id))
@@ -150,7 +144,7 @@ def pair_tables(answers: Sequence[Answer]) -> Iterator[Table]:
         metrics = [outcome.metric for outcome in answer.pooled]
         columns = [column for metric in metrics for column in _outcome_columns(metric_class(metric).short)]
         rows = [
-            Row((pair.name,), tuple(cell for outcome in pair.outcomes for cell in _outcome_cells(outcome)))
+            Row((pair.name,), tuple(cell for outcome in pair.outcomes.values() for cell in _outcome_cells(outcome)))
             for pair in answer.pairs
         ]
         notes = (*answer.notes, *unsound_note(cell for row in rows for cell in row.cells))
@@ -178,26 +172,29 @@ def _outcome_cells(outcome: Outcome) -> tuple[Cell, ...]:
 
 def arm_tables(study: Study) -> Iterator[Table]:
     """Scores, language and task, and cost of every arm; measures that no run has are left out."""
-    sections: dict[str, list[str]] = {}  # "" has the scores
+    scores: list[str] = []
+    others: list[str] = []
+    sections: dict[str, list[str]] = {}
     for name in study.metrics:
-        if metric_class(name).ideal is not None or metric_class(name).section:
-            sections.setdefault(metric_class(name).section, []).append(name)
-    aimed = sections.pop("", [])
-    others = [name for name in study.metrics if metric_class(name).ideal is None and not metric_class(name).section]
+        metric = metric_class(name)
+        if metric.section:
+            sections.setdefault(metric.section, []).append(name)
+        else:
+            (others if metric.ideal is None else scores).append(name)
 
     def of(names: Sequence[str]) -> list[str]:
-        parts = {
-            name: ("", *(f"/{extra}" for extra in EXTRAS.get(name) or metric_class(name).beside), "/change")
-            for name in names
-        }
-        return [f"{name}{part}" for name, own in parts.items() for part in own]
+        found = []
+        for name in names:
+            beside = EXTRAS.get(name) or metric_class(name).beside
+            found += [name, *(f"{name}/{part}" for part in (*beside, "change"))]
+        return found
 
     by_what = [name for name in study.finals.columns if name.startswith(("payload/sent/", "payload/received/"))]
     phases = [name for name in study.finals.columns if name.startswith("seconds/")]
     tables = {
         ("scores", "Scores of every arm"): (
             "Of the last measured round: 50 prefers neither sentence, and SS counts only beside a high LMS.",
-            of(aimed),
+            of(scores),
         ),
         **{
             (f"section_{n}", title): (section_caption(own, study), of(own))
@@ -231,7 +228,7 @@ def items_table(answers: Sequence[Answer]) -> Iterator[Table]:
     found = []
     for answer in (one for one in answers if one.comparison.claim):
         for pair in answer.pairs:
-            comparable = {outcome.metric: outcome.values[0] for outcome in pair.outcomes}
+            comparable = {metric: outcome.values[0] for metric, outcome in pair.outcomes.items()}
             for seed in dict.fromkeys(seed for seeds in comparable.values() for seed in seeds):
                 tested = item_differences(pair.reference.by_seed[seed], pair.arm.by_seed[seed])
                 labels = (pair.arm.label, pair.reference.label, seed_text(seed))

@@ -54,16 +54,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two arms that differ in what a comparison varies; ``name`` is what the pair is called among the others."""
+    """Two arms that differ in what a comparison varies, what the pair is called, and metric -> outcome."""
 
     reference: Arm
     arm: Arm
     name: str
-    outcomes: tuple[Outcome, ...]
-
-    def outcome(self, metric: str) -> Outcome:
-        """Of one metric."""
-        return next(one for one in self.outcomes if one.metric == metric)
+    outcomes: Mapping[str, Outcome]
 
 
 @dataclass(frozen=True)
@@ -111,7 +107,7 @@ def judge(comparison: Comparison, pooled: Outcome, pairs: Sequence[Pair] = ()) -
     against = [
         pair.name
         for pair in pairs
-        if (own := pair.outcome(pooled.metric).tested) is not None and sign * own.difference.mean <= 0
+        if (own := pair.outcomes[pooled.metric].tested) is not None and sign * own.difference.mean <= 0
     ]
     if against:
         return Verdict(pooled.metric, PARTLY, f"{moved}; not so for {named(against)}.")

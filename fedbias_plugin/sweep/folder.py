@@ -12,7 +12,7 @@ from fedbias_plugin.errors import UserError, first_line, quoted
 from fedbias_plugin.federation.checkpoints import LOCK, CheckpointFolder
 from fedbias_plugin.files import write_json_atomic, write_text_atomic
 from fedbias_plugin.redaction import redacted
-from fedbias_plugin.registry import flags_for, free_to_change, todays_name
+from fedbias_plugin.registry import flags_for, free_to_change
 from fedbias_plugin.study.runs import SWEEP_FILE
 from fedbias_plugin.sweep.configs import Experiment, ModelConfig
 from fedbias_plugin.sweep.plan import PlannedRun
@@ -32,9 +32,8 @@ class SweepFolder:
     path: Path
 
     def run(self, run: PlannedRun) -> Path:
-        """The run's own folder; one that an earlier version began goes by that version's name of the rule."""
-        runs, before = self.path / "runs", run.name.replace("_plain", "_host", 1)
-        return runs / (before if (runs / before).is_dir() else run.name)
+        """The run's own folder."""
+        return self.path / "runs" / run.name
 
     def log(self, run: PlannedRun) -> Path:
         """What the run printed."""
@@ -109,7 +108,7 @@ class SweepFolder:
         known, data = stored.get("experiments", {}), {**stored.get("data", {}), **data}
         for experiment in experiments:
             before = known.get(experiment.name, {}).get("runs", ())
-            runs = [self.run(run).name for run in planned if experiment.name in run.experiments]
+            runs = [run.name for run in planned if experiment.name in run.experiments]
             known[experiment.name] = {"title": experiment.title, "runs": list(dict.fromkeys([*before, *runs]))}
         for run in planned:
             write_text_atomic(self.config(run), yaml.safe_dump(dict(run.flags), sort_keys=True, allow_unicode=True))
@@ -139,7 +138,7 @@ class SweepFolder:
             return
         try:
             stored = dict(json.loads(path.read_bytes())["config"])
-            stored["aggregation"] = todays_name("rule", stored["aggregation"])
+            stored["aggregation"]
             stored["fed_alg"]
         except UNREADABLE as error:
             raise UserError(

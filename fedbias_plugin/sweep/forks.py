@@ -28,30 +28,7 @@ logger = logging.getLogger(__name__)
 LOADED = ["fedbias_plugin.hosts.builtin.loop", "fedbias_plugin.cli.main"]
 
 
-class Fork:
-    """A module that runs in a fork, with what :class:`subprocess.Popen` would offer."""
-
-    def __init__(self, process: BaseProcess) -> None:
-        self._process = process
-
-    def poll(self) -> int | None:
-        """Its exit code, or minus the signal that ended it; None while it runs."""
-        return self._process.exitcode
-
-    def wait(self) -> None:
-        """Return when it has ended."""
-        self._process.join()
-
-    def terminate(self) -> None:
-        """Ask it to stop."""
-        self._process.terminate()
-
-    def kill(self) -> None:
-        """End it."""
-        self._process.kill()
-
-
-def fork(job: Job, environment: Mapping[str, str]) -> Fork | None:
+def fork(job: Job, environment: Mapping[str, str]) -> BaseProcess | None:
     """Start ``job`` in a fork; the first one waits for the libraries.
 
     Args:
@@ -82,7 +59,7 @@ def fork(job: Job, environment: Mapping[str, str]) -> Fork | None:
     finally:
         _set_environment(before)
         sys.modules["__main__"] = main
-    return Fork(process)
+    return process
 
 
 def _run(module: Sequence[str], environment: Mapping[str, str], log: str) -> None:

@@ -10,14 +10,15 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.hosts.builtin.stopping import StopSignals
 from fedbias_plugin.sweep.base import Job, Launcher, OnEnd, OnRunning
-from fedbias_plugin.sweep.forks import Fork, fork
+from fedbias_plugin.sweep.forks import fork
 
-Process = subprocess.Popen[bytes] | Fork
+Process = subprocess.Popen[bytes] | BaseProcess
 POLL = 0.2
 """Seconds between two looks at the children."""
 
@@ -61,11 +62,13 @@ class LocalLauncher(Launcher):
                         running.append((job, slot, _start(job, slot)))
                     stop.check()
                     time.sleep(POLL)
-                    for one in [one for one in running if one[2].poll() is not None]:
-                        running.remove(one)
+                    for one in list(running):
                         job, slot, process = one
+                        if (code := _exit_code(process)) is None:
+                            continue
+                        running.remove(one)
                         free.append(slot)
-                        on_end(job, process.poll() or 0)
+                        on_end(job, code)
                         on_running([job for job, _, _ in running])
             except BaseException:
                 _end([process for _, _, process in running])
@@ -88,13 +91,18 @@ def _start(job: Job, slot: Mapping[str, str]) -> Process:
         )
 
 
+def _exit_code(process: Process) -> int | None:
+    """Of a child or a fork, or minus the signal that ended it; None while it runs."""
+    return process.poll() if isinstance(process, subprocess.Popen) else process.exitcode
+
+
 def _end(processes: Sequence[Process]) -> None:
     """Ask every child to stop and wait for it; a second signal, which comes here as an exception, kills them."""
     for process in processes:
         process.terminate()
     try:
-        for process in processes:
-            process.wait()
+        while any(_exit_code(process) is None for process in processes):
+            time.sleep(POLL)
     except BaseException:
         for process in processes:
             process.kill()

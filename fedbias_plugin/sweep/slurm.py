@@ -151,13 +151,10 @@ class SlurmLauncher(Launcher):
 
     def _parameters(self) -> dict[str, Any]:
         """As submitit's SlurmExecutor names them."""
-        asked = {
+        parameters = {
             "partition": self.slurm_partition,
             "gpus_per_node": self.slurm_gpus or None,
             "mem": self.slurm_memory and f"{self.slurm_memory}G",
-        }
-        return {
-            **{name: value for name, value in asked.items() if value is not None},
             "time": self.slurm_time,
             "cpus_per_task": self.slurm_cpus,
             "ntasks_per_node": 1,
@@ -169,6 +166,7 @@ class SlurmLauncher(Launcher):
             "setup": [self.slurm_setup] if self.slurm_setup else [],
             "additional_parameters": {"requeue": True, **{name: value or True for name, value in self.extra.items()}},
         }
+        return {name: value for name, value in parameters.items() if value is not None}
 
     def _wait_for(self, waiting: dict[Place, Job], folder: Path, on_running: OnRunning, on_end: OnEnd) -> None:
         """Call ``on_end`` for each of ``waiting``, which is empty at the end."""

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fedbias_plugin.cli.main import main
-from fedbias_plugin.study.holdings import held_labels
+from fedbias_plugin.study.bars import held_labels
 from fedbias_plugin.tracking.jsonl import read_rounds
 
 SMALL = ("--data_dir", "mini", "--client_samples", "200", "--heldout_samples", "100", "--max_steps", "8")

@@ -156,7 +156,7 @@ def test_holm_counts_all_comparisons_of_the_study(tmp_path):
     answers, _ = answer_all(load_study([tmp_path / "runs"]), load_study_file(path))
     raw = answers[0].pooled[0].tested.p_value
     assert [answer.pooled[0].tested.p_holm for answer in answers] == [pytest.approx(2 * raw)] * 2
-    assert answers[0].pairs[0].outcomes[0].tested.p_holm == pytest.approx(raw)
+    assert answers[0].pairs[0].outcomes["crows_pairs"].tested.p_holm == pytest.approx(raw)
 
 
 def test_arms_of_other_settings_are_not_compared_and_it_is_said_in_what_they_differ(tmp_path, ask):

@@ -1,6 +1,5 @@
 """The folder of a sweep: what is done, and whose folder it is."""
 
-import dataclasses
 import json
 
 import pytest
@@ -57,18 +56,6 @@ def test_other_seeds_of_an_experiment_are_planned_beside_those_of_before(tmp_pat
     make_run(folder.run(runs[0]), seed=1)
     (said,) = caveats(load_study([folder.path]), [folder.path])[:1]
     assert said.startswith("1 of the 4 runs that sweep plans are in this report (one: 1 of 4)")
-
-
-def test_a_run_that_an_earlier_version_began_is_planned_once_under_its_name(tmp_path):
-    folder, runs = SweepFolder(tmp_path / "sweep"), plan_runs([ONE], TINY)
-    before = runs[0].name.replace("_plain", "_host")
-    folder.write(
-        TINY, DATA, [ONE], [dataclasses.replace(run, name=run.name.replace("_plain", "_host")) for run in runs]
-    )
-    (folder.path / "runs" / before).mkdir(parents=True)
-    folder.write(TINY, DATA, [ONE], runs[:1])
-    (listed,) = json.loads((folder.path / "sweep.json").read_text())["experiments"].values()
-    assert listed["runs"] == [run.name.replace("_plain", "_host") for run in runs]
 
 
 def test_a_run_is_to_do_then_to_go_on_with_then_done(tmp_path):
