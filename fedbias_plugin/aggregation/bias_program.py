@@ -57,8 +57,8 @@ class Lean:
         names, group = (range(count), np.arange(count)) if groups is None else np.unique(groups, return_inverse=True)
         shares = 1.0 / (len(names) * np.bincount(group)[group])
         tau = next((found for one in (before, after) if (found := float(np.median(np.abs(one)))) > 0), 1.0)
-        found = cls(before, after - before, shares, group, tau, FULL)
-        return replace(found, noise=found._error(FULL * np.tanh(before / tau)))
+        made = cls(before, after - before, shares, group, tau, FULL)
+        return replace(made, noise=made._error(FULL * np.tanh(before / tau)))
 
     def _error(self, points: Array) -> float:
         """Standard error over groups of the mean of ``points`` (K,)."""
