@@ -130,7 +130,7 @@ class BiasProgram:
     leans: Sequence[Lean]
     excess: Array
     lambda_: float = 0.2
-    z: float = 1.0
+    z: float = 2.0
     kappa: float = 20.0
 
     def value(self, weights: Array) -> Array:

@@ -86,14 +86,16 @@ class Predictive(Rule):
         able = np.isfinite(excess)
         prices = self.predictive_lambda, self.predictive_z, self.predictive_kappa
         found, of_able = np.zeros(len(clients)), host[able] / host[able].sum()
-        leans = [replace(lean, moves=lean.moves[able]).shrunk(of_able) for lean in self.leans.values()]
+        of_able_leans = {name: replace(lean, moves=lean.moves[able]) for name, lean in self.leans.items()}
+        leans = [lean.shrunk(of_able) for lean in of_able_leans.values()]
         found[able] = BiasProgram(of_able, leans, excess[able], *prices).solve()
         weighting = Weighting.by_weights(dict(zip(clients, found.tolist(), strict=True)), reports)
         of_round: dict[str, float] = {}
         extra = {client: {EXCESS: one} for client, one in zip(clients, excess.tolist(), strict=True)}
         for name, lean in self.leans.items():
             of_round |= {f"predicted/{name}": float(lean.bias(found)), f"noise/{name}": lean.noise}
-            of_round |= {f"of_host/{name}": float(lean.bias(host)), f"reliability/{name}": lean.reliability(host)}
+            of_round[f"of_host/{name}"] = float(lean.bias(host))
+            of_round[f"reliability/{name}"] = of_able_leans[name].reliability(of_able)
             for client, alone in zip(clients, lean.bias(np.eye(len(clients))).tolist(), strict=True):
                 extra[client][f"alone/{name}"] = alone
         return replace(weighting, extra=extra, of_round=of_round)

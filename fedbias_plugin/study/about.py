@@ -41,11 +41,12 @@ def conclusion(answers: Sequence[Answer]) -> str:
     """What the runs say of the claims, a sentence a result."""
     claims = [answer for answer in answers if answer.comparison.claim]
     others = [answer for answer in answers if not answer.comparison.claim]
-    different = [f"“{answer.comparison.title}”" for answer in others if answer.word == DIFFERENT]
+    different = [_different(answer) for answer in others if answer.word == DIFFERENT]
     many = f"{len(others)} comparison{'s' if len(others) != 1 else ''}"
     beside = f"Significant, of {many} without a claim: {'; '.join(different)}." if different else ""
     if not claims:
-        return beside or "These runs answer none of the claims that the study declares."
+        none = f"None of {many} is significant." if others else "There is nothing to compare."
+        return beside or f"These runs answer no claim. {none}"
     limits = {answer.limits for answer in claims}
     parts, decided = [], 0
     for word in DECIDED:
@@ -59,6 +60,18 @@ def conclusion(answers: Sequence[Answer]) -> str:
     parts += [f"Tested in {limit} only." for limit in limits if decided and limit and len(limits) == 1]
     parts += [beside] if beside else []
     return " ".join(parts)
+
+
+def _different(answer: Answer) -> str:
+    """What was compared, and the metrics whose difference is significant, with that difference."""
+    told, own = [], zip(answer.pooled, answer.verdicts, strict=True)
+    for outcome, verdict in own:
+        if verdict.word == DIFFERENT and outcome.tested is not None:
+            metric = metric_class(outcome.metric)
+            told.append(f"{metric.short} {outcome.tested.difference.mean:+.{max(2, metric.digits)}f}")
+    left = len(answer.pooled) - len(told)
+    rest = f"; not {left} other{'s' if left != 1 else ''}" if left else ""
+    return f"“{answer.comparison.title}” ({', '.join(told)}{rest})"
 
 
 def findings(answers: Sequence[Answer]) -> list[tuple[str, str, str]]:

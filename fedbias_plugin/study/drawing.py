@@ -139,6 +139,13 @@ def short(text: object, longest: int = 38) -> str:
     return f" {cut}" if cut.startswith("_") else cut
 
 
+def shorts(texts: Sequence[str], longest: int) -> list[str]:
+    """:func:`short` of each, as long as it takes to tell different ones apart."""
+    while len({short(text, longest) for text in texts}) < len(set(texts)) and longest < max(map(len, texts)):
+        longest += 8
+    return [short(text, longest) for text in texts]
+
+
 def pieces(values: Sequence[T], most: int) -> list[list[T]]:
     """``values`` in pieces of at most ``most``, as equal as can be.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -45,7 +46,7 @@ def beside_by_round(study: Study) -> list[str]:
 
 
 def _axis_label(metric: str) -> str:
-    return metric_class(metric).short or metric_class(metric).title
+    return textwrap.fill(metric_class(metric).short or metric_class(metric).title, 32)
 
 
 def curves(study: Study, metric: str) -> list[Figure]:
@@ -104,7 +105,8 @@ def _line_names(arms: Sequence[Arm], *, with_scenario: bool) -> dict[str, Arm]:
         weighting = f" ({arm.facts['weighting']})" if arm.facts.get("weighting") else ""
         scenario = f"{arm.facts.get('scenario') or ''} " if with_scenario else ""
         name = f"{scenario}{arm.facts.get('aggregation')}{weighting}".strip()
-        by_name.setdefault(name if arm.facts.get("training") else arm.label, []).append(arm)
+        is_told = arm.facts.get("training") and not arm.is_named
+        by_name.setdefault(name if is_told else arm.label, []).append(arm)
     names = {}
     for name, own in by_name.items():
         words = [[word.rstrip(",") for word in arm.label.split()] for arm in own]

@@ -17,7 +17,7 @@ from fedbias_plugin.study.comparable import agreeing, faults, named
 from fedbias_plugin.study.runs import Run, SeedKey, numbered, read_run, search_runs, unique_names
 from fedbias_plugin.study.settings import arm_key, arm_labels, shown_models
 from fedbias_plugin.study.statistics import ANYTHING, Interval, Spread, spread
-from fedbias_plugin.study.study_file import placed
+from fedbias_plugin.study.study_file import Wanted, fits, placed
 from fedbias_plugin.tracking.numbers import MEANS, record_numbers, run_measures
 
 if TYPE_CHECKING:
@@ -44,10 +44,12 @@ class Arm:
     Attributes:
         label: short, unique in the study: ``fedavg 1B2C bama (paper)``.
         runs: by seed.
+        is_named: whether a study file gave it its label.
     """
 
     label: str
     runs: tuple[Run, ...]
+    is_named: bool = False
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -77,10 +79,14 @@ class Study:
     arms: tuple[Arm, ...]
     warnings: tuple[str, ...] = ()
 
-    def called(self, names: Mapping[Any, str]) -> Study:
-        """The same with settings and their values in the labels by ``names`` of a study file."""
-        labels = numbered(arm_labels([arm.runs[0] for arm in self.arms], names))
-        arms = (dataclasses.replace(arm, label=label) for arm, label in zip(self.arms, labels, strict=True))
+    def called(self, names: Mapping[Any, str], labels: Mapping[str, Wanted] | None = None) -> Study:
+        """The same with settings and their values in labels by ``names`` of a study file, arms by its ``labels``."""
+        wanted = (labels or {}).items()
+        given = [next((label for label, own in wanted if fits(arm.facts, own)), "") for arm in self.arms]
+        made = arm_labels([arm.runs[0] for arm in self.arms], names)
+        unique = numbered([own or other for own, other in zip(given, made, strict=True)])
+        rows = zip(self.arms, unique, given, strict=True)
+        arms = (dataclasses.replace(arm, label=label, is_named=bool(own)) for arm, label, own in rows)
         return dataclasses.replace(self, arms=tuple(arms))
 
     def ordered(self, order: Mapping[str, Sequence[Any]]) -> Study:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from fedbias_plugin.study.drawing import GRID, Look, Panel, looks, short
+from fedbias_plugin.study.drawing import GRID, Look, Panel, looks, shorts
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ def mean_line(name: str, points: pd.DataFrame, n: str) -> Line:
 def line_panel(title: str, lines: Sequence[Line], ideal: float | None = None, **axes_settings: Any) -> Panel:
     """Lines with their bands and threads; ``ideal`` is dashed, ``axes_settings`` are for ``Axes.set``."""
     fixed = looks([line.name for line in lines])
-    labels = [f"{short(line.name, 30)} (n = {line.n})" for line in lines]
+    names = shorts([line.name for line in lines], 30)
+    labels = [f"{name} (n = {line.n})" for name, line in zip(names, lines, strict=True)]
 
     def draw(axes: Any) -> None:
         if ideal is not None:

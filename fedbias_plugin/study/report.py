@@ -62,7 +62,7 @@ def write_report(
     file = load_study_file(find_study_file(folders, study_file))
     target = (Path(output) if output is not None else Path(folders[0]) / "report").resolve()
     check_output(target)
-    study = load_study(folders).called(file.names).ordered(file.order)
+    study = load_study(folders).called(file.names, file.arms).ordered(file.order)
     file.check_names((name for arm in study.arms for name in arm.facts), study.metrics)
     known = caveats(study, folders)
     say(f"{file.title}. {lead(study)}")

@@ -128,6 +128,7 @@ class StudyFile:
     Attributes:
         order: fact -> the order of its values; others follow by size or name.
         names: value of a fact -> how it is shown; and setting -> its name where labels of arms tell them apart by it.
+        arms: what an arm is called -> its facts; others are called by their settings.
         published: the numbers of a paper that stand beside ours; in the file the name of theirs, from its own folder.
     """
 
@@ -136,6 +137,7 @@ class StudyFile:
     question: str = ""
     order: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
     names: Mapping[Any, str] = dataclasses.field(default_factory=dict)
+    arms: Mapping[str, Wanted] = dataclasses.field(default_factory=dict)
     comparisons: tuple[Comparison, ...] = ()
     tables: tuple[PivotTable, ...] = ()
     figures: tuple[DoseFigure, ...] = ()
@@ -152,7 +154,8 @@ class StudyFile:
             UserError: the entry and what was probably meant.
         """
         known_facts, known_metrics = {*facts, *FACTS, *all_options()}, {*metrics, *names("metric")}
-        entries: tuple[Any, ...] = (*self.comparisons, *self.tables, *self.figures)
+        called = [DoseFigure(label, label, "", where=where) for label, where in self.arms.items()]
+        entries: tuple[Any, ...] = (*self.comparisons, *self.tables, *self.figures, *called)
         for entry in entries:
             of_facts = [name for key in FACT_KEYS for name in _texts(getattr(entry, key, ()))]
             of_metrics = [name.partition("/")[0] for name in getattr(entry, "metric", ())]
@@ -217,6 +220,9 @@ def load_study_file(path: Path) -> StudyFile:
     ids = [one.id for key in parts for one in getattr(found, key)]
     if twice := [name for name in ids if ids.count(name) > 1]:
         raise UserError(f"{where}: the id {quoted(twice[0])} stands twice.")
+    for label, wanted in found.arms.items():
+        if not isinstance(wanted, dict) or not isinstance(label, str):
+            raise UserError(f"{where}, arms: {quoted(label)} needs the facts of its arm, such as aggregation: plain.")
     for one in found.comparisons:
         if one.takes_back and one.takes_back not in ids:
             raise UserError(f"{where}, {one.id}: takes_back names no comparison.{did_you_mean(one.takes_back, ids)}")
@@ -241,6 +247,8 @@ def _read(kind: type[Any], content: Any, where: str) -> Any:
             continue
         values[spec.name] = _typed(content[name], str(spec.type), f"{where}, {name}")
     made = kind(**values)
+    if kind is Comparison and made.claim and not made.expect:
+        raise UserError(f"{where}: a claim says what to expect: {' or '.join(DIRECTIONS)}.")
     if kind is Comparison and (made.scale not in SCALES or made.expect not in ("", *DIRECTIONS)):
         raise UserError(f"{where}: expect is one of {', '.join(DIRECTIONS)}, and scale one of {', '.join(SCALES)}.")
     return made

@@ -130,11 +130,11 @@ def answers_table(answers: Sequence[Answer]) -> Table:
             pairs = sum(pair.outcomes[outcome.metric].tested is not None for pair in answer.pairs)
             counts = Cell(text=f"{pairs} x {outcome.tested.difference.n if outcome.tested else 0}")
             labels = (answer.comparison.claim or answer.comparison.title, metric_class(outcome.metric).short)
-            rows.append(Row(labels, (*_outcome_cells(outcome), counts, Cell(text=verdict.word)), answer.comparison.id))
+            rows.append(Row(labels, (Cell(text=verdict.word), *_outcome_cells(outcome), counts), answer.comparison.id))
     caption = (
         "Every comparison that the study declares, as a mean over its pairs; p is corrected by Holm over this table."
     )
-    columns = (*_outcome_columns(""), Column("pairs x seeds", "pairs_seeds"), Column("result", "result"))
+    columns = (Column("result", "result"), *_outcome_columns(""), Column("pairs x seeds", "pairs_seeds"))
     return Table("comparisons", "Comparisons", caption, ("comparison", "metric"), columns, tuple(rows))
 
 

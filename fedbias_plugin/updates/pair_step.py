@@ -127,7 +127,8 @@ def _norm(state: State) -> float:
 def _gradient(server: ServerSide, state: State, leans: Mapping[str, Lean], biases: Mapping[str, float]) -> State:
     """``grad sum_b B_b^2 / 50`` at ``state``, on the CPU; empty where it is zero or not finite.
 
-    Margins are of whole texts here: what two sentences follow cancels in their difference.
+    Margins are of whole texts here: what two sentences follow cancels in their sum's difference. By token they are
+    approximate, divided by the tokens of what stands before, too.
     """
     import torch
 

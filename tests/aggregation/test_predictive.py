@@ -88,7 +88,7 @@ def test_the_objective_is_the_issue_s_formula_written_out():
             at_theta[group].append(50 * math.tanh(lean.before[k] / tau))
         bias = np.mean([np.mean(values) for values in found.values()])
         means = [np.mean(values) for values in at_theta.values()]
-        total += 0.2 * max(0.0, abs(bias) - np.std(means, ddof=1) / math.sqrt(len(means)))
+        total += 0.2 * max(0.0, abs(bias) - 2 * np.std(means, ddof=1) / math.sqrt(len(means)))
         assert float(lean.bias(w)) == pytest.approx(bias)
         step = np.asarray([1e-6, 0, 0])
         slope = (lean.bias(w + step) - lean.bias(w - step)) / 2e-6

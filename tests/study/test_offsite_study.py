@@ -51,3 +51,13 @@ def test_no_arm_is_left_out_of_a_pair_for_another():
             own = [one for one in known if fits(one, comparison.where) and fits(one, side)]
             places = [tuple(one.get(name) for name in comparison.within) for one in own]
             assert len(places) == len(set(places)), (comparison.id, side)
+
+
+def test_every_arm_has_a_name_of_its_own():
+    named = load_study_file(find_study_file([], "offsite")).arms
+    found = [[name for name, facts_of in named.items() if fits(one, facts_of)] for one in map(_facts, RUNS)]
+    assert sorted(name for (name,) in found) == sorted(named)
+
+
+def _facts(run):
+    return facts(run.settings, run.settings["aggregation"], "tiny6")

@@ -15,6 +15,7 @@ from fedbias_plugin.errors import UserError
 from fedbias_plugin.study import report
 from fedbias_plugin.study.about import caveats, conclusion
 from fedbias_plugin.study.comparisons import answer_all
+from fedbias_plugin.study.drawing import shorts
 from fedbias_plugin.study.frame import load_study
 from fedbias_plugin.study.report import write_report
 from fedbias_plugin.study.study_file import find_study_file, load_study_file
@@ -187,7 +188,7 @@ def test_a_claim_that_nothing_decides_is_open(tmp_path):
     make_arm(tmp_path / "bama", [51.0], aggregation="bama")
     answers, _ = answer_all(load_study([tmp_path]), load_study_file(find_study_file([], None)))
     assert conclusion(answers) == "Open (1 of 1): not significant, or not testable with these runs."
-    assert conclusion([]) == "These runs answer none of the claims that the study declares."
+    assert conclusion([]) == "These runs answer no claim. There is nothing to compare."
 
 
 def test_a_significant_difference_is_told_on_top_though_nothing_was_claimed(tmp_path):
@@ -196,9 +197,24 @@ def test_a_significant_difference_is_told_on_top_though_nothing_was_claimed(tmp_
     asked = load_study_file(find_study_file([], None))
     bama = next(one for one in asked.comparisons if one.id == "bama_normalized")
     answers, _ = answer_all(load_study([tmp_path]), replace(asked, comparisons=(replace(bama, claim=""),)))
-    assert conclusion(answers) == f"Significant, of 1 comparison without a claim: “{bama.title}”."
+    told = f"Significant, of 1 comparison without a claim: “{bama.title}” (CrowS -15.00; not 1 other)."
+    assert conclusion(answers) == told
     claimed, _ = answer_all(load_study([tmp_path]), replace(asked, comparisons=(bama,)))
-    assert conclusion([*claimed, *answers]).endswith(f" Significant, of 1 comparison without a claim: “{bama.title}”.")
+    assert conclusion([*claimed, *answers]).endswith(f" {told}")
+
+
+def test_a_study_file_calls_its_arms_and_figures_tell_long_names_apart(tmp_path):
+    for number, rate in enumerate((1e-5, 1e-3)):
+        make_arm(tmp_path / f"runs/{number}", [60.0, 61.0], learning_rate=rate)
+    study = load_study([tmp_path])
+    named = study.called({}, {"slow": {"learning_rate": 1e-5}})
+    assert named.arms[0].label == "slow"
+    assert [arm.is_named for arm in named.arms] == [True, False]
+    both = study.called({}, {"a": {"fed_alg": "fedavg"}})
+    assert [arm.label for arm in both.arms] == ["a", "a (2)"]
+    long = [f"{'a long beginning of its own ' * 2}{one} {'and a long end of its own ' * 2}" for one in ("x", "y")]
+    assert len(set(shorts(long, 30))) == 2
+    assert shorts(["short", "one"], 30) == ["short", "one"]
 
 
 def said(*folders):
