@@ -74,6 +74,15 @@ FURTHER = (
 )  # fmt: skip
 
 
+NAMED = tuple(dict.fromkeys([*list(LOOKS.values())[:8], *FURTHER]))
+"""Of arms that a study file names, by their places."""
+
+
+def look_at(place: int | None) -> Look | None:
+    """The look of a named arm; None for others, and beyond the last."""
+    return NAMED[place] if place is not None and place < len(NAMED) else None
+
+
 def looks(names: Sequence[str]) -> dict[str, Look]:
     """A look for every line of a panel: that of its name, or of the names not known one by their letters."""
     taken: dict[str, Look] = {}

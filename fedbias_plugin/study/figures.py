@@ -9,7 +9,7 @@ from typing import Any
 from fedbias_plugin.metrics.base import metric_class
 from fedbias_plugin.study.bars import categories, cost, forest, holdings
 from fedbias_plugin.study.comparisons import NAMES, Answer
-from fedbias_plugin.study.drawing import MOST_LINES, Figure, Look, figure, pieces
+from fedbias_plugin.study.drawing import MOST_LINES, Figure, Look, figure, look_at, pieces
 from fedbias_plugin.study.frame import Arm, Study
 from fedbias_plugin.study.lines import Line, line_panel, mean_line
 from fedbias_plugin.study.settings import listed
@@ -67,7 +67,7 @@ def curves(study: Study, metric: str) -> list[Figure]:
         for name, arm in names.items():
             lms = study.spread(arm, f"{metric}/lms")
             n = f"{len(arm.runs)}, LMS {lms.mean:.0f}" if lms else str(len(arm.runs))  # SS says nothing without it
-            lines.append(mean_line(name, points[arm.label], n))
+            lines.append(mean_line(name, points[arm.label], n, look_at(arm.place)))
         limits = {"ylim": (low - margin, high + margin), "ylabel": _axis_label(metric)}
         panels.append(line_panel(title, lines, ideal, xlabel="round", **limits))
     caption = "Line: mean over seeds; band: lowest to highest seed; n: seeds. Round 0 is the untouched model."
@@ -105,7 +105,7 @@ def _line_names(arms: Sequence[Arm], *, with_scenario: bool) -> dict[str, Arm]:
         weighting = f" ({arm.facts['weighting']})" if arm.facts.get("weighting") else ""
         scenario = f"{arm.facts.get('scenario') or ''} " if with_scenario else ""
         name = f"{scenario}{arm.facts.get('aggregation')}{weighting}".strip()
-        is_told = arm.facts.get("training") and not arm.is_named
+        is_told = arm.facts.get("training") and arm.place is None
         by_name.setdefault(name if is_told else arm.label, []).append(arm)
     names = {}
     for name, own in by_name.items():
@@ -173,7 +173,7 @@ def against_bytes(study: Study, spec: DoseFigure) -> list[Figure]:
         points.loc[points.index.get_level_values("round") == 0, "x"] = 0.0
         of_arms = dict(list(points.dropna().groupby("arm")))
         lines = [
-            mean_line(arm.label, of_arms[arm.label], str(len(arm.runs)))
+            mean_line(arm.label, of_arms[arm.label], str(len(arm.runs)), look_at(arm.place))
             for arm in study.arms
             if fits(arm.facts, spec.where) and arm.label in of_arms and of_arms[arm.label]["x"].any()
         ]
@@ -233,7 +233,7 @@ def tradeoff(study: Study) -> list[Figure]:
             own = points.loc[[run.name for run in arm.runs if run.name in points.index]]
             if len(own):
                 xy = list(own["heldout_loss"]), list(own["bias"])
-                lines.append(Line(name, *xy, str(len(own)), is_dots=True))
+                lines.append(Line(name, *xy, str(len(own)), is_dots=True, look=look_at(arm.place)))
         top: dict[str, Any] = {"ylim": (0, 1.1 * max(points["bias"].max(), 1))}
         panels += [line_panel(title, lines, xlabel="held-out loss (nats)", ylabel="mean Δ", **top)] if lines else []
     caption = (

@@ -44,12 +44,12 @@ class Arm:
     Attributes:
         label: short, unique in the study: ``fedavg 1B2C bama (paper)``.
         runs: by seed.
-        is_named: whether a study file gave it its label.
+        place: among the labels of a study file, from 0, where that gave it its own; it has one look in all figures.
     """
 
     label: str
     runs: tuple[Run, ...]
-    is_named: bool = False
+    place: int | None = None
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -81,12 +81,12 @@ class Study:
 
     def called(self, names: Mapping[Any, str], labels: Mapping[str, Wanted] | None = None) -> Study:
         """The same with settings and their values in labels by ``names`` of a study file, arms by its ``labels``."""
-        wanted = (labels or {}).items()
-        given = [next((label for label, own in wanted if fits(arm.facts, own)), "") for arm in self.arms]
+        given = list((labels or {}).items())
+        places = [next((at for at, (_, own) in enumerate(given) if fits(arm.facts, own)), None) for arm in self.arms]
         made = arm_labels([arm.runs[0] for arm in self.arms], names)
-        unique = numbered([own or other for own, other in zip(given, made, strict=True)])
-        rows = zip(self.arms, unique, given, strict=True)
-        arms = (dataclasses.replace(arm, label=label, is_named=bool(own)) for arm, label, own in rows)
+        unique = numbered([own if at is None else given[at][0] for at, own in zip(places, made, strict=True)])
+        rows = zip(self.arms, unique, places, strict=True)
+        arms = (dataclasses.replace(arm, label=label, place=place) for arm, label, place in rows)
         return dataclasses.replace(self, arms=tuple(arms))
 
     def ordered(self, order: Mapping[str, Sequence[Any]]) -> Study:

@@ -35,13 +35,13 @@ class Line:
     is_dots: bool = False
 
 
-def mean_line(name: str, points: pd.DataFrame, n: str) -> Line:
+def mean_line(name: str, points: pd.DataFrame, n: str, look: Look | None = None) -> Line:
     """The mean ``x`` and ``y`` of the runs in every ``round``; its band is from the lowest to the highest run."""
     rounds = points.groupby("round").agg(
         x=("x", "mean"), y=("y", "mean"), low=("y", "min"), high=("y", "max"), runs=("y", "count")
     )
     band = (list(rounds["low"]), list(rounds["high"])) if rounds["runs"].max() > 1 else None
-    return Line(name, list(rounds["x"]), list(rounds["y"]), n, band)
+    return Line(name, list(rounds["x"]), list(rounds["y"]), n, band, look=look)
 
 
 def line_panel(title: str, lines: Sequence[Line], ideal: float | None = None, **axes_settings: Any) -> Panel:

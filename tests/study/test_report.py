@@ -15,7 +15,7 @@ from fedbias_plugin.errors import UserError
 from fedbias_plugin.study import report
 from fedbias_plugin.study.about import caveats, conclusion
 from fedbias_plugin.study.comparisons import answer_all
-from fedbias_plugin.study.drawing import shorts
+from fedbias_plugin.study.drawing import look_at, shorts
 from fedbias_plugin.study.frame import load_study
 from fedbias_plugin.study.report import write_report
 from fedbias_plugin.study.study_file import find_study_file, load_study_file
@@ -209,7 +209,9 @@ def test_a_study_file_calls_its_arms_and_figures_tell_long_names_apart(tmp_path)
     study = load_study([tmp_path])
     named = study.called({}, {"slow": {"learning_rate": 1e-5}})
     assert named.arms[0].label == "slow"
-    assert [arm.is_named for arm in named.arms] == [True, False]
+    assert [arm.place for arm in named.arms] == [0, None]
+    assert look_at(0) != look_at(1)
+    assert len({look_at(place) for place in range(12)}) == 12
     both = study.called({}, {"a": {"fed_alg": "fedavg"}})
     assert [arm.label for arm in both.arms] == ["a", "a (2)"]
     long = [f"{'a long beginning of its own ' * 2}{one} {'and a long end of its own ' * 2}" for one in ("x", "y")]
