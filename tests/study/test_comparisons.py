@@ -187,6 +187,7 @@ def test_what_may_differ_is_declared(tmp_path, ask):
     make_arm(tmp_path / "runs/lora", [65.0, 66.0], use_peft=True, **one)
     make_arm(tmp_path / "runs/full", [70.0, 71.5], use_peft=False, learning_rate=1e-3, **one)
     declared = {"vary": "use_peft", "from_": {"training": "centralised LoRA"}, "to": {"training": "centralised full"}}
+    declared |= {"expect": "up"}
     assert ask(**declared, within=["scenario"])[0] is None
     answer, _ = ask(**declared, within=["scenario"], may_differ=["learning_rate"])
     assert answer.pooled[0].tested.difference.mean == 5.25
@@ -248,12 +249,23 @@ def test_a_stranger_s_metric_with_ideal_0_is_compared_without_being_named(with_g
     assert "Delta gap" in text
 
 
+def test_a_mistake_among_the_names_of_arms_is_named(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text("title: T\narms: {slow: fedavg}\n")
+    with pytest.raises(UserError, match="arms: 'slow' needs the facts of its arm"):
+        load_study_file(path)
+    path.write_text("title: T\narms: {slow: {learning_rat: 1.0}}\n")
+    with pytest.raises(UserError, match="slow: unknown 'learning_rat'"):
+        load_study_file(path).check_names((), ())
+
+
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
         ({"vary": "aggregation", "from": "plain"}, "needs vary, from and to"),
         ({"vary": "a", "from": "b", "to": "c", "expct": "up"}, "unknown key 'expct'. Did you mean 'expect'"),
         ({"vary": "a", "from": "b", "to": "c", "expect": "sideways"}, "expect is one of up, down"),
+        ({"vary": "a", "from": "b", "to": "c", "claim": "It is so"}, "a claim says what to expect: up or down"),
         ({"vary": "a", "from": "b", "to": "c", "where": 3}, "where: 3 is not what belongs here"),
     ],
 )
