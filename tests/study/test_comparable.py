@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from fedbias_plugin.study.comparable import conflicts, faults
+from fedbias_plugin.study.comparable import conflicts, faults, named
 from fedbias_plugin.study.compare import compare, load_runs
 from fedbias_plugin.study.comparisons import answer_all
 from fedbias_plugin.study.frame import load_study
@@ -226,6 +226,15 @@ def test_what_a_run_does_not_say_is_no_conflict(tmp_path):
     one, other = load_runs([silent, loud])
     assert conflicts(one, other, ("aggregation",)) == []
     assert json.loads((loud / "run.json").read_text())["versions"]
+
+
+def test_as_many_held_out_rows_as_fit_may_differ_between_seeds_and_not_within_one(tmp_path):
+    runs = [make_run(tmp_path / name, seed=seed) for name, seed in (("a", 1), ("b", 2), ("c", 1))]
+    for run in runs[1:]:
+        edit_json(run / METRICS, lambda line: line["global"]["heldout_loss"].update(n=7))
+    first, other_seed, same_seed = load_runs(runs)
+    assert conflicts(first, other_seed) == []
+    assert "items of held-out loss" in named(conflicts(first, same_seed))
 
 
 def test_a_held_out_loss_on_other_rows_does_not_tell_of_other_weights(tmp_path):
