@@ -205,7 +205,8 @@ def _evidence(run: Run) -> dict[Proof, Any]:
         if metric_class(name).n_is_of_items:
             is_half = bool(whole) and block["n"] != whole  # whose size differs between seeds where terms stay whole
             is_dealt = name not in run.part("data")  # held-out rows, of which as many count as fit --seq_length
-            found[Proof("rows" if is_own else "items", f"items of {title}", name, is_own or is_half or is_dealt)] = count
+            of_seed = is_own or is_half or is_dealt
+            found[Proof("rows" if is_own else "items", f"items of {title}", name, of_seed)] = count
             found[Proof("items", f"items of {title} in all", name)] = whole
         found[Proof("items", f"reduction of {title}", name)] = block.get("reduction")
         found[Proof("items", f"chosen items of {title}", name, True)] = block.get("ids_hash")
