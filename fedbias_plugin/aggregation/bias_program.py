@@ -78,13 +78,13 @@ class Lean:
         noise = float(host @ np.asarray([self._error(one) for one in apart]) ** 2)
         return max(0.0, 1 - noise / total) if total > 0 else 0.0
 
-    def shrunk(self, host: Array) -> Lean:
-        """With the clients' moves brought to their mean by what of their differences is noise (:meth:`reliability`).
+    def shrunk(self, host: Array, reliability: float) -> Lean:
+        """With ``reliability`` times what tells the clients' moves from their mean.
 
         The mean is weighted by ``host``, so that the prediction at the host's weights is as it was.
         """
         mean = host @ self.moves
-        return replace(self, moves=mean + self.reliability(host) * (self.moves - mean))
+        return replace(self, moves=mean + reliability * (self.moves - mean))
 
     def of_margins(self, margins: Array) -> float:
         """B of a model with these margins (K,), points."""

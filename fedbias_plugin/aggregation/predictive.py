@@ -31,7 +31,7 @@ OFF = 3.0
 class Predictive(Rule):
     """``argmin KL(w || h) + lambda sum_b max(0, |B_b(w)| - z SE_b) + kappa sum_i w_i max(0, L_i - median L)``.
 
-    In B_b(w) the differences between clients are shrunk by their noise (:meth:`Lean.shrunk`).
+    In B_b(w) the differences between clients are shrunk by their noise (``Lean.shrunk``).
 
     Attributes:
         margins: benchmark -> margins of theta on the probe items; empty where nobody measured theta since it changed.
@@ -86,16 +86,16 @@ class Predictive(Rule):
         able = np.isfinite(excess)
         prices = self.predictive_lambda, self.predictive_z, self.predictive_kappa
         found, of_able = np.zeros(len(clients)), host[able] / host[able].sum()
-        of_able_leans = {name: replace(lean, moves=lean.moves[able]) for name, lean in self.leans.items()}
-        leans = [lean.shrunk(of_able) for lean in of_able_leans.values()]
-        found[able] = BiasProgram(of_able, leans, excess[able], *prices).solve()
+        leans = {name: replace(lean, moves=lean.moves[able]) for name, lean in self.leans.items()}
+        real = {name: lean.reliability(of_able) for name, lean in leans.items()}
+        shrunk = [lean.shrunk(of_able, real[name]) for name, lean in leans.items()]
+        found[able] = BiasProgram(of_able, shrunk, excess[able], *prices).solve()
         weighting = Weighting.by_weights(dict(zip(clients, found.tolist(), strict=True)), reports)
         of_round: dict[str, float] = {}
         extra = {client: {EXCESS: one} for client, one in zip(clients, excess.tolist(), strict=True)}
         for name, lean in self.leans.items():
             of_round |= {f"predicted/{name}": float(lean.bias(found)), f"noise/{name}": lean.noise}
-            of_round[f"of_host/{name}"] = float(lean.bias(host))
-            of_round[f"reliability/{name}"] = of_able_leans[name].reliability(of_able)
+            of_round |= {f"of_host/{name}": float(lean.bias(host)), f"reliability/{name}": real[name]}
             for client, alone in zip(clients, lean.bias(np.eye(len(clients))).tolist(), strict=True):
                 extra[client][f"alone/{name}"] = alone
         return replace(weighting, extra=extra, of_round=of_round)

@@ -112,12 +112,18 @@ def main(args: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
+def cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS or Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def check_machine() -> Iterator[Finding]:
     """Python, platform, cores and memory."""
     yield Finding("ok", f"Python {platform.python_version()}")
     yield Finding("ok", platform.platform())
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Finding("ok", f"{cores} CPU cores")
+    yield Finding("ok", f"{cores()} CPU cores")
     if installed_version("psutil") is not None:
         import psutil
 

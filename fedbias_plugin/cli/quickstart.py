@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from fedbias_plugin.cli.doctor import cores
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.terminal import say
 
@@ -73,14 +74,6 @@ def quickstart(folder: Path, flags: Sequence[str] = ()) -> int:
         return code
     say(f"Files: {' and '.join(outputs)} (metrics.jsonl, summary.json, adapter/, ...: see docs/metrics-file.md).")
     return 0
-
-
-def cores() -> int:
-    """Those that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS or Windows
-        return os.cpu_count() or 1
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from fedbias_plugin.configs_folder import configs_folder
@@ -154,9 +155,8 @@ class StudyFile:
             UserError: the entry and what was probably meant.
         """
         known_facts, known_metrics = {*facts, *FACTS, *all_options()}, {*metrics, *names("metric")}
-        called = [DoseFigure(label, label, "", where=where) for label, where in self.arms.items()]
-        entries: tuple[Any, ...] = (*self.comparisons, *self.tables, *self.figures, *called)
-        for entry in entries:
+        entries: tuple[Any, ...] = (*self.comparisons, *self.tables, *self.figures)
+        for entry in (*entries, *(SimpleNamespace(id=label, where=where) for label, where in self.arms.items())):
             of_facts = [name for key in FACT_KEYS for name in _texts(getattr(entry, key, ()))]
             of_metrics = [name.partition("/")[0] for name in getattr(entry, "metric", ())]
             for given, known in ((of_facts, known_facts), (of_metrics, known_metrics)):

@@ -138,7 +138,7 @@ def test_the_differences_between_clients_are_shrunk_by_their_noise_and_not_the_m
     noise = sum(h * np.var(terms, ddof=1) / 5 for h, terms in zip(host, of_terms, strict=True))
     total = sum(h * np.mean(terms) ** 2 for h, terms in zip(host, of_terms, strict=True))
     assert lean.reliability(host) == pytest.approx(1 - noise / total)
-    shrunk = lean.shrunk(host)
+    shrunk = lean.shrunk(host, lean.reliability(host))
     assert float(shrunk.bias(host)) == pytest.approx(float(lean.bias(host)))
     spread = [np.ptp(one.moves.mean(axis=1)) for one in (lean, shrunk)]
     assert spread[1] / spread[0] == pytest.approx(lean.reliability(host))
