@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from reporting import line, write_report
-from scoring import SIZES, Ours, Peer, build_model, seconds, texts_of, train_tokenizer
+from scoring import SIZES, Ours, Peer, build_model, seconds, texts_of, timed, train_tokenizer
 
 from fedbias_plugin.federation.client import Client
 from fedbias_plugin.tasks.sft import Sft
@@ -40,15 +40,6 @@ PROBE = 0.25
 PASSES = {False: 4, True: 6}
 """Floating-point operations a weight and token of a step that trains adapters alone: forward and back through the
 activations, two each; with checkpointing (True) forward once more."""
-
-
-def timed(work: Callable[[], Any], device: str) -> float:
-    """Seconds, the GPU's work included."""
-    start = time.perf_counter()
-    work()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def peak_rate(device: str) -> float:

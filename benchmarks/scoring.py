@@ -139,12 +139,17 @@ class Ours:
         return [float(scores.log_probs.sum()) for scores in scorer.score(texts)]
 
 
-def seconds(function: Callable[[Texts], list[float]], texts: Texts, device: str) -> float:
+def timed(work: Callable[[], Any], device: str) -> float:
+    """Seconds, the GPU's work included."""
     start = time.perf_counter()
-    function(texts)
+    work()
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start
+
+
+def seconds(function: Callable[[Texts], list[float]], texts: Texts, device: str) -> float:
+    return timed(lambda: function(texts), device)
 
 
 def stereotyped(scores: Sequence[float]) -> float:
