@@ -47,6 +47,7 @@ chmod 700 "$folder/munge"
 
 # linuxproc finds the processes of a job by their parents, so that no cgroup is needed. The two GPUs are none: they are
 # there to be asked for. KillWait is what cancelled jobs get to end in, MinJobAge how long ended ones can be asked about.
+# cred_expire is also what a requeued job waits; one that is let run before that may be refused as the one just killed.
 cat >"$folder/slurm.conf" <<END
 ClusterName=one
 SlurmctldHost=$host(127.0.0.1)
@@ -56,7 +57,7 @@ CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket=$folder/munge/socket
+AuthInfo=socket=$folder/munge/socket,cred_expire=15
 StateSaveLocation=$folder/state
 SlurmdSpoolDir=$folder/spool
 SlurmctldPidFile=$folder/slurmctld.pid

@@ -69,6 +69,8 @@ def ends_of(jobs: list[Job], folder: Path, launcher: SlurmLauncher = SMALL) -> d
     ends: list[tuple[str, int | str]] = []
     launcher.run(jobs, folder, ignored, lambda job, end: ends.append((job.name, end)))
     assert len(ends) == len(jobs)
+    for said in folder.glob("slurm/*/*log.err"):
+        print(said.read_text())  # shown where the test fails
     return dict(ends)
 
 
@@ -87,21 +89,11 @@ def array_number(folder: Path) -> str:
 
 
 def once_begun(begun: Path, folder: Path, *command: str) -> threading.Thread:
-    """A thread that waits for the file ``begun``, then gives the Slurm ``command`` with the array's number at its end.
-
-    A requeued job is let run at once: Slurm would wait for two minutes.
-    """
+    """A thread that waits for the file ``begun``, then gives the Slurm ``command`` with the array's number."""
 
     def act() -> None:
         wait_until_there(begun)
-        number = array_number(folder)
-        subprocess.run([*command, number], check=True)
-        for _ in range(60 if command != ("scancel",) else 0):
-            waits = subprocess.run(["squeue", "--noheader", f"--jobs={number}", "--format=%r"], capture_output=True)
-            if waits.stdout.strip() == b"BeginTime":
-                subprocess.run(["scontrol", "update", f"JobId={number}", "StartTime=now"], check=True)
-                return
-            time.sleep(0.5)
+        subprocess.run([*command, array_number(folder)], check=True)
 
     thread = threading.Thread(target=act)
     thread.start()
