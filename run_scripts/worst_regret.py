@@ -3,7 +3,8 @@
 A cell is what its runs have alike but for rule and seed (scenario, attack, clients); steps on the result belong to the
 rule. In a cell the regret of a rule is, of each benchmark, ``|mean score - 50|`` over seeds minus that of the best
 rule, and of the loss on the report half of the held-out rows its mean minus the best rule's. Only seeds that all of the
-cell's rules have count, and only cells in which all rules have run. With ``--differ`` without the cells in which
+cell's rules have count, and only cells in which all rules have run; ``fedavgw`` is ``plain`` in cells where it has not
+run and all clients hold equally many rows. With ``--differ`` without the cells in which
 clients are alike (mixed rows, 3B of three).
 """
 
@@ -43,7 +44,14 @@ def cells(study: Study) -> dict[tuple[Any, ...], dict[str, dict[str, dict[Any, f
     for arm in study.arms:
         cell = tuple(arm.facts.get(name) for name in CELL)
         found[cell][rule_of(arm)] = {name: study.by_seed(arm, name) for name in (*BIASES, LOSS)}
+        if rule_of(arm) == "plain" and len(rows_of_clients(arm)) == 1:
+            found[cell].setdefault("fedavgw", found[cell]["plain"])
     return found
+
+
+def rows_of_clients(arm: Arm) -> set[int]:
+    """How many rows a client of the arm holds: one number where all hold equally many."""
+    return {row.rows for run in arm.runs for record in run.rounds for row in record.clients.values()}
 
 
 def regrets(

@@ -18,9 +18,11 @@ ARMS = [facts(run.settings, run.settings["aggregation"], "tiny") for run in RUNS
 
 
 def test_every_one_of_24_cells_has_all_eight_rules_and_the_new_one_with_steps_too():
+    """But for ``fedavgw`` where clients hold equally many rows."""
     names_of_cell = ("scenario", "attack", "clients", "client_field")
     counts = Counter(tuple(arm.get(name) for name in names_of_cell) for arm in ARMS)
-    assert set(counts.values()) == {9}
+    for cell, count in counts.items():
+        assert count == (9 if cell[1] in ("probe_gaming", "adaptive") or cell[3] is not None else 8), cell
     assert sum(arm["pair_steps"] > 0 for arm in ARMS) == len(counts) == 24
     uneven = {cell for cell in counts if cell[3] is not None}
     assert uneven == {
@@ -28,7 +30,7 @@ def test_every_one_of_24_cells_has_all_eight_rules_and_the_new_one_with_steps_to
         ("3C", "none", "3 of 3", "dialect"),
         ("custom", "none", "3 of 3", "dialect"),
     }
-    cells = Counter({cell[:3]: counts[cell] for cell in counts if cell not in uneven})
+    cells = {cell[:3] for cell in counts if cell not in uneven}
     assert len(cells) == 21
     assert {attack for scenario, attack, _ in cells if scenario == "2B1C"} == {"none", *names("attack")[:5]}
     assert Counter(clients for *_, clients in cells) == {"3 of 3": 15, "10 of 10": 3, "5 of 10": 3}

@@ -18,7 +18,7 @@ def study(*arms):
     for scenario, rule, crows, loss in arms:
         facts = {"model": "tiny", "training": "fedavg", "scenario": scenario, "attack": "none", "clients": "3 of 3"}
         values = {"crows_pairs": crows, "stereoset": {}, LOSS: loss}
-        made.append(SimpleNamespace(facts={**facts, "aggregation": rule}, values=values))
+        made.append(SimpleNamespace(facts={**facts, "aggregation": rule}, values=values, runs=[]))
     return SimpleNamespace(arms=made, by_seed=lambda arm, measure: arm.values[measure])
 
 
@@ -68,3 +68,22 @@ def test_the_mean_weight_of_each_client_tells_who_is_silenced():
     ((cell, rules),) = SCRIPT["weights"](SimpleNamespace(arms=arms)).items()
     assert cell[2] == "3C"
     assert rules == {"krum": {0: 0.75, 1: 0.5, 2: 0.0}}
+
+
+def test_inverse_weights_are_plain_where_they_have_not_run_and_all_clients_hold_equally_many_rows():
+    arms = study(
+        ("1B2C", "plain", {1: 60.0}, {1: 1.0}), ("1B2C", "fedavgw", {1: 70.0}, {1: 1.0}),
+        ("3B", "plain", {1: 90.0}, {1: 1.0}), ("2B1C", "plain", {1: 80.0}, {1: 1.0}),
+    )  # fmt: skip
+    for arm, rows in zip(arms.arms, [(5, 9), (5, 9), (9, 9), (5, 9)], strict=True):
+        clients = {client: SimpleNamespace(rows=one) for client, one in enumerate(rows)}
+        arm.runs = [SimpleNamespace(rounds=[SimpleNamespace(clients=clients)])]
+    found = {
+        cell[2]: {rule: one["crows_pairs"] for rule, one in rules.items()}
+        for cell, rules in SCRIPT["cells"](arms).items()
+    }
+    assert found == {
+        "1B2C": {"plain": {1: 60.0}, "fedavgw": {1: 70.0}},
+        "3B": {"plain": {1: 90.0}, "fedavgw": {1: 90.0}},
+        "2B1C": {"plain": {1: 80.0}},
+    }
