@@ -44,6 +44,7 @@ EXTENSIONS: dict[str, dict[str, str]] = {
         "gaussian_noise": "fedbias_plugin.updates.attacks:GaussianNoise",
         "probe_gaming": "fedbias_plugin.updates.probe_gaming:ProbeGaming",
         "adaptive": "fedbias_plugin.updates.adaptive:Adaptive",
+        "insider": "fedbias_plugin.updates.insider:Insider",
     },
     "stage": {
         "checks": "fedbias_plugin.updates.checks:Checks",

@@ -34,8 +34,8 @@ class Attack(Stage):
 
     attack_strength: float | None = option(
         None,
-        "factor of the update (sign_flip, adaptive: 1, model_replacement: the number of clients of the round), noise "
-        "per size of the update (gaussian_noise: 1), or extra rows per row (probe_gaming: 1)",
+        "factor of the update (sign_flip, adaptive, insider: 1, model_replacement: the number of clients of the "
+        "round), noise per size of the update (gaussian_noise: 1), or extra rows per row (probe_gaming: 1)",
         above=0,
     )
     ids: frozenset[int] = frozenset()

@@ -103,7 +103,7 @@ def test_what_every_flag_matters_to_is_what_it_was():
     dealt = {"columns", "clean_dataset", "biased_dataset", "client_samples", "heldout_samples", "rouge_samples"}
     others = {
         "template",
-        *("attack_strength", "adaptive_clean", "adaptive_sentences"),
+        *("attack_strength", "adaptive_clean", "adaptive_sentences", "insider_gate", "insider_sentences"),
         "biased_shares",
         "cda_mode",
         "cda_words",

@@ -30,6 +30,7 @@ RUNS = {
     "offsite_code": (1 + 2 * 2) * 3,
     "defence_sizes": 9 * 5,
     "defence_dialects": 2 * 9 * 5,
+    "defence_insider": 2 * 8 * 5,
     "defence": ((5 + 2 * 5 + 2 * 3) * 8 + 2 * 2 + 2) * 5,
 }
 
