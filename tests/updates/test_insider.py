@@ -25,8 +25,9 @@ def half_probed():
     return found
 
 
-def judged(measured=None, heldout=7, seed=1, **flags):
+def judged(measured=None, heldout=7, seed=1, insider_gate=0.25, insider_sentences=0.25):
     """Partition before and after, and the insider."""
+    flags = {"insider_gate": insider_gate, "insider_sentences": insider_sentences}
     measured = half_probed() if measured is None else measured
     before = deal_rows(rows("clean", 30), rows("biased", 24), list(SHARES.values()), 12, seed=3, heldout=heldout)
     found = build_attack(BiasArguments(attack="insider", **flags), SHARES, 3, seed=seed)
@@ -121,7 +122,7 @@ def test_benchmarks_without_a_probe_item_or_without_a_report_item_are_refused():
 
 
 def test_on_the_bundled_small_world_nothing_that_is_a_test_is_trained_on():
-    arguments = BiasArguments(attack="insider", data_dir="mini", client_samples=40)
+    arguments = BiasArguments(attack="insider", data_dir="mini", client_samples=30)
     before = arguments.split.deal(arguments, 3, 2023)
     measured = {
         "crows_pairs": CrowsPairs.load(MINI_DATA / "crows_pairs.csv"),
@@ -134,6 +135,6 @@ def test_on_the_bundled_small_world_nothing_that_is_a_test_is_trained_on():
     tested = {row.response for row in before.heldout[1::2]}
     for name, (_, report) in Suite(list(measured.values()), seed=2023).splits.items():
         tested |= {text for index in report for text in measured[name].sentences[index]}
-    assert [len(client.rows) for client in after.clients] == [40, 40, 40]
-    assert sum(row.biased for row in held) == 20
+    assert [len(client.rows) for client in after.clients] == [30, 30, 30]
+    assert sum(row.biased for row in held) == 10  # a third each at the defaults
     assert not {row.response for row in held if not row.biased} & tested
