@@ -45,13 +45,13 @@ class Insider(ProbeGaming):
     """
 
     insider_gate: float = option(
-        0.33,
+        0.25,
         "share of its rows that the insider gives up for held-out rows by which clients are compared",
         at_least=0,
         at_most=1,
     )
     insider_sentences: float = option(
-        0.33, "share of its rows that the insider gives up for sentences of probe items", above=0, at_most=1
+        0.25, "share of its rows that the insider gives up for sentences of probe items", above=0, at_most=1
     )
     known: frozenset[str] = frozenset()
 
