@@ -274,17 +274,20 @@ class _Model:
         return prices
 
 
-def excess_losses(losses: Sequence[float]) -> Array:
-    """``max(0, L_i - median L)``; infinite where a loss is not finite, the median is of the others.
+def excess_losses(losses: Sequence[float], of_theta: float = math.inf) -> Array:
+    """``max(0, L_i - min(median L, L(theta)))``; infinite where a loss is not finite, the median is of the others.
 
     >>> excess_losses([1.0, 1.5, 0.8, math.inf]).tolist()
     [0.0, 0.5, 0.0, inf]
+    >>> excess_losses([1.5, 2.0, 1.0], of_theta=1.25).tolist()
+    [0.25, 0.75, 0.0]
     """
     found = np.asarray(losses, dtype=np.float64)
     finite = found[np.isfinite(found)]
     if not len(finite):
         return np.zeros(len(found))
-    return np.where(np.isfinite(found), np.maximum(0.0, found - np.median(finite)), math.inf)
+    free = min(float(np.median(finite)), of_theta if math.isfinite(of_theta) else math.inf)
+    return np.where(np.isfinite(found), np.maximum(0.0, found - free), math.inf)
 
 
 def _normal(logs: Array) -> Array:

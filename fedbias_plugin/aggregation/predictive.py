@@ -6,6 +6,7 @@ noise, and exponential weights with a relative entropy (Kivinen and Warmuth 1997
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 LOSS = "heldout_loss"
 EXCESS = "excess_loss"
-"""In ``extra`` of a client: max(0, L_i - median L), nats."""
+"""In ``extra`` of a client: max(0, L_i - min(median L, L(theta))), nats."""
 FEW = 0.6
 """Fewer effective clients than this share of the round's are told of."""
 OFF = 3.0
@@ -29,12 +30,14 @@ OFF = 3.0
 
 @dataclass
 class Predictive(Rule):
-    """``argmin KL(w || h) + lambda sum_b max(0, |B_b(w)| - z SE_b) + kappa sum_i w_i max(0, L_i - median L)``.
+    """``argmin KL(w || h) + lambda sum_b max(0, |B_b(w)| - z SE_b) + kappa sum_i w_i e_i``.
 
-    In B_b(w) the differences between clients are shrunk by their noise (``Lean.shrunk``).
+    ``e_i = max(0, L_i - min(median L, L(theta)))``. In B_b(w) the differences between clients are shrunk by their noise
+    (``Lean.shrunk``).
 
     Attributes:
         margins: benchmark -> margins of theta on the probe items; empty where nobody measured theta since it changed.
+        theta_loss: L(theta), nats per token; None likewise.
         leans: benchmark -> what was predicted from in the round that is being averaged.
     """
 
@@ -49,10 +52,12 @@ class Predictive(Rule):
     predictive_z: float = option(2.0, "standard errors of predicted bias that have no price", at_least=0)
     predictive_kappa: float = option(
         20.0,
-        "price of a nat of held-out loss above the round's median; 0 measures no client for it",
+        "price of a nat of held-out loss above the round's median, or above that of the model that the round began "
+        "with where it is lower; 0 measures no client for it",
         at_least=0,
     )
     margins: dict[str, list[float]] = field(default_factory=dict)
+    theta_loss: float | None = None
     leans: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -63,7 +68,7 @@ class Predictive(Rule):
     @property
     def reads_theta(self) -> bool:
         """Where the last round did not measure it."""
-        return not self.margins
+        return not self.margins or bool(self.predictive_kappa and self.theta_loss is None)
 
     def weigh(self, reports: ClientReports) -> Weighting:
         """The weights of the program, as factors for every server algorithm; the host's untouched where they are those.
@@ -82,7 +87,8 @@ class Predictive(Rule):
         clients, of_host = list(reports.sample_counts), host_factors(reports.fed_alg, reports.sample_counts)
         host = np.asarray([of_host[client] for client in clients])
         self.leans = self._leans(reports)
-        excess = excess_losses(self._losses(reports)) if self.predictive_kappa else np.zeros(len(clients))
+        losses = self._losses(reports) if self.predictive_kappa else []
+        excess = excess_losses(losses, self._of_theta(reports)) if losses else np.zeros(len(clients))
         able = np.isfinite(excess)
         prices = self.predictive_lambda, self.predictive_z, self.predictive_kappa
         found, of_able = np.zeros(len(clients)), host[able] / host[able].sum()
@@ -128,11 +134,18 @@ class Predictive(Rule):
             )
         return [float(loss) for loss in losses.values() if loss is not None]
 
+    def _of_theta(self, reports: ClientReports) -> float:
+        """L(theta); infinite where nobody could measure it, and only clients compare."""
+        found = self.theta_loss if self.theta_loss is not None else reports.of_global.get(LOSS, {}).get("loss")
+        return math.inf if found is None else float(found)
+
     def after(self, scores: Mapping[str, Any]) -> dict[str, float]:
         """``measured/NAME``: B of the new global model on the same items and with the same tau, for the prediction."""
         import numpy as np
 
         self.margins = margins_of(scores)
+        loss = scores[LOSS].loss if LOSS in scores else math.nan
+        self.theta_loss = loss if math.isfinite(loss) else None
         leans, self.leans = self.leans, {}
         both = [name for name in leans if name in self.margins]
         return {f"measured/{name}": leans[name].of_margins(np.asarray(self.margins[name])) for name in both}
@@ -142,12 +155,13 @@ class Predictive(Rule):
         return [*super().warnings(record, alpha), *_few(record), *_off(record)]
 
     def state_dict(self) -> dict[str, Any]:
-        """The margins of theta."""
-        return {"margins": self.margins}
+        """The margins of theta, and its loss."""
+        return {"margins": self.margins, "theta_loss": self.theta_loss}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take them up."""
         self.margins = {name: list(found) for name, found in state["margins"].items()}
+        self.theta_loss = state["theta_loss"]
 
 
 def margins_of(scores: Mapping[str, Any]) -> dict[str, list[float]]:
@@ -164,7 +178,7 @@ def _few(record: RoundRecord) -> Iterator[str]:
     least = min(weights, key=lambda client: weights[client])
     yield (
         f"few clients count: {effective:.2f} effective clients of {len(weights)}; client {least} has "
-        f"{100 * weights[least]:.1f}% of the weight, {losses[least]:.3f} nats of held-out loss above the median. An "
+        f"{100 * weights[least]:.1f}% of the weight, {losses[least]:.3f} nats of held-out loss above the gate. An "
         "honest client whose rows are merely different looks the same (docs/predictive.md)."
     )
 

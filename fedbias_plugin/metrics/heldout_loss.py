@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from fedbias_plugin.metrics.base import Block, Metric, Result, Source
@@ -31,6 +31,18 @@ class HeldoutScores:
     tokens: NDArray[Any]
     guessing_loss: float
     reported: NDArray[Any]
+
+    @property
+    def loss(self) -> float:
+        """The mean over all tokens, nats; NaN where there is none."""
+        tokens = int(self.tokens.sum())
+        return sum(self.nll.tolist()) / tokens if tokens else math.nan
+
+    @property
+    def compared(self) -> HeldoutScores:
+        """Of the rows that clients are compared on."""
+        own = ~self.reported
+        return replace(self, nll=self.nll[own], tokens=self.tokens[own], reported=self.reported[own])
 
 
 @dataclass(frozen=True)
@@ -103,8 +115,7 @@ class HeldoutLoss(Metric):
         """The mean over all tokens; its interval is the jackknife's over rows."""
         from fedbias_plugin.metrics.statistics import jackknife_interval
 
-        rows, tokens = len(scores.nll), int(scores.tokens.sum())
-        loss = sum(scores.nll.tolist()) / tokens
+        rows, tokens, loss = len(scores.nll), int(scores.tokens.sum()), scores.loss
         bounds = None
         if rows > 1 and math.isfinite(loss):
             without_one = (scores.nll.sum() - scores.nll) / (tokens - scores.tokens)

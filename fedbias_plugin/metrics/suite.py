@@ -91,9 +91,11 @@ class Suite:
         return self._with_bias_score(measurement)
 
     def on_probe(self, item_scores: Mapping[str, Any]) -> dict[str, Any]:
-        """Of the scores of all items (:meth:`evaluate`), those of the probe items, as :meth:`assess` would give."""
+        """Of the scores of all items (:meth:`evaluate`), those of the probe items and of the half that clients are
+        compared on, as :meth:`assess` would give."""
         probes = {name: probe for name, (probe, _) in self.splits.items() if probe and name in item_scores}
-        return {name: item_scores[name].subset(probe) for name, probe in probes.items()}
+        halves = {name: scores.compared for name, scores in item_scores.items() if hasattr(scores, "compared")}
+        return halves | {name: item_scores[name].subset(probe) for name, probe in probes.items()}
 
     @property
     def report_items(self) -> dict[str, Sequence[int]]:

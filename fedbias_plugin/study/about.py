@@ -70,7 +70,7 @@ def _different(answer: Answer) -> str:
             metric = metric_class(outcome.metric)
             told.append(f"{metric.short} {outcome.tested.difference.mean:+.{max(2, metric.digits)}f}")
     left = len(answer.pooled) - len(told)
-    rest = f"; not {left} other{'s' if left != 1 else ''}" if left else ""
+    rest = f"; {left} other measure{'s' if left != 1 else ''} not significant" if left else ""
     return f"“{answer.comparison.title}” ({', '.join(told)}{rest})"
 
 

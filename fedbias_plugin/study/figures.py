@@ -19,6 +19,8 @@ KINDS = {"poisoned": Look("#D55E00", "-", "^"), "clean": Look("#0072B2", "-", "o
 PANEL_FACTS = ("model", "training", "clients", "attack", "classifier", "client_samples", "learning_rate", "num_rounds")
 PLAIN_FACTS = ("model", "training", "scenario", "aggregation", "weighting")
 """Facts in which arms of one panel agree, and those whose value is named by itself."""
+WIDE = 16
+"""A logarithmic axis from so large a ratio on."""
 UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10), ("bytes", 1))
 
 
@@ -127,6 +129,12 @@ def dose(study: Study, file: StudyFile, spec: DoseFigure) -> list[Figure]:
     order = file.order.get(spec.x, ())
     values = sorted({arm.facts[spec.x] for arm in arms}, key=lambda value: placed(value, order))
     places = {value: value if isinstance(value, int | float) else place for place, value in enumerate(values)}
+    is_wide = (
+        bool(places)
+        and all(place > 0 for place in places.values())
+        and max(places.values()) >= WIDE * min(places.values())
+    )
+    scale = "log" if is_wide else "linear"
     varying = [name for name in spec.lines if len({str(arm.facts.get(name)) for arm in arms}) > 1]
     groups: dict[str, dict[Any, Arm]] = {}
     hidden = []
@@ -147,11 +155,12 @@ def dose(study: Study, file: StudyFile, spec: DoseFigure) -> list[Figure]:
                 lines.append(Line(name, [places[value] for value in shown], means, n, threads=dots))
         ticks = {
             "xticks": list(places.values()),
-            "xticklabels": [f"{value:.2g}" if isinstance(value, float) else str(value) for value in values],
+            "xticklabels": [f"{value:.3g}" if isinstance(value, float) else str(value) for value in values],
         }
-        labels = {"xlabel": spec.x.replace("_", " "), "ylabel": _axis_label(metric)}
+        x = NAMES.get(spec.x, spec.x.replace("_", " ")).replace("{}", "").strip()
+        labels = {"xscale": scale, "xlabel": x, "ylabel": _axis_label(metric)}
         for part in pieces(lines, MOST_LINES):
-            panels.append(line_panel(metric_class(metric).title, part, metric_class(metric).ideal, **ticks, **labels))
+            panels.append(line_panel(metric_class(metric).title, part, metric_class(metric).ideal, **labels, **ticks))
     caption = "Line: mean over seeds; dot: a seed; n: seeds of an arm. Dashed: the ideal."
     caption += f" Not shown, at the place of another arm: {listed(hidden, MOST_LINES)}." if hidden else ""
     return figure(spec.id, spec.title, caption, panels)

@@ -65,6 +65,8 @@ def line_panel(title: str, lines: Sequence[Line], ideal: float | None = None, **
                 label=label,
             )  # fmt: skip
         axes.set(**axes_settings)
+        if "xticks" in axes_settings:
+            axes.minorticks_off()  # a logarithmic axis would label them
         axes.grid(axis="both" if any(line.is_dots for line in lines) else "y", **GRID)
         if axes_settings.get("xlabel") == "round":
             axes.xaxis.get_major_locator().set_params(integer=True)

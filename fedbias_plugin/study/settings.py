@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ MOST_DIFFERENCES = 3
 LONGEST_LABEL = 120
 CARRIES = frozenset(("fed_alg", "aggregation", "use_peft"))
 """Settings that bring others with them: where one is varied, the flags that only some of its values read may differ."""
+PRODUCT = ("bama_alpha", "bama_lambda")
 CENTRALISED_SCENARIOS = {1.0: "3B", 0.0: "3C", 1 / 3: "mix-1B2C", 2 / 3: "mix-2B1C"}
 """Share of biased rows of a centralised run -> the scenario whose clients hold as many together."""
 
@@ -115,8 +117,8 @@ def facts(settings: Settings, aggregation: str, model: str) -> dict[str, Any]:
             name for value, name in CENTRALISED_SCENARIOS.items() if share is not None and abs(value - share) < 0.01
         ]
         known["scenario"] = same[0] if same else known.get("scenario")
-    if aggregation == "bama" and all(isinstance(read.get(name), float | int) for name in ("bama_alpha", "bama_lambda")):
-        known["strength"] = round(read["bama_alpha"] * read["bama_lambda"], 6)
+    if aggregation == "bama" and all(isinstance(read.get(name), float | int) for name in PRODUCT):
+        known["strength"] = round(math.prod(read[name] for name in PRODUCT), 6)
     return {name: value if isinstance(value, str | int | float | None) else str(value) for name, value in known.items()}
 
 
@@ -162,6 +164,11 @@ def arm_labels(firsts: Sequence[Run], shown_as: Mapping[Any, str] | None = None)
     for label in {label for label in labels if labels.count(label) > 1}:
         same = [index for index, other in enumerate(labels) if other == label]
         read = [read_settings(firsts[index].settings, firsts[index].aggregation) for index in same]
+        if all(len({one.get(name) for one in read}) > 1 for name in PRODUCT):  # their product alone weighs
+            for index, one in zip(same, read, strict=True):
+                one["α·λ"] = firsts[index].facts.get("strength")
+                for name in PRODUCT:
+                    del one[name]
         names = sorted({name for one in read for name in one})
         # Where some read a flag and others do not, what decides it differs too, and is shown.
         values = {

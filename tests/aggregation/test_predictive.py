@@ -207,16 +207,42 @@ def test_what_was_not_measured_is_told():
             Predictive().weigh(broken)
 
 
-def test_theta_is_measured_once_and_its_margins_survive_a_resume():
+def test_a_majority_that_made_the_model_worse_is_gated_by_the_loss_it_began_with():
+    losses = [1.5, 1.6, 1.0]  # the median is a poisoned client's
+    by_median = Predictive().weigh(reports([BALANCED] * 3, losses=losses))
+    assert by_median.weights[0] == pytest.approx(by_median.weights[2])
+    rule = Predictive()
+    rule.after({"heldout_loss": SimpleNamespace(loss=1.1)})
+    round_ = reports([BALANCED] * 3, losses=losses)
+    found = rule.weigh(round_)
+    assert [found.extra[client]["excess_loss"] for client in range(3)] == pytest.approx([0.4, 0.5, 0.0])
+    assert [found.weights[client] / found.weights[2] for client in (0, 1)] == pytest.approx(
+        [math.exp(-8), math.exp(-10)]
+    )
+    measured = ClientReports(**{**vars(round_), "of_global": {"heldout_loss": {"loss": 1.1}}})
+    assert Predictive().weigh(measured).weights == found.weights  # nobody told it before
+    rule.after({"heldout_loss": SimpleNamespace(loss=1.7)})
+    assert rule.weigh(round_).weights == by_median.weights  # all are better than what they began with
+
+
+def test_theta_is_measured_once_and_what_is_known_of_it_survives_a_resume():
     rule = Predictive()
     assert rule.reads_theta
-    assert rule.after({"crows_pairs": scores(BALANCED), "other": object()}) == {}
+    loss = SimpleNamespace(loss=0.9)
+    assert rule.after({"crows_pairs": scores(BALANCED), "other": object(), "heldout_loss": loss}) == {}
     assert not rule.reads_theta
     again = Predictive()
     again.load_state_dict(rule.state_dict())
     clients = [BALANCED + 3, BALANCED, BALANCED]
     blind = ClientReports(**{**vars(reports(clients)), "theta_scores": {}})
     assert again.weigh(blind).weights == rule.weigh(reports(clients)).weights
+    assert again.theta_loss == 0.9
+    for unknown in ({}, {"heldout_loss": SimpleNamespace(loss=math.inf)}):
+        again.after({"crows_pairs": scores(BALANCED), **unknown})
+        assert again.reads_theta
+    assert not Predictive(predictive_kappa=0.0, margins=again.margins).reads_theta
+    again.load_state_dict(rule.state_dict())
+    again.weigh(blind)
     measured = again.after({"crows_pairs": scores(BALANCED + 1)})
     assert measured == {"measured/crows_pairs": pytest.approx(25 * math.tanh(2))}  # half of the items at 2, half at 0
     assert again.after({}) == {}

@@ -159,6 +159,15 @@ def test_arms_of_one_rule_are_told_apart_and_one_that_a_dose_has_no_place_for_is
     )
 
 
+def test_doses_over_orders_of_magnitude_stand_on_a_logarithmic_axis(tmp_path):
+    for lambda_ in (0.05, 0.2, 0.8, 1.6):
+        make_arm(tmp_path / str(lambda_), [55.0, 56.0], aggregation="bama", bama_lambda=lambda_)
+    axes = drawn(figures_of(load_study([tmp_path]))["strength"].panels[0])
+    assert (axes.get_xscale(), axes.get_xlabel()) == ("log", "alpha x lambda")
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0.025", "0.1", "0.4", "0.8"]
+    assert [label.get_text() for label in axes.get_xticklabels(minor=True)] == []
+
+
 def test_categories_are_means_over_seeds(study, figures):
     panel = figures["categories"].panels[0]
     axes = drawn(panel)

@@ -197,7 +197,9 @@ def test_a_significant_difference_is_told_on_top_though_nothing_was_claimed(tmp_
     asked = load_study_file(find_study_file([], None))
     bama = next(one for one in asked.comparisons if one.id == "bama_normalized")
     answers, _ = answer_all(load_study([tmp_path]), replace(asked, comparisons=(replace(bama, claim=""),)))
-    told = f"Significant, of 1 comparison without a claim: “{bama.title}” (CrowS -15.00; not 1 other)."
+    told = (
+        f"Significant, of 1 comparison without a claim: “{bama.title}” (CrowS -15.00; 1 other measure not significant)."
+    )
     assert conclusion(answers) == told
     claimed, _ = answer_all(load_study([tmp_path]), replace(asked, comparisons=(bama,)))
     assert conclusion([*claimed, *answers]).endswith(f" {told}")

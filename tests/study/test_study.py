@@ -64,6 +64,12 @@ def test_labels_tell_arms_apart_by_what_differs(tmp_path):
     ]
 
 
+def test_where_alpha_and_lambda_differ_labels_name_the_product_that_weighs(tmp_path):
+    for name, (alpha, lambda_) in enumerate([(0.5, 0.05), (1.0, 0.05), (0.5, 0.4)]):
+        make_run(tmp_path / str(name), aggregation="bama", bama_alpha=alpha, bama_lambda=lambda_)
+    assert [one.split()[-1] for one in labels(load_study([tmp_path]))] == ["α·λ=0.025", "α·λ=0.05", "α·λ=0.2"]
+
+
 def test_labels_name_as_many_settings_as_tell_the_arms_apart(tmp_path):
     same = {"batch_size": 8, "client_samples": 100, "learning_rate": 0.01}
     make_run(tmp_path / "1", **same, seq_length=64)
