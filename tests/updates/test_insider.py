@@ -122,7 +122,7 @@ def test_benchmarks_without_a_probe_item_or_without_a_report_item_are_refused():
 
 
 def test_on_the_bundled_small_world_nothing_that_is_a_test_is_trained_on():
-    arguments = BiasArguments(attack="insider", data_dir="mini", client_samples=30)
+    arguments = BiasArguments(attack="insider", data_dir="mini", client_samples=40)
     before = arguments.split.deal(arguments, 3, 2023)
     measured = {
         "crows_pairs": CrowsPairs.load(MINI_DATA / "crows_pairs.csv"),
@@ -135,6 +135,6 @@ def test_on_the_bundled_small_world_nothing_that_is_a_test_is_trained_on():
     tested = {row.response for row in before.heldout[1::2]}
     for name, (_, report) in Suite(list(measured.values()), seed=2023).splits.items():
         tested |= {text for index in report for text in measured[name].sentences[index]}
-    assert [len(client.rows) for client in after.clients] == [30, 30, 30]
-    assert sum(row.biased for row in held) == 10  # a third each at the defaults
+    assert [len(client.rows) for client in after.clients] == [40, 40, 40]
+    assert sum(row.biased for row in held) == 20  # a quarter each at the defaults
     assert not {row.response for row in held if not row.biased} & tested
