@@ -43,7 +43,8 @@ class Peer:
 
     def __init__(self, model: Any, tokenizer: Any, *, threads: int = 1, precision: str = "float32") -> None:
         self.model, self.tokenizer, self.threads, self.precision = model, tokenizer, threads, precision
-        self.work, self.lm = Work(), None
+        self.work = Work()
+        self.lm: Any = None
         self._left = contextlib.ExitStack()
         self.folder = Path(self._left.enter_context(tempfile.TemporaryDirectory()))
 
@@ -116,7 +117,7 @@ class OpenVino(HuggingFace):
 
         copy.deepcopy(self.model).merge_and_unload().save_pretrained(self.folder / "merged")
         self.tokenizer.save_pretrained(self.folder / "merged")
-        config = {"INFERENCE_NUM_THREADS": self.threads, "NUM_STREAMS": 1}
+        config: dict[str, Any] = {"INFERENCE_NUM_THREADS": self.threads, "NUM_STREAMS": 1}
         hints = {"float32": "f32", "bfloat16": "bf16"}
         if self.precision in hints:
             config["INFERENCE_PRECISION_HINT"] = hints[self.precision]
