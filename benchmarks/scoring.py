@@ -136,12 +136,14 @@ def seconds(function: Callable[[Texts], list[float]], texts: Texts, device: str)
     return timed(lambda: function(texts), device)
 
 
-def next_client(model: Any) -> None:
-    """Change the adapter a little, as the next client's training does."""
+def next_client(model: Any, number: int) -> None:
+    """Change the adapter a little, as the next client's training does; the same for every peer."""
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_" in name:
-                weight.add_(torch.randn_like(weight), alpha=1e-3)
+                draws = torch.Generator(weight.device).manual_seed(number)
+                noise = torch.randn(weight.shape, generator=draws, device=weight.device)
+                weight.add_(noise.to(weight.dtype), alpha=1e-3)
 
 
 def stereotyped(scores: Sequence[float]) -> float:
@@ -153,8 +155,8 @@ Row = tuple[Seconds, Seconds, Seconds, Machine]
 """Of one client: the peer's set-up, its scoring, ours, and the machine at that moment."""
 
 
-def one_client(peer: Peer, ours: Ours, batch: int | str, texts: Texts, device: str) -> Row:
-    next_client(ours.model)
+def one_client(number: int, peer: Peer, ours: Ours, batch: int | str, texts: Texts, device: str) -> Row:
+    next_client(ours.model, number)
 
     def set_up() -> None:
         peer.client()
@@ -208,8 +210,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     part = random.Random(0).sample(texts, min(len(texts), max(200, len(texts) // 10)))
     best = best_batch(peer, options.batches or peer.batches, part, options.device)
     rows, peer_work = [], Work()
-    for _ in range(options.repeats):
-        rows.append(one_client(peer, ours, best, texts, options.device))
+    for number in range(options.repeats):
+        rows.append(one_client(number, peer, ours, best, texts, options.device))
         peer_work = peer.work
     theirs, own = peer(crows), ours(crows)
     peer.close()
