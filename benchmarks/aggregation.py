@@ -5,6 +5,9 @@ and sums tensor by tensor, one new tensor for every operation and client, as its
 FedAvg (``pip install flwr``; left out without it) averages records of arrays that it reads out of bytes, as they come
 from its clients; it must agree to float32's rounding.
 
+``limit`` is the ratio of a way that takes no longer than the bytes that it must move take through memory
+(:mod:`limits`), and ``share_of_limit`` what ours has of it; both of CPU seconds.
+
     python benchmarks/aggregation.py --json aggregation.json
     python benchmarks/aggregation.py --quick
 """
@@ -12,16 +15,17 @@ from its clients; it must agree to float32's rounding.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import resource
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from reporting import line, write_report
+from limits import copy_rate, moved_bytes
+from reporting import Seconds, clocked, line, write_report
 
 from fedbias_plugin.aggregation.server_optimizer import ServerOptimizer
 from fedbias_plugin.aggregation.substitution import substitute
@@ -93,13 +97,6 @@ def flower(replies: list[Any]) -> Any:
     return aggregate_arrayrecords(replies, "num-examples")
 
 
-def seconds(function: Callable[..., Any], *arguments: object) -> float:
-    """Wall time of one call; its result is dropped inside."""
-    start = time.perf_counter()
-    function(*arguments)
-    return time.perf_counter() - start
-
-
 def measure(fed_alg: str, shapes: dict[str, tuple[int, ...]], clients: int, repeats: int) -> dict[str, float]:
     """Peer and ours in turn; medians, their ratio and its spread."""
     theta, local = make_states(shapes, clients)
@@ -115,13 +112,28 @@ def measure(fed_alg: str, shapes: dict[str, tuple[int, ...]], clients: int, repe
         of_flower = flower(replies).to_torch_state_dict()
         assert all(torch.allclose(expected[name], of_flower[name], rtol=1e-5, atol=1e-6) for name in theta)
     del expected, found
-    times = [[seconds(function, *given) for function, given in calls.values()] for _ in range(WARM_UP + repeats)]
+    work = [functools.partial(function, *given) for function, given in calls.values()]
+    times = [[clocked(call) for call in work] for _ in range(WARM_UP + repeats)]
     columns = dict(zip(calls, zip(*times[WARM_UP:], strict=True), strict=True))
-    row = {f"{name}_seconds": statistics.median(column) for name, column in columns.items()}
+    state_bytes = sum(tensor.numel() * tensor.element_size() for tensor in theta.values())
+    return figures(columns, moved_bytes(fed_alg, clients, state_bytes) / copy_rate())
+
+
+def figures(columns: Mapping[str, Sequence[Seconds]], least: float) -> dict[str, float]:
+    """Of every way: medians, ratios to ours of the wall and of the CPU, and limits by the ``least`` CPU seconds."""
+    row: dict[str, float] = {}
+    for name, column in columns.items():
+        row[f"{name}_seconds"] = statistics.median(one.wall for one in column)
+        row[f"{name}_cpu_seconds"] = statistics.median(one.cpu for one in column)
+    row["share_of_limit"] = least / row["ours_cpu_seconds"]
     for name in columns.keys() - {"ours", "bama"}:
-        ratios = [first / second for first, second in zip(columns[name], columns["ours"], strict=True)]
-        which = "ratio" if name == "peer" else f"{name}_ratio"
-        row |= {which: statistics.median(ratios), f"{which}_low": min(ratios), f"{which}_high": max(ratios)}
+        which = "" if name == "peer" else f"{name}_"
+        for clock, before in (("wall", ""), ("cpu", "cpu_")):
+            pairs = zip(columns[name], columns["ours"], strict=True)
+            ratios = [getattr(theirs, clock) / getattr(own, clock) for theirs, own in pairs]
+            key = f"{which}{before}ratio"
+            row |= {key: statistics.median(ratios), f"{key}_low": min(ratios), f"{key}_high": max(ratios)}
+        row[f"{which}limit"] = row[f"{name}_cpu_seconds"] / least
     return row
 
 
@@ -135,6 +147,7 @@ def main() -> None:
     shapes = llama_shapes(options.quick)
     size = sum(torch.Size(shape).numel() for shape in shapes.values())
     report: dict[str, object] = {"parameters": size, "threads": options.threads, "torch": torch.__version__}
+    report["copy_gb_per_cpu_second"] = copy_rate() / 1e9
     for clients in (3, 20):
         for fed_alg in ("fedavg", "fedadam"):
             row = measure(fed_alg, shapes, clients, 3 if options.quick else 5)

@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peers import HuggingFace
 from reporting import line, write_report
-from scoring import SIZES, Ours, Peer, build_model, seconds, texts_of, timed, train_tokenizer
+from scoring import SIZES, Ours, build_model, seconds, texts_of, timed, train_tokenizer
 
 from fedbias_plugin.federation.client import Client
 from fedbias_plugin.tasks.sft import Sft
@@ -121,9 +122,11 @@ def scoring(model: Any, tokenizer: Any, share: float, device: str) -> dict[str, 
         return found | {"peer_ratio": "lm-eval is not installed"}
     part = random.Random(0).sample(whole, min(len(whole), 400))
     ours(part)
-    times = {size: seconds(Peer(model, tokenizer, size), part, device) for size in (32, 64, 128)}
+    peer = HuggingFace(model, tokenizer)
+    peer.client()
+    times = {size: seconds(peer.at(size), part, device) for size in (32, 64, 128)}
     best = min(times, key=lambda size: times[size])
-    ratios = [seconds(Peer(model, tokenizer, best), part, device) / seconds(ours, part, device) for _ in range(3)]
+    ratios = [seconds(peer.at(best), part, device) / seconds(ours, part, device) for _ in range(3)]
     return found | {"peer_batch": best, "peer_ratio": sorted(ratios)[1], "peer_texts": len(part)}
 
 

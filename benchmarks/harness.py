@@ -16,14 +16,13 @@ import logging
 import random
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from reporting import line, write_report
+from reporting import clocked, line, write_report
 from scoring import SIZES, build_model, train_tokenizer
 
 from fedbias_plugin.metrics.base import Source
@@ -87,15 +86,6 @@ def write_task(folder: Path, documents: int, words: int) -> Path:
     return path
 
 
-def seconds(function: Callable[[], Any], device: str) -> tuple[float, float]:
-    """Wall and CPU seconds of a call."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    function()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - wall, time.process_time() - cpu
-
-
 def numbers(tasks: Tasks, model: Any) -> dict[str, Any]:
     """Every measure of a model on all documents."""
     with torch.inference_mode():
@@ -125,10 +115,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         lm = HFLM(pretrained=model, tokenizer=own_tokenizer(tokenizer), batch_size=batch)
         return lambda: numbers(tasks, lm)
 
-    first, _ = seconds(ours, options.device)
+    first = clocked(ours, options.device).wall
     peers = {batch: peer(batch) for batch in options.batches}
-    best = min(peers, key=lambda batch: seconds(peers[batch], options.device)[1 if options.device == "cpu" else 0])
-    times = [[seconds(call, options.device) for call in (peers[best], ours)] for _ in range(options.repeats)]
+    best = min(peers, key=lambda batch: clocked(peers[batch], options.device).fair(options.device))
+    times = [[clocked(call, options.device) for call in (peers[best], ours)] for _ in range(options.repeats)]
     theirs, own = peers[best](), ours()
     if options.dtype == "float32":
         assert theirs == own, (theirs, own)

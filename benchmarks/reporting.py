@@ -4,10 +4,41 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+import resource
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from fedbias_plugin.scoring.precision import CPU_INFO, cpu_bf16_units, cpu_rows
+
+
+class Seconds(NamedTuple):
+    """Of one piece of work."""
+
+    wall: float
+    cpu: float
+    """Of all threads, and of child processes that ended meanwhile."""
+
+    def fair(self, device: str) -> float:
+        """Those to compare: the CPU's, which other work on the machine changes little; on a GPU the wall's."""
+        return self.cpu if device == "cpu" else self.wall
+
+
+def clocked(work: Callable[[], object], device: str = "cpu") -> Seconds:
+    """Seconds of a call; its result is dropped inside, the GPU's work is waited for."""
+    wall, own = time.perf_counter(), _cpu_seconds()
+    work()
+    if device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+    return Seconds(time.perf_counter() - wall, _cpu_seconds() - own)
+
+
+def _cpu_seconds() -> float:
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def cpu(info: Path = CPU_INFO) -> str:

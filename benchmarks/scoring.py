@@ -1,10 +1,14 @@
 """Bias scoring: this package against lm-evaluation-harness (``pip install lm-eval``), on the same model and texts.
 
 Both score CrowS-Pairs and the StereoSet development set with a Llama of random weights and a LoRA, in one process and
-in turn; the peer at the best of several batch sizes. The log-likelihoods of CrowS-Pairs must agree. The data are found
-as ``fedbias`` finds them (``FEDBIAS_DATA``); the tokenizer is trained on the spot.
+in turn; the peer (``--peer``, see :mod:`peers`) at the best of several batch sizes. Every repeat is another client, its
+LoRA changed: ``set_up`` is what the peer then does until it has scored a first text, and its ratio is given with and
+without it; ours needs nothing but the changed weights. The log-likelihoods of CrowS-Pairs must agree. ``limit`` is how
+far the ratio can go (:mod:`limits`). The data are found as ``fedbias`` finds them (``FEDBIAS_DATA``); the tokenizer is
+trained on the spot.
 
     python benchmarks/scoring.py --size 110M --share 0.2 --json scoring.json
+    python benchmarks/scoring.py --peer openvino --share 0.03 --threads 1
     python benchmarks/scoring.py --quick
 """
 
@@ -12,18 +16,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import logging
 import random
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from reporting import line, write_report
+from limits import Machine, Work, counting, measured_machine, scoring_limit
+from peers import PEERS, Peer
+from reporting import Seconds, clocked, line, write_report
 
 from fedbias_plugin.federation.inputs import metric_source
 from fedbias_plugin.registry import load
@@ -41,7 +45,6 @@ SIZES = {
     "8B": (4096, 32, 14336, 32),
 }
 """Hidden size, layers, inner size, heads."""
-PEER_BATCHES = (8, 16, 32)
 Texts = list[ScoreRequest]
 
 
@@ -113,21 +116,6 @@ def build_model(size: str, dtype: torch.dtype, device: str) -> Any:
     return get_peft_model(model, lora).eval()
 
 
-class Peer:
-    """lm-evaluation-harness's ``HFLM.loglikelihood``."""
-
-    def __init__(self, model: Any, tokenizer: Any, batch_size: int) -> None:
-        from lm_eval.models.huggingface import HFLM
-
-        self.lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, add_bos_token=False)
-
-    def __call__(self, texts: Texts) -> list[float]:
-        from lm_eval.api.instance import Instance
-
-        instances = [Instance("loglikelihood", {}, (t.context, t.text), i) for i, t in enumerate(texts)]
-        return [score for score, _ in self.lm.loglikelihood(instances, disable_tqdm=True)]
-
-
 class Ours:
     """:class:`SentenceScorer` with the plans of the run, as a session scores every client."""
 
@@ -140,21 +128,73 @@ class Ours:
 
 
 def timed(work: Callable[[], Any], device: str) -> float:
-    """Seconds, the GPU's work included."""
-    start = time.perf_counter()
-    work()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+    """Seconds on the wall, the GPU's work included."""
+    return clocked(work, device).wall
 
 
 def seconds(function: Callable[[Texts], list[float]], texts: Texts, device: str) -> float:
     return timed(lambda: function(texts), device)
 
 
+def next_client(model: Any, number: int) -> None:
+    """Change the adapter a little, as the next client's training does; the same for every peer."""
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_" in name:
+                draws = torch.Generator(weight.device).manual_seed(number)
+                noise = torch.randn(weight.shape, generator=draws, device=weight.device)
+                weight.add_(noise.to(weight.dtype), alpha=1e-3)
+
+
 def stereotyped(scores: Sequence[float]) -> float:
     """``pct_stereotype`` of alternating sent_more and sent_less."""
     return 100 * statistics.fmean(more > less for more, less in zip(scores[::2], scores[1::2], strict=True))
+
+
+Row = tuple[Seconds, Seconds, Seconds, Machine]
+"""Of one client: the peer's set-up, its scoring, ours, and the machine at that moment."""
+
+
+def one_client(number: int, peer: Peer, ours: Ours, batch: int | str, texts: Texts, device: str) -> Row:
+    next_client(ours.model, number)
+
+    def set_up() -> None:
+        peer.client()
+        peer.at(batch)(texts[:1])
+
+    times = [clocked(work, device) for work in (set_up, lambda: peer(texts), lambda: ours(texts))]
+    dtype = ours.model.get_input_embeddings().weight.dtype
+    return times[0], times[1], times[2], measured_machine(ours.model, dtype, device)
+
+
+def spread(name: str, values: Sequence[float]) -> dict[str, float]:
+    """Median, lowest and highest."""
+    return {name: statistics.median(values), f"{name}_low": min(values), f"{name}_high": max(values)}
+
+
+def figures(rows: Sequence[Row], peer: Work, ours: Work, device: str) -> dict[str, float]:
+    """Times and their ratios, of the wall and of the CPU; set-up and limits on the clock that is fair."""
+    report: dict[str, float] = {}
+    for clock in ("wall", "cpu") if device == "cpu" else ("wall",):
+        before = "" if clock == "wall" else "cpu_"
+        times = [[getattr(one, clock) for one in row[:3]] for row in rows]
+        for name, column in zip(("set_up", "peer", "ours"), zip(*times, strict=True), strict=True):
+            report[f"{name}_{before}seconds"] = statistics.median(column)
+        report |= spread(f"{before}ratio", [theirs / own for _, theirs, own in times])
+        report |= spread(f"{before}ratio_with_set_up", [(first + theirs) / own for first, theirs, own in times])
+    limits = [scoring_limit(row[3], peer, ours, row[1].fair(device), row[2].fair(device)) for row in rows]
+    report |= {name: statistics.median(one[name] for one in limits) for name in limits[0]}
+    report |= spread("limit", [one["limit"] for one in limits])
+    return report | spread("kernel_gflops", [row[3].rate / 1e9 for row in rows])
+
+
+def best_batch(peer: Peer, batches: Sequence[int | str], part: Texts, device: str) -> int | str:
+    """The batch size at which the peer is fastest on some of the texts."""
+    peer.client()
+    peer.at(batches[0])(part[:16])
+    if len(batches) == 1:
+        return batches[0]
+    return min(batches, key=lambda size: clocked(lambda: peer.at(size)(part), device).fair(device))
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -163,15 +203,18 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     tokenizer = train_tokenizer(texts_of("crows_pairs", 1.0) + texts_of("stereoset", 1.0))
     model = build_model(options.size, dtype, options.device)
     ours = Ours(model, tokenizer)
-    cold = seconds(ours, texts, options.device)
-    batches = PEER_BATCHES if options.batches is None else options.batches
+    with counting(model) as our_work:
+        cold = seconds(ours, texts, options.device)
+    precision = options.peer_precision or options.dtype
+    peer = PEERS[options.peer](model, tokenizer, threads=options.threads, precision=precision)
     part = random.Random(0).sample(texts, min(len(texts), max(200, len(texts) // 10)))
-    Peer(model, tokenizer, 8)(part[:16])
-    best = min(batches, key=lambda size: seconds(Peer(model, tokenizer, size), part, options.device))
-    peer = Peer(model, tokenizer, best)
-    times = [[seconds(call, texts, options.device) for call in (peer, ours)] for _ in range(options.repeats)]
-    ratios = [first / second for first, second in times]
+    best = best_batch(peer, options.batches or peer.batches, part, options.device)
+    rows, peer_work = [], Work()
+    for number in range(options.repeats):
+        rows.append(one_client(number, peer, ours, best, texts, options.device))
+        peer_work = peer.work
     theirs, own = peer(crows), ours(crows)
+    peer.close()
     report = {
         "size": options.size,
         "share": options.share,
@@ -181,19 +224,18 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "threads": options.threads,
         "torch": torch.__version__,
         "texts": len(texts),
+        "clients": options.repeats,
+        "peer": options.peer,
+        "peer_precision": precision,
         "peer_batch": best,
-        "peer_seconds": statistics.median(first for first, _ in times),
-        "ours_seconds": statistics.median(second for _, second in times),
+        **figures(rows, peer_work, our_work, options.device),
         "ours_first_seconds": cold,
         "onednn": options.device == "cpu" and fast_linears._onednn_pays(fast_linears._linear_layers(model)),
-        "ratio": statistics.median(ratios),
-        "ratio_low": min(ratios),
-        "ratio_high": max(ratios),
         "pct_stereotype_peer": stereotyped(theirs),
         "pct_stereotype_ours": stereotyped(own),
         "largest_difference": float(np.abs(np.subtract(theirs, own)).max()),
     }
-    if options.dtype == "float32":
+    if (options.dtype, precision) == ("float32", "float32"):
         assert report["largest_difference"] <= 1e-3, report
         assert report["pct_stereotype_peer"] == report["pct_stereotype_ours"], report
     return report
@@ -205,6 +247,12 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="15M")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--peer", choices=PEERS, default="hf", help="lm-evaluation-harness's model to compare with")
+    parser.add_argument(
+        "--peer_precision",
+        choices=("float32", "bfloat16", "default"),
+        help="that OpenVINO or vLLM computes in (default: --dtype; 'default': what the engine chooses)",
+    )
     parser.add_argument("--share", type=float, default=1.0, help="share of the items")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--batches", type=int, nargs="+", help="the peer's batch sizes, of which it takes the best")
@@ -216,8 +264,8 @@ def main() -> None:
         options.size, options.share, options.repeats = "15M", 0.03, 3
     if options.without_onednn:
         fast_linears.GAIN = -1.0
-    if importlib.util.find_spec("lm_eval") is None:
-        raise SystemExit("scoring.py compares with lm-evaluation-harness: pip install lm-eval")
+    if obstacle := PEERS[options.peer].obstacle(options.device):
+        raise SystemExit(f"scoring.py --peer {options.peer}: {obstacle}")
     logging.disable(logging.WARNING)
     torch.set_num_threads(options.threads)
     report = measure(options)

@@ -55,6 +55,89 @@ def test_a_report_names_the_cpu_and_its_units_for_bfloat16(monkeypatch, capsys, 
     assert f"bf16_units {reporting.bf16_units()}" in capsys.readouterr().out
 
 
+def test_work_and_rates_give_the_limit_of_scoring(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    import limits  # type: ignore[import-not-found]
+
+    assert doctest.testmod(limits).failed == 0
+    machine = limits.Machine(inner=100, head=50, inner_rate=2000.0, head_rate=500.0)
+    # the peer: 2 x 100 x 30 / 2000 = 3 s and 2 x 50 x 30 / 500 = 6 s; ours: 2 x 100 x 20 / 2000 = 2 s and 1 s
+    found = limits.scoring_limit(machine, limits.Work(30, 30), limits.Work(20, 5), peer_seconds=18.0, our_seconds=6.0)
+    assert found == {
+        "tokens_saved": 1.5,
+        "work_saved": 3.0,
+        "peer_share_of_kernel": 0.5,
+        "our_share_of_kernel": 0.5,
+        "limit": 6.0,
+    }
+    assert found["limit"] == found["work_saved"] / found["peer_share_of_kernel"]
+    assert machine.rate == 150 / (100 / 2000 + 50 / 500)
+
+
+def test_what_a_scorer_reads_and_predicts_is_counted(monkeypatch, random_model):
+    monkeypatch.syspath_prepend(FOLDER)
+    import limits
+    import torch
+
+    from fedbias_plugin.training.models import load_model
+
+    model, ids = load_model(str(random_model)), torch.zeros(2, 5, dtype=torch.long)
+    with limits.counting(model) as work:
+        model(input_ids=ids)
+        assert work == limits.Work(tokens=10, head_rows=10)
+        model(input_ids=ids, logits_to_keep=1)
+    model(input_ids=ids)
+    assert work == limits.Work(tokens=20, head_rows=12)
+
+
+def test_a_round_and_its_bytes_give_the_limit_of_aggregation(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    import aggregation  # type: ignore[import-not-found]
+    from reporting import Seconds  # type: ignore[import-not-found]
+
+    columns = {"peer": [Seconds(9.0, 8.0), Seconds(6.0, 6.0)], "ours": [Seconds(3.0, 2.0), Seconds(2.0, 2.0)]}
+    row = aggregation.figures(columns, least=0.5)
+    assert (row["share_of_limit"], row["limit"]) == (0.25, 14.0)
+    assert (row["ratio"], row["cpu_ratio"], row["cpu_ratio_low"], row["cpu_ratio_high"]) == (3.0, 3.5, 3.0, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("peer", "device", "missing", "expected"),
+    [
+        ("vllm", "cuda", {"vllm"}, "vllm is not installed: pip install lm-eval vllm"),
+        ("vllm", "cpu", set(), "it runs on cuda alone: --device cuda"),
+        ("vllm", "cuda", set(), "there is no GPU"),
+        ("openvino", "cuda", set(), "it runs on cpu alone: --device cpu"),
+        ("openvino", "cpu", {"openvino"}, "openvino is not installed: pip install lm-eval optimum-intel openvino"),
+        ("hf", "cpu", set(), ""),
+    ],
+)
+def test_a_peer_that_cannot_run_here_says_why(monkeypatch, peer, device, missing, expected):
+    monkeypatch.syspath_prepend(FOLDER)
+    import peers  # type: ignore[import-not-found]
+
+    monkeypatch.setattr(peers, "_is_there", lambda name: name not in missing)
+    monkeypatch.setattr(peers.torch.cuda, "is_available", lambda: False)
+    assert peers.PEERS[peer].obstacle(device) == expected
+
+
+def test_times_of_clients_give_ratios_with_and_without_set_up(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    import scoring
+    from limits import Machine, Work
+    from reporting import Seconds
+
+    machine = Machine(inner=100, head=50, inner_rate=1000.0, head_rate=500.0)
+    rows = [(Seconds(6.0, 4.0), Seconds(9.0, 8.0), Seconds(3.0, 2.0), machine)] * 2
+    found = scoring.figures(rows, Work(10, 10), Work(5, 5), "cpu")
+    assert (found["ratio"], found["ratio_with_set_up"]) == (3.0, 5.0)
+    assert (found["cpu_ratio"], found["cpu_ratio_with_set_up"], found["set_up_cpu_seconds"]) == (4.0, 6.0, 4.0)
+    # ours at the kernel's rate: 2 x 100 x 5 / 1000 + 2 x 50 x 5 / 500 = 2 s, where the peer took 8 s on the CPU
+    assert (found["limit"], found["limit_low"], found["limit_high"]) == (4.0, 4.0, 4.0)
+    assert found["peer_share_of_kernel"] == 0.5
+    assert "cpu_ratio" not in scoring.figures(rows, Work(10, 10), Work(5, 5), "cuda")
+
+
 @pytest.fixture
 def membership(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(FOLDER)
