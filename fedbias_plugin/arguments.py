@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fedbias_plugin.errors import UserError
+from fedbias_plugin.known_flags import with_extensions
 from fedbias_plugin.options import check_options, option, split_list
-from fedbias_plugin.registry import active, build, load, nameable, names, todays_name, with_extensions
+from fedbias_plugin.registry import active, build, load, nameable, names, todays_name
 
 if TYPE_CHECKING:
     from fedbias_plugin.data.base import Split

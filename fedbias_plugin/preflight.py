@@ -16,8 +16,8 @@ from typing import Any
 from fedbias_plugin.assets import TINY, TINY_ANYWHERE, TINY_MODEL
 from fedbias_plugin.data.hub import cached_data_set, cached_snapshot, hub_cache, why_no_hub
 from fedbias_plugin.errors import UserError, first_line, printable, quoted
+from fedbias_plugin.known_flags import all_options
 from fedbias_plugin.options import check_range
-from fedbias_plugin.registry import all_options
 from fedbias_plugin.versions import installed_version
 
 LARGEST_SEED = 2**32 - 1

@@ -68,7 +68,7 @@ def test_the_loop_of_the_readme_runs_and_writes_its_rounds(names, tmp_path):
 
 
 def test_the_call_of_run_in_the_readme_has_flags_that_exist():
-    from fedbias_plugin.registry import all_options
+    from fedbias_plugin.known_flags import all_options
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     [call] = re.findall(r"`run\((.*?)\)`", text)

@@ -15,6 +15,7 @@ from fedbias_plugin.arguments import BiasArguments
 from fedbias_plugin.errors import UserError, printable
 from fedbias_plugin.flags import add_flags, build, given_flags
 from fedbias_plugin.hosts.builtin.arguments import ModelArguments
+from fedbias_plugin.known_flags import with_extensions
 from fedbias_plugin.memory import collector_paused
 from fedbias_plugin.options import check_options, option, options, split_list
 from fedbias_plugin.preflight import (
@@ -24,7 +25,7 @@ from fedbias_plugin.preflight import (
     check_model,
     check_quantisation,
 )
-from fedbias_plugin.registry import load, with_extensions
+from fedbias_plugin.registry import load
 from fedbias_plugin.terminal import say
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from fedbias_plugin import __version__
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.federation.state_store import write_state_file
 from fedbias_plugin.files import disk_errors_named, sha256_of_file, whole_folder, write_json_atomic, write_text_atomic
-from fedbias_plugin.registry import free_to_change
+from fedbias_plugin.known_flags import free_to_change
 from fedbias_plugin.state import State
 from fedbias_plugin.tracking.jsonl import METRICS_FILE, SUMMARY_FILE
 

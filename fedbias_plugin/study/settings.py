@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from fedbias_plugin.errors import UserError, printable, quoted
 from fedbias_plugin.hosts.builtin.resolve import defaults
+from fedbias_plugin.known_flags import all_options, flags_for
 from fedbias_plugin.options import options
-from fedbias_plugin.registry import all_options, flags_for, load
+from fedbias_plugin.registry import load
 
 if TYPE_CHECKING:
     from fedbias_plugin.study.runs import Run

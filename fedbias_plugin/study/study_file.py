@@ -15,7 +15,8 @@ from typing import Any
 from fedbias_plugin.configs_folder import configs_folder
 from fedbias_plugin.errors import UserError, did_you_mean, quoted
 from fedbias_plugin.flags import read_yaml
-from fedbias_plugin.registry import all_options, names
+from fedbias_plugin.known_flags import all_options
+from fedbias_plugin.registry import names
 from fedbias_plugin.study.published import Published, load_published
 from fedbias_plugin.study.runs import planned_experiments
 

@@ -11,8 +11,8 @@ from typing import Any
 from fedbias_plugin.errors import UserError, first_line, quoted
 from fedbias_plugin.federation.checkpoints import LOCK, CheckpointFolder
 from fedbias_plugin.files import write_json_atomic, write_text_atomic
+from fedbias_plugin.known_flags import flags_for, free_to_change
 from fedbias_plugin.redaction import redacted
-from fedbias_plugin.registry import flags_for, free_to_change
 from fedbias_plugin.study.runs import SWEEP_FILE
 from fedbias_plugin.sweep.configs import Experiment, ModelConfig
 from fedbias_plugin.sweep.plan import PlannedRun

@@ -15,7 +15,7 @@ from fedbias_plugin.assets import TINY
 from fedbias_plugin.errors import UserError, quoted
 from fedbias_plugin.flags import FALSE, build
 from fedbias_plugin.hosts.builtin.resolve import defaults, resolve
-from fedbias_plugin.registry import all_options
+from fedbias_plugin.known_flags import all_options
 from fedbias_plugin.sweep.configs import CENTRALISED, Experiment, ModelConfig, check_flag, check_seeds
 
 IN_EVERY_NAME = ("fed_alg", "scenario", "aggregation")

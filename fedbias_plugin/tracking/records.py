@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from fedbias_plugin.files import plain_json
-from fedbias_plugin.registry import flags_for, todays_name
+from fedbias_plugin.known_flags import flags_for
+from fedbias_plugin.registry import todays_name
 from fedbias_plugin.tracking.payload import read_payload, read_sides
 from fedbias_plugin.tracking.read_json import (
     read_integer,

@@ -17,8 +17,8 @@ from fedbias_plugin.assets import TINY, TINY_MODEL
 from fedbias_plugin.errors import printable
 from fedbias_plugin.fed_algs import local_client
 from fedbias_plugin.files import plain_json
+from fedbias_plugin.known_flags import all_options, flags_for
 from fedbias_plugin.redaction import redacted_text
-from fedbias_plugin.registry import all_options, flags_for
 
 if TYPE_CHECKING:
     from fedbias_plugin.tracking.records import RunInfo

@@ -41,9 +41,10 @@ def test_help_names_what_there_is(capsys):
     with pytest.raises(SystemExit):
         main(["sweep", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    known = "algorithms, defence, defence_dialects, defence_insider, defence_sizes, dp_cda, fedpsf, figure1, fm_paradox"
-    others = "fm_paradox_small, lambda, offsite, offsite_code, offsite_dolly, offsite_gsm8k, participation"
-    assert f"{known}, {others}, table1, table2, table3" in shown
+    known = "algorithms, defence, defence_attacks, defence_clients, defence_dialects, defence_insider, defence_sizes"
+    others = "dp_cda, fedpsf, figure1, fm_paradox, fm_paradox_small, lambda, offsite, offsite_code, offsite_dolly"
+    last = "offsite_gsm8k, participation, table1, table2, table3"
+    assert f"{known}, {others}, {last}" in shown
     assert "distilgpt2, gemma2_2b, gemma2_9b, llama2_7b, llama3_8b, mistral_7b, phi3_mini, tiny, tiny6" in shown
     assert "--output_dir TEXT" not in shown
     assert "--slurm_time N minutes a run may take before it is requeued and goes on (default: 1440)" in shown

@@ -16,8 +16,8 @@ from fedbias_plugin.data.rows import Chat, Row, RowSource
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.federation.run_description import HostRun
 from fedbias_plugin.federation.session import BiasSession
+from fedbias_plugin.known_flags import all_options
 from fedbias_plugin.options import idle_flags
-from fedbias_plugin.registry import all_options
 from fedbias_plugin.updates.pipeline import Pipeline
 from tests.data.conftest import write_lines
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fedbias_plugin import registry
+from fedbias_plugin import known_flags, registry
 from fedbias_plugin.arguments import CoreArguments
 from fedbias_plugin.cli.data import fetch, list_datasets
 from fedbias_plugin.data.base import Split, Transform
@@ -90,7 +90,7 @@ def arguments_class(monkeypatch: pytest.MonkeyPatch) -> type:
         ("metric", "riddles", Riddles),
     ):
         monkeypatch.setitem(registry.EXTENSIONS[kind], name, f"{__name__}:{cls.__name__}")
-    return registry.with_extensions(CoreArguments, "BiasArguments")
+    return known_flags.with_extensions(CoreArguments, "BiasArguments")
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from fedbias_plugin.fed_algs import ALGORITHMS
 from fedbias_plugin.federation.client import Client
 from fedbias_plugin.hosts.builtin import loop, model_and_rows
-from fedbias_plugin.registry import flags_for
+from fedbias_plugin.known_flags import flags_for
 from fedbias_plugin.study.compare import compare
 from fedbias_plugin.tracking.jsonl import read_rounds
 from fedbias_plugin.training.models import load_model as load

@@ -10,7 +10,7 @@ from fedbias_plugin.sweep.configs import load_experiment, load_model
 from fedbias_plugin.sweep.plan import plan_runs
 
 TINY = load_model(find_config("models", "tiny", "--model"))
-EXPERIMENTS = ("defence", "defence_sizes", "defence_dialects", "defence_insider")
+EXPERIMENTS = tuple(f"defence{part}" for part in ("", "_attacks", "_clients", "_sizes", "_dialects", "_insider"))
 RUNS = plan_runs(
     [load_experiment(find_config("experiments", name, "experiment")) for name in EXPERIMENTS], TINY, seeds=[1]
 )

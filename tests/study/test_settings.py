@@ -8,8 +8,8 @@ import torch
 from fedbias_plugin.aggregation.server_optimizer import ServerOptimizer
 from fedbias_plugin.fed_algs import ALGORITHMS
 from fedbias_plugin.hosts.builtin.resolve import defaults
+from fedbias_plugin.known_flags import all_options, flags_for, free_to_change
 from fedbias_plugin.options import idle_flags
-from fedbias_plugin.registry import all_options, flags_for, free_to_change
 from fedbias_plugin.study.settings import _setting, conditions, read_settings, same_arm
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedbias_plugin.registry import flags_for, free_to_change
+from fedbias_plugin.known_flags import flags_for, free_to_change
 from fedbias_plugin.tracking.records import (
     ClientRecord,
     GlobalRecord,

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.fed_algs import ALGORITHMS, check_fed_alg, local_client
+from fedbias_plugin.known_flags import with_extensions
 from fedbias_plugin.options import check_options, check_range, option
 from fedbias_plugin.preflight import LARGEST_SEED, check_quantisation
-from fedbias_plugin.registry import with_extensions
 from fedbias_plugin.training.trainables import LORA
 
 DTYPES = ("float32", "bfloat16", "auto")

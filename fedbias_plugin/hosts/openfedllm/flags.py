@@ -18,6 +18,7 @@ from fedbias_plugin.errors import UserError, did_you_mean
 from fedbias_plugin.fed_algs import ALGORITHMS, check_fed_alg, is_known
 from fedbias_plugin.hosts.openfedllm.arguments import AllArguments, AttachedArguments
 from fedbias_plugin.hosts.openfedllm.inspection import PREFIX, Requirements
+from fedbias_plugin.known_flags import all_options
 from fedbias_plugin.logs import print_error
 from fedbias_plugin.options import check_range, idle_flags, shown_help
 from fedbias_plugin.preflight import (
@@ -27,7 +28,7 @@ from fedbias_plugin.preflight import (
     check_training_numbers,
     model_path,
 )
-from fedbias_plugin.registry import all_options, load
+from fedbias_plugin.registry import load
 from fedbias_plugin.training.base import check_host_trains
 
 logger = logging.getLogger(__name__)
