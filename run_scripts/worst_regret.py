@@ -31,6 +31,12 @@ class Regret(NamedTuple):
     measure: str
     seeds: int
 
+    @property
+    def where(self) -> str:
+        """``stereoset, 2B1C none 3 of 3, 2 seeds``."""
+        cell = " ".join(str(part) for part in self.cell[2:] if part is not None)
+        return f"{self.measure}, {cell}, {self.seeds} seeds"
+
 
 def rule_of(arm: Arm) -> str:
     """``predictive``, or ``predictive, 2 steps``."""
@@ -113,8 +119,7 @@ def main() -> None:
         shown = []
         for kind, decimals in (("bias", 1), ("loss", 3)):
             one = kinds.get(kind)
-            where = "" if one is None else f"{one.measure}, {' '.join(map(str, one.cell[2:]))}, {one.seeds} seeds"
-            shown += ["not measured" if one is None else f"{one.value:.{decimals}f}", where]
+            shown += ["not measured", ""] if one is None else [f"{one.value:.{decimals}f}", one.where]
         print(f"| {rule} | {' | '.join(shown)} |")
     for cell, rules in weights(study).items():
         print(f"\nmean weight by client, {' '.join(map(str, cell[2:]))}:")
