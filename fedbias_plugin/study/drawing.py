@@ -61,6 +61,11 @@ LOOKS: Mapping[str, Look] = {
     "1B2C": Look("#0072B2", "-", "s"),
     "2B1C": Look("#CC79A7", DASHED, "P"),
     "3B": Look("#D55E00", "-", "^"),
+    "median": Look("#CC79A7", DOTTED, "v"),
+    "krum": Look("#332288", MIXED, "<"),
+    "multi_krum": Look("#E69F00", MIXED, "X"),
+    "norm_clip": Look("#56B4E9", DASHED, "P"),
+    "predictive": Look("#117733", "-", ">"),
     "plain": Look("#000000", "-", "o"),
     "fedavg": Look("#0072B2", "-", "o"),
     "fedadam": Look("#D55E00", DASHED, "^"),
@@ -91,6 +96,7 @@ def looks(names: Sequence[str]) -> dict[str, Look]:
         known = next((look for key, look in LOOKS.items() if f" {key} " in f" {name} " and "=" not in name), None)
         start = zlib.crc32(name.encode())
         others = [FURTHER[(start + step) % len(FURTHER)] for step in range(len(FURTHER))]
+        others.sort(key=lambda look: look in LOOKS.values())  # those of known names last
         free = [look for look in ([known] if known else []) + others if look not in taken.values()]
         taken[name] = free[0] if free else others[0]
     return taken
