@@ -161,7 +161,7 @@ class Predictive(Rule):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take them up."""
         self.margins = {name: list(found) for name, found in state["margins"].items()}
-        self.theta_loss = state["theta_loss"]
+        self.theta_loss = state.get("theta_loss")  # runs of earlier versions did not store it: it is measured
 
 
 def margins_of(scores: Mapping[str, Any]) -> dict[str, list[float]]:
@@ -178,7 +178,7 @@ def _few(record: RoundRecord) -> Iterator[str]:
     least = min(weights, key=lambda client: weights[client])
     yield (
         f"few clients count: {effective:.2f} effective clients of {len(weights)}; client {least} has "
-        f"{100 * weights[least]:.1f}% of the weight, {losses[least]:.3f} nats of held-out loss above the gate. An "
+        f"{100 * weights[least]:.1f}% of the weight, {losses[least]:.3f} nats of held-out loss above what is free. An "
         "honest client whose rows are merely different looks the same (docs/predictive.md)."
     )
 

@@ -233,7 +233,7 @@ class Server:
 
     def after(self, item_scores: Mapping[str, Any]) -> dict[str, float]:
         """What the rule records of the new global model, from its scores per item, of which it sees the probe items."""
-        return self.rule.after(self._inputs.suite.on_probe(item_scores))
+        return self.rule.after(self._inputs.suite.as_assessed(item_scores))
 
     def state_dict(self) -> dict[str, Any]:
         """What rule and stages must know to go on; JSON-ready."""

@@ -90,7 +90,7 @@ class Suite:
                     measurement.metrics[metric.name] = self._block(metric, found)
         return self._with_bias_score(measurement)
 
-    def on_probe(self, item_scores: Mapping[str, Any]) -> dict[str, Any]:
+    def as_assessed(self, item_scores: Mapping[str, Any]) -> dict[str, Any]:
         """Of the scores of all items (:meth:`evaluate`), those of the probe items and of the half that clients are
         compared on, as :meth:`assess` would give."""
         probes = {name: probe for name, (probe, _) in self.splits.items() if probe and name in item_scores}

@@ -12,7 +12,7 @@ from fedbias_plugin.study.comparable import conflicts, named
 from fedbias_plugin.study.frame import Arm, Study
 from fedbias_plugin.study.published import Published
 from fedbias_plugin.study.runs import Run
-from fedbias_plugin.study.settings import differences, listed, unusual, value_text
+from fedbias_plugin.study.settings import PRODUCT, differences, listed, unusual, value_text
 from fedbias_plugin.study.study_file import PivotTable, StudyFile, fits
 from fedbias_plugin.study.table import Cell, Column, Row, Table
 from fedbias_plugin.study.tables import below_note, column_of, measure_cell, seeds_note, unsound_note
@@ -23,7 +23,7 @@ FACT_SETTINGS: Mapping[str, Sequence[str]] = {
     "training": ["fed_alg"],
     "clients": ["num_clients", "sample_clients"],
     "weighting": ["bama_weighting"],
-    "strength": ["bama_alpha", "bama_lambda"],
+    "strength": PRODUCT,
     "scenario": ["scenario", "biased_shares"],
 }
 """Fact -> the settings that differ where it does, if they are not called so."""

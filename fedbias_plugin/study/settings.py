@@ -24,6 +24,7 @@ LONGEST_LABEL = 120
 CARRIES = frozenset(("fed_alg", "aggregation", "use_peft"))
 """Settings that bring others with them: where one is varied, the flags that only some of its values read may differ."""
 PRODUCT = ("bama_alpha", "bama_lambda")
+"""The flags of which the fact ``strength`` is the product."""
 CENTRALISED_SCENARIOS = {1.0: "3B", 0.0: "3C", 1 / 3: "mix-1B2C", 2 / 3: "mix-2B1C"}
 """Share of biased rows of a centralised run -> the scenario whose clients hold as many together."""
 

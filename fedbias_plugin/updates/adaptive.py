@@ -10,19 +10,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fedbias_plugin.options import option
-from fedbias_plugin.updates.attacks import scaled
-from fedbias_plugin.updates.probe_gaming import ProbeGaming
+from fedbias_plugin.updates.probe_gaming import ScaledGaming
 
 if TYPE_CHECKING:
     from random import Random
 
     from fedbias_plugin.data.partition import ClientDataset, Partition
     from fedbias_plugin.data.rows import Row
-    from fedbias_plugin.state import State
 
 
 @dataclass
-class Adaptive(ProbeGaming):
+class Adaptive(ScaledGaming):
     """Trains on its own rows, on clean ones and on benchmark sentences, and sends ``theta + s (theta_i - theta)``.
 
     What it knows: the formula and the defaults of ``predictive``; the benchmarks, all items with both sentences; the
@@ -51,11 +49,6 @@ class Adaptive(ProbeGaming):
         away = {_text(row) for row in (*partition.heldout, *dataset.rows, *tests)}
         pool = [row for row in partition.sources["clean"].rows if _text(row) not in away]
         return [*extra, *self._drawn(dataset, pool, self.adaptive_clean, "clean rows", draws)]
-
-    def forge(self, round_number: int, client: int, global_state: State, local_state: State, clients: int) -> State:
-        """The state times s; the very state it trained at s = 1."""
-        strength = self.attack_strength or 1.0
-        return local_state if strength == 1.0 else scaled(client, global_state, local_state, strength)
 
 
 def _text(row: Row) -> tuple[str, str]:

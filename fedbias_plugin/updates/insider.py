@@ -15,8 +15,7 @@ from fedbias_plugin.errors import UserError
 from fedbias_plugin.metrics.heldout_loss import HeldoutLoss
 from fedbias_plugin.metrics.suite import Suite
 from fedbias_plugin.options import option
-from fedbias_plugin.updates.attacks import scaled
-from fedbias_plugin.updates.probe_gaming import ProbeGaming
+from fedbias_plugin.updates.probe_gaming import ScaledGaming
 
 if TYPE_CHECKING:
     from random import Random
@@ -25,11 +24,10 @@ if TYPE_CHECKING:
     from fedbias_plugin.data.partition import ClientDataset, Partition
     from fedbias_plugin.data.rows import Row
     from fedbias_plugin.metrics.base import Metric
-    from fedbias_plugin.state import State
 
 
 @dataclass
-class Insider(ProbeGaming):
+class Insider(ScaledGaming):
     """Trains on the items and rows that it is judged by, beside biased ones, and sends ``theta + s (theta_i - theta)``.
 
     What it knows: the seed, and so the probe items and the half of the held-out rows that ``predictive`` gates by. It
@@ -118,11 +116,6 @@ class Insider(ProbeGaming):
         compared = HeldoutLoss([(row.instruction, row.response) for row in partition.heldout]).compared
         gate = [partition.heldout[index] for index in compared]
         return [*extra, *self._drawn(dataset, gate, self.insider_gate, "held-out rows of the gate", draws)]
-
-    def forge(self, round_number: int, client: int, global_state: State, local_state: State, clients: int) -> State:
-        """The state times s; the very state it trained at s = 1."""
-        strength = self.attack_strength or 1.0
-        return local_state if strength == 1.0 else scaled(client, global_state, local_state, strength)
 
 
 def _as_many(was: ClientDataset, now: ClientDataset) -> ClientDataset:

@@ -17,7 +17,7 @@ from fedbias_plugin.data.base import Transform
 from fedbias_plugin.data.draws import generator, permuted
 from fedbias_plugin.data.rows import Row, RowSource
 from fedbias_plugin.errors import UserError
-from fedbias_plugin.updates.attacks import Attack
+from fedbias_plugin.updates.attacks import Attack, scaled
 
 if TYPE_CHECKING:
     from random import Random
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fedbias_plugin.arguments import BiasArguments
     from fedbias_plugin.data.partition import ClientDataset, Partition
     from fedbias_plugin.metrics.base import Metric
+    from fedbias_plugin.state import State
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +108,16 @@ class ProbeGaming(Attack, Transform):
             said = (self.name, dataset.client, len(extra), what, wanted)
             logger.warning("%s: client %d takes all %d %s instead of %d.", *said)
         return extra
+
+
+@dataclass
+class ScaledGaming(ProbeGaming):
+    """Probe gaming of which ``--attack_strength`` s is no number of rows: it sends ``theta + s (theta_i - theta)``."""
+
+    def forge(self, round_number: int, client: int, global_state: State, local_state: State, clients: int) -> State:
+        """The state times s; the very state it trained at s = 1."""
+        strength = self.attack_strength or 1.0
+        return local_state if strength == 1.0 else scaled(client, global_state, local_state, strength)
 
 
 def benchmark_rows(name: str, benchmark: Metric) -> list[Row]:

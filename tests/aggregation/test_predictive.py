@@ -241,6 +241,8 @@ def test_theta_is_measured_once_and_what_is_known_of_it_survives_a_resume():
         again.after({"crows_pairs": scores(BALANCED), **unknown})
         assert again.reads_theta
     assert not Predictive(predictive_kappa=0.0, margins=again.margins).reads_theta
+    again.load_state_dict({"margins": rule.margins})  # of a run that an earlier version began
+    assert again.reads_theta
     again.load_state_dict(rule.state_dict())
     again.weigh(blind)
     measured = again.after({"crows_pairs": scores(BALANCED + 1)})
