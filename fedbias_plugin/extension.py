@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import functools
+import hashlib
+import sys
 from abc import ABC
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
@@ -36,6 +41,12 @@ class Extension(ABC):  # noqa: B024  # each kind says what must be there
         """
         raise NotImplementedError
 
+    @classmethod
+    def code(cls) -> str | None:
+        """Hash of the file it stands in, without comments and docstrings; None where there is no such file."""
+        path = getattr(sys.modules.get(cls.__module__), "__file__", None)
+        return None if path is None else _code_of(Path(path))
+
     @property
     def is_on(self) -> bool:
         """Whether its flags ask for it, where it need not be named."""
@@ -50,3 +61,20 @@ class Extension(ABC):  # noqa: B024  # each kind says what must be there
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027  # most remember nothing
         """Take up what :meth:`state_dict` gave."""
+
+
+@functools.cache
+def _code_of(path: Path) -> str | None:
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, SyntaxError):  # compiled, or not there any more
+        return None
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [line for line in body if not _is_text(line)]  # type: ignore[attr-defined]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:12]
+
+
+def _is_text(line: ast.stmt) -> bool:
+    return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str)

@@ -7,6 +7,7 @@ noise, and exponential weights with a relative entropy (Kivinen and Warmuth 1997
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -32,8 +33,8 @@ OFF = 3.0
 class Predictive(Rule):
     """``argmin KL(w || h) + lambda sum_b max(0, |B_b(w)| - z SE_b) + kappa sum_i w_i e_i``.
 
-    ``e_i = max(0, L_i - min(median L, L(theta)))``. In B_b(w) the differences between clients are shrunk by their noise
-    (``Lean.shrunk``).
+    ``e_i = max(0, L_i - min(median L, L(theta)))``. h are the host's weights, with no client's rows counted for more
+    than the round's median. In B_b(w) the differences between clients are shrunk by their noise (``Lean.shrunk``).
 
     Attributes:
         margins: benchmark -> margins of theta on the probe items; empty where nobody measured theta since it changed.
@@ -84,7 +85,7 @@ class Predictive(Rule):
         from fedbias_plugin.aggregation.bias_program import BiasProgram, excess_losses
         from fedbias_plugin.aggregation.server_optimizer import host_factors
 
-        clients, of_host = list(reports.sample_counts), host_factors(reports.fed_alg, reports.sample_counts)
+        clients, of_host = list(reports.sample_counts), host_factors(reports.fed_alg, _believed(reports.sample_counts))
         host = np.asarray([of_host[client] for client in clients])
         self.leans = self._leans(reports)
         losses = self._losses(reports) if self.predictive_kappa else []
@@ -167,6 +168,12 @@ class Predictive(Rule):
 def margins_of(scores: Mapping[str, Any]) -> dict[str, list[float]]:
     """Benchmark -> margin of every item, of those whose scores tell it."""
     return {name: one.margins[0].tolist() for name, one in scores.items() if hasattr(one, "margins")}
+
+
+def _believed(rows: Mapping[int, int]) -> dict[int, float]:
+    """A client's rows are what it claims: no claim counts for more than the round's median (Portnoy et al. 2020)."""
+    most = statistics.median(rows.values())
+    return {client: min(count, most) for client, count in rows.items()}
 
 
 def _few(record: RoundRecord) -> Iterator[str]:

@@ -18,7 +18,7 @@ from fedbias_plugin.registry import load
 from fedbias_plugin.state import State
 
 
-def host_factors(fed_alg: str, sample_counts: Mapping[int, int]) -> dict[int, float]:
+def host_factors(fed_alg: str, sample_counts: Mapping[int, float]) -> dict[int, float]:
     """Each client's factor in the host's own average: n_i/n, or 1/C for FedAdagrad, FedYogi and FedAdam.
 
     >>> host_factors("fedavg", {0: 1, 2: 3}), host_factors("fedadam", {0: 1, 2: 3})

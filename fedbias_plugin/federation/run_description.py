@@ -17,12 +17,15 @@ from fedbias_plugin.metrics.client_tests import ClientTests
 from fedbias_plugin.metrics.heldout_accuracy import LabelledRows
 from fedbias_plugin.metrics.preference_accuracy import ScoredRows
 from fedbias_plugin.metrics.results import package_versions
+from fedbias_plugin.options import options, split_list
+from fedbias_plugin.registry import CHOSEN_BY, load, names
 from fedbias_plugin.tasks.templates import TEMPLATES
 from fedbias_plugin.tracking.records import RunInfo
 from fedbias_plugin.tracking.wandb_names import EXPERIMENTS_VARIABLE, run_names
 
 if TYPE_CHECKING:
     from fedbias_plugin.data.rows import Row
+    from fedbias_plugin.extension import Extension
     from fedbias_plugin.federation.inputs import Inputs
     from fedbias_plugin.metrics.scoring_choice import ScoringChoice
     from fedbias_plugin.scoring.scorer import SentenceScorer
@@ -157,6 +160,27 @@ def preferred_rows(run: HostRun, partition: Partition | None) -> ScoredRows | No
     return ScoredRows(partition.heldout, lambda rows, scorer: task.score_rows(rows, scorer, run.seq_length))
 
 
+def run_versions(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Versions of packages, and ``KIND NAME`` -> hash of the file of every extension that the settings ask for.
+
+    The hash tells runs apart between which an extension was changed and its package's version was not. It knows
+    nothing of what that file imports.
+    """
+    versions = package_versions()
+    for kind, selector in CHOSEN_BY.items():
+        asked = split_list(str(settings.get(selector) or "")) if selector else names(kind)
+        for name in (name for name in asked if kind != "tracker" and name.partition(":")[0] in names(kind)):
+            cls: type[Extension] = load(kind, name)
+            code = cls.code() if selector or _switched_on(cls, settings) else None
+            versions |= {f"{kind} {name}": code} if code else {}
+    return versions
+
+
+def _switched_on(cls: type[Extension], settings: Mapping[str, Any]) -> bool:
+    """Whether its own flags ask for it; False where others do, such as ``--fed_alg`` for a term."""
+    return "is_on" in vars(cls) and cls(**{flag: settings[flag] for flag in options(cls) if flag in settings}).is_on
+
+
 def first_files(
     run: HostRun,
     model: Mapping[str, Any],
@@ -185,7 +209,7 @@ def first_files(
         files["probe.json"] = probe
     files["run.json"] = {
         "config": dict(run.config),
-        "versions": package_versions(),
+        "versions": run_versions(run.config),
         "model": {**model, "drawn_by_seed": run.task is not None and run.task.model_kind.draws_weights},
         "tokenizer": tokenizer,
         "prefix_token": prefix_token,

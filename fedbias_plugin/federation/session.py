@@ -17,13 +17,13 @@ from fedbias_plugin.errors import UserError
 from fedbias_plugin.federation.inputs import load_inputs
 from fedbias_plugin.federation.ledger import Ledger
 from fedbias_plugin.federation.live_model import LiveModel
-from fedbias_plugin.federation.run_description import HostRun, first_files, run_info
+from fedbias_plugin.federation.run_description import HostRun, first_files, run_info, run_versions
 from fedbias_plugin.federation.server import Server, Weighed
 from fedbias_plugin.memory import peak_memory_bytes
 from fedbias_plugin.metrics.base import Block
 from fedbias_plugin.metrics.client_tests import own_scores
 from fedbias_plugin.metrics.emulator import Emulator, emulator_block
-from fedbias_plugin.metrics.results import model_identity, package_versions
+from fedbias_plugin.metrics.results import model_identity
 from fedbias_plugin.progress import Progress
 from fedbias_plugin.redaction import redacted, redacted_text
 from fedbias_plugin.scoring.processes import running_processes
@@ -285,7 +285,7 @@ class BiasSession:
         own = state.get("own_scores", {}).items()
         self._own_scores = {name: {int(client): value for client, value in one.items()} for name, one in own}
         writes = running_processes().is_main
-        self._recorder.resume(state["records"], self._run_info, package_versions(), writes=writes)
+        self._recorder.resume(state["records"], self._run_info, run_versions(self._run.config), writes=writes)
         self._mark = time.perf_counter()
 
     def close(self, failure: str | None = None) -> None:

@@ -137,7 +137,8 @@ def what_was_run(study: Study) -> Facts:
         for name, source in run.part("data").items():
             sources[name].append(_source(mapping(source)))
         for package, version in run.part("versions").items():
-            versions[package].append(cut(str(version)))
+            if " " not in package:  # no hash of an extension
+                versions[package].append(cut(str(version)))
     facts += [(f"data: {cut(name)}", listed(found)) for name, found in sources.items()]
     if versions:
         said = ", ".join(f"{package} {listed(found)}" for package, found in versions.items())

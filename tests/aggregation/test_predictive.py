@@ -113,7 +113,7 @@ def test_biases_that_agree_in_sign_are_weighed_by_eq_2_with_signed_scores():
     assert found.tolist() == pytest.approx(list(softmax_weights(points, 0.2).values()), rel=1e-3)
 
 
-@pytest.mark.parametrize("rows", [[10, 10, 10], [10, 20, 300]])
+@pytest.mark.parametrize("rows", [[10, 10, 10], [10, 20, 20]])
 def test_noise_alone_leaves_the_host_s_average_untouched(rows):
     draws = np.random.default_rng(0)
     round_ = reports([BALANCED + draws.normal(0, 0.3, 40) for _ in range(3)], rows=rows)
@@ -123,6 +123,17 @@ def test_noise_alone_leaves_the_host_s_average_untouched(rows):
     assert abs(weighting.of_round["of_host/crows_pairs"]) < weighting.of_round["noise/crows_pairs"]
     # 50 tanh(1) in every item, up or down: standard deviation over sqrt(40)
     assert weighting.of_round["noise/crows_pairs"] == pytest.approx(50 * math.tanh(1) * math.sqrt(40 / 39) / 40**0.5)
+
+
+def test_no_claim_of_rows_counts_for_more_than_the_median():
+    alike = [BALANCED] * 3
+    claimed = Predictive().weigh(reports(alike, rows=[100, 150, 100_000]))
+    assert claimed.weights == pytest.approx({0: 0.25, 1: 0.375, 2: 0.375})
+    assert claimed.factors == claimed.weights
+    majority = Predictive().weigh(reports(alike, rows=[100, 300, 300]))  # whose claims are the median
+    assert majority.weights == pytest.approx({0: 1 / 7, 1: 3 / 7, 2: 3 / 7})
+    of_server = Predictive().weigh(reports(alike, rows=[1, 5, 500], fed_alg="fedadam"))
+    assert of_server.weights == pytest.approx(dict.fromkeys(range(3), 1 / 3))
 
 
 def test_the_differences_between_clients_are_shrunk_by_their_noise_and_not_the_mean():

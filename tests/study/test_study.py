@@ -7,6 +7,7 @@ import json
 import pytest
 
 from fedbias_plugin.errors import UserError
+from fedbias_plugin.study.about import what_was_run
 from fedbias_plugin.study.frame import load_study
 from fedbias_plugin.study.runs import seed_text
 from tests.study.made_up import edit_json, make_arm, make_run
@@ -230,6 +231,17 @@ def test_runs_of_other_versions_than_most_are_left_out(tmp_path):
     study = load_study([tmp_path])
     assert [run.seed for run in study.runs] == [1, 2]
     assert study.warnings == ("seed-3 is left out, it is not comparable with seed-1: version of torch (2.0 and 2.1).",)
+
+
+def test_runs_of_a_rule_that_was_changed_between_them_are_no_arm(tmp_path):
+    make_arm(tmp_path, [60.0, 61.0, 62.0])
+    for seed, code in ((1, "aaa"), (2, "aaa"), (3, "bbb")):
+        edit_json(tmp_path / f"seed-{seed}/run.json", lambda run, code=code: run["versions"].update({"rule x": code}))
+    study = load_study([tmp_path])
+    assert [run.seed for run in study.runs] == [1, 2]
+    assert study.warnings == ("seed-3 is left out, it is not comparable with seed-1: version of rule x (aaa and bbb).",)
+    shown = dict(what_was_run(study))["versions"]
+    assert shown == "torch 2.0"  # hashes are for comparing, not for reading
 
 
 def test_hostile_folder_names_and_settings_do_not_reach_the_terminal(tmp_path):
