@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedbias_plugin.errors import UserError, first_line, printable
+from fedbias_plugin.machine import cores
 from fedbias_plugin.terminal import say
 from fedbias_plugin.versions import installed_version, version_numbers
 
@@ -110,13 +111,6 @@ def main(args: argparse.Namespace) -> int:
     if args.checkout is None:
         print("fedbias run can run." if not problems else f"fedbias run cannot run: {problems} problem(s), marked !!.")
     return 1 if problems else 0
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS or Windows
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def check_machine() -> Iterator[Finding]:

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedbias_plugin.cli.doctor import cores
 from fedbias_plugin.errors import UserError
+from fedbias_plugin.machine import cores
 from fedbias_plugin.terminal import say
 
 FOLDER = "runs/quickstart"

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from fedbias_plugin.errors import UserError
 from fedbias_plugin.hosts.builtin.stopping import StopSignals
+from fedbias_plugin.machine import cores
 from fedbias_plugin.sweep.base import Job, Launcher, OnEnd, OnRunning
 from fedbias_plugin.sweep.forks import fork
 
@@ -45,7 +46,7 @@ class LocalLauncher(Launcher):
                 raise UserError(f"--jobs {self.jobs}: there are {len(gpus)} GPUs, and each takes one run.")
             return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus[: self.jobs]]
         count = self.jobs or 1
-        threads = max(1, (os.cpu_count() or 1) // count)
+        threads = max(1, cores() // count)
         given = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(threads)}
         return [dict(given) for _ in range(count)]
 

@@ -34,8 +34,8 @@ class Attack(Stage):
 
     attack_strength: float | None = option(
         None,
-        "factor of the update (sign_flip, adaptive, insider: 1, model_replacement: the number of clients of the "
-        "round), noise per size of the update (gaussian_noise: 1), or extra rows per row (probe_gaming: 1)",
+        "size s of the attack: a factor of the update, noise or extra rows, as docs/attacks.md says of each; by "
+        "default the attack's own",
         above=0,
     )
     ids: frozenset[int] = frozenset()

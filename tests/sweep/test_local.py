@@ -81,7 +81,7 @@ def test_a_signal_is_handed_on_and_the_jobs_are_waited_for(tmp_path):
 
 def test_without_gpus_one_run_goes_on_at_a_time_and_the_cores_are_shared(monkeypatch):
     monkeypatch.setattr(local, "_gpus", list)
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr("fedbias_plugin.sweep.local.cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert LocalLauncher().slots() == [{"OMP_NUM_THREADS": "8"}]
     assert LocalLauncher(jobs=3).slots() == [{"OMP_NUM_THREADS": "2"}] * 3
