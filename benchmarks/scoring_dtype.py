@@ -1,9 +1,9 @@
 """What scoring in bfloat16 does to a float32 model's scores, beside their sampling intervals, and how fast it is.
 
 Every model scores CrowS-Pairs and StereoSet both ways (``--scoring_dtype``), in one process and in turn: the bundled
-model the mini data, with and without a LoRA; a Llama of random weights with a LoRA, or a model of yours, the data sets
-that ``fedbias`` finds (``FEDBIAS_DATA``). ``--run`` trains a small run with BAMA both ways and compares its weights.
-Times are CPU seconds, so that work beside it counts little.
+model the mini data, with and without a LoRA; a Llama of random weights with or without one, or a model of yours, the
+data sets that ``fedbias`` finds (``FEDBIAS_DATA``). ``--run`` trains a small run with BAMA both ways and compares its
+weights. Times are CPU seconds, so that work beside it counts little.
 
     python benchmarks/scoring_dtype.py --models tiny tiny+lora 15M --share 0.2 --run --json dtype.json
 """
@@ -50,13 +50,18 @@ RUN = {
 
 def build(name: str, device: str) -> tuple[Any, Any, str | None]:
     """Model, tokenizer, and where its data lie (None: where ``fedbias`` finds them)."""
-    if name in SIZES:
-        texts = texts_of("crows_pairs", 1.0) + texts_of("stereoset", 1.0)
-        return build_model(name, torch.float32, device), train_tokenizer(texts), None
     path, _, adapter = name.partition("+")
+    if path in SIZES:
+        texts = texts_of("crows_pairs", 1.0) + texts_of("stereoset", 1.0)
+        made = build_model(path, torch.float32, device)
+        return made.unload() if adapter == "bare" else made, train_tokenizer(texts), None
     known = model_path(path)
     model, data = load_model(known).to(device).eval(), "mini" if path == "tiny" else None
-    if adapter:
+    if adapter and adapter != "lora":
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, adapter).to(device).eval()
+    elif adapter:
         from peft import LoraConfig, get_peft_model
 
         torch.manual_seed(0)
@@ -126,7 +131,8 @@ def run_both() -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    known = f"tiny, tiny+lora, {', '.join(SIZES)}, or a folder (+lora: with a random one)"
+    sizes = ", ".join(SIZES)
+    known = f"tiny or a folder (+lora: with a random one; +ADAPTER: a folder's), {sizes} (with a LoRA; +bare: without)"
     parser.add_argument("--models", nargs="+", default=["tiny", "tiny+lora", "15M"], help=known)
     parser.add_argument("--share", type=float, default=0.2, help="share of the items, of other models than tiny")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
