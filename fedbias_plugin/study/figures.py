@@ -139,7 +139,10 @@ def dose(study: Study, file: StudyFile, spec: DoseFigure) -> list[Figure]:
     groups: dict[str, dict[Any, Arm]] = {}
     hidden = []
     for arm in arms:
-        name = " ".join(str(arm.facts.get(fact)) for fact in varying if arm.facts.get(fact)) or "all"
+        told = [(file.names.get(fact, fact), arm.facts.get(fact)) for fact in varying]
+        name = (
+            " ".join(f"{fact}={one}" if type(one) in (int, float) else str(one) for fact, one in told if one) or "all"
+        )
         if groups.setdefault(name, {}).setdefault(arm.facts[spec.x], arm) is not arm:
             hidden.append(arm.label)
     panels = []

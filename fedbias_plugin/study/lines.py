@@ -10,6 +10,9 @@ import pandas as pd
 
 from fedbias_plugin.study.drawing import GRID, Look, Panel, looks, shorts
 
+MOST_LETTERS = 40
+"""Of the labels of an axis together; longer ones stand aslant."""
+
 
 @dataclass(frozen=True)
 class Line:
@@ -67,6 +70,9 @@ def line_panel(title: str, lines: Sequence[Line], ideal: float | None = None, **
         axes.set(**axes_settings)
         if "xticks" in axes_settings:
             axes.minorticks_off()  # a logarithmic axis would label them
+        if sum(map(len, axes_settings.get("xticklabels", ()))) > MOST_LETTERS:
+            for label in axes.get_xticklabels():
+                label.set(rotation=30, ha="right", rotation_mode="anchor")
         axes.grid(axis="both" if any(line.is_dots for line in lines) else "y", **GRID)
         if axes_settings.get("xlabel") == "round":
             axes.xaxis.get_major_locator().set_params(integer=True)
