@@ -70,6 +70,7 @@ LOOKS: Mapping[str, Look] = {
     "fedavg": Look("#0072B2", "-", "o"),
     "fedadam": Look("#D55E00", DASHED, "^"),
     "fedprox": Look("#009E73", MIXED, "s"),
+    "bama": Look("#6A3D9A", DASHED, "s"),
 }
 """What a line's name holds -> its look, in every figure of every report; the first that fits."""
 FURTHER = (

@@ -8,10 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from fedbias_plugin.study.drawing import GRID, Look, Panel, looks, shorts
+from fedbias_plugin.study.drawing import GRID, PLOT_HEIGHT, Look, Panel, looks, shorts
 
-MOST_LETTERS = 40
-"""Of the labels of an axis together; longer ones stand aslant."""
+MOST_LETTERS, SLANTED_HEIGHT = 40, 50
+"""Of the labels of an axis together; longer ones stand aslant, which takes so many points."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,8 @@ def line_panel(title: str, lines: Sequence[Line], ideal: float | None = None, **
     names = shorts([line.name for line in lines], 30)
     labels = [f"{name} (n = {line.n})" for name, line in zip(names, lines, strict=True)]
 
+    is_slanted = sum(map(len, axes_settings.get("xticklabels", ()))) > MOST_LETTERS
+
     def draw(axes: Any) -> None:
         if ideal is not None:
             axes.axhline(ideal, color="#555555", linestyle="--", linewidth=1)
@@ -70,7 +72,7 @@ def line_panel(title: str, lines: Sequence[Line], ideal: float | None = None, **
         axes.set(**axes_settings)
         if "xticks" in axes_settings:
             axes.minorticks_off()  # a logarithmic axis would label them
-        if sum(map(len, axes_settings.get("xticklabels", ()))) > MOST_LETTERS:
+        if is_slanted:
             for label in axes.get_xticklabels():
                 label.set(rotation=30, ha="right", rotation_mode="anchor")
         axes.grid(axis="both" if any(line.is_dots for line in lines) else "y", **GRID)
@@ -81,4 +83,10 @@ def line_panel(title: str, lines: Sequence[Line], ideal: float | None = None, **
     for line in lines:
         ends = (f"{line.y[at]:.2f} at {what} {line.x[at]:.4g}" for at in dict.fromkeys((0, len(line.x) - 1)))
         said.append(f"{line.name}: {', '.join(ends)}")
-    return Panel(title, f"{axes_settings.get('ylabel', '')}. {'; '.join(said)}.", draw, labels)
+    return Panel(
+        title,
+        f"{axes_settings.get('ylabel', '')}. {'; '.join(said)}.",
+        draw,
+        labels,
+        PLOT_HEIGHT + (SLANTED_HEIGHT if is_slanted else 0),
+    )
